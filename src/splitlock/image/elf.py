@@ -1,0 +1,171 @@
+"""ELF64 little-endian files: header, segments, sections, symbols, notes.
+
+Only what finding and patching code needs, read with `struct` because speed at start-up counts
+(facts in docs/how-it-works.md). Field names are those of elf(5). All addresses are virtual
+addresses of the file, in bytes, before any load bias.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import namedtuple
+
+from splitlock._errors import ImageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from mmap import mmap
+
+    Buffer = bytes | mmap
+
+ET_EXEC, ET_DYN = 2, 3
+EM_386, EM_X86_64 = 3, 62
+PT_LOAD, PT_DYNAMIC, PT_INTERP, PT_NOTE = 1, 2, 3, 4
+PT_GNU_EH_FRAME = 0x6474E550
+PF_X, PF_W = 1, 2
+SHT_SYMTAB, SHT_NOBITS, SHT_DYNSYM = 2, 8, 11
+STT_OBJECT, STT_FUNC, STT_GNU_IFUNC = 1, 2, 10
+DT_TEXTREL, DT_FLAGS, DF_TEXTREL = 22, 30, 4
+NT_GNU_BUILD_ID = 3
+
+_EHDR = struct.Struct("<16sHHIQQQIHHHHHH")
+_PHDR = struct.Struct("<IIQQQQQQ")
+_SHDR = struct.Struct("<IIQQQQIIQQ")
+_SYM = struct.Struct("<IBBHQQ")
+_DYN = struct.Struct("<QQ")
+_NHDR = struct.Struct("<III")
+
+Segment = namedtuple("Segment", "type flags offset vaddr filesz memsz")
+Section = namedtuple("Section", "name type flags addr offset size link")
+Symbol = namedtuple("Symbol", "name type value size")
+
+
+def elf_class(head: bytes) -> tuple[int, int]:
+    """Word size in bits (32, 64, or 0 when this is no ELF file) and e_machine of a file's head."""
+    if len(head) < 20 or head[:4] != b"\x7fELF" or head[4] not in (1, 2):
+        return 0, 0
+    return 32 * head[4], int.from_bytes(head[18:20], "little")
+
+
+class Elf:
+    """One ELF64 file in memory. Raises ImageError on anything that does not hold together."""
+
+    def __init__(self, data: Buffer) -> None:
+        self.data = data
+        self.size = len(data)
+        if self.size < _EHDR.size or data[:4] != b"\x7fELF":
+            raise ImageError("not an ELF file")
+        if data[4] != 2 or data[5] != 1:
+            raise ImageError("not a 64-bit little-endian ELF file")
+        (_, self.type, self.machine, _, self.entry, phoff, self._shoff, _, _,
+         phentsize, phnum, self._shentsize, self._shnum, self._shstrndx) = _EHDR.unpack_from(data)  # fmt: skip
+        if phnum and phentsize != _PHDR.size:
+            raise ImageError(f"program headers of {phentsize} bytes, not {_PHDR.size}")
+        self.segments: list[Segment] = []
+        for i in range(phnum):
+            p_type, flags, offset, vaddr, _, filesz, memsz, _ = self._unpack(_PHDR, phoff + i * phentsize)
+            if p_type == PT_LOAD and (offset + filesz > self.size or vaddr + memsz >= 1 << 64):
+                raise ImageError(f"segment {i} lies outside the file (truncated?)")
+            self.segments.append(Segment(p_type, flags, offset, vaddr, filesz, memsz))
+        self._sections: list[Section] | None = None
+
+    def _unpack(self, layout: struct.Struct, offset: int) -> tuple[int, ...]:
+        try:
+            return layout.unpack_from(self.data, offset)
+        except struct.error:
+            raise ImageError(f"no room for a header at file offset {offset:#x} (truncated?)") from None
+
+    @property
+    def sections(self) -> list[Section]:
+        """The section headers; empty when the file carries none."""
+        if self._sections is None:
+            self._sections = self._read_sections()
+        return self._sections
+
+    def _read_sections(self) -> list[Section]:
+        if not self._shoff or not self._shnum:
+            return []
+        if self._shentsize != _SHDR.size:
+            raise ImageError(f"section headers of {self._shentsize} bytes, not {_SHDR.size}")
+        raw = [self._unpack(_SHDR, self._shoff + i * self._shentsize) for i in range(self._shnum)]
+        names = b""
+        if self._shstrndx < len(raw):
+            _, _, _, _, offset, size, *_ = raw[self._shstrndx]
+            names = self.data[offset : offset + size]
+        found = []
+        for name, sh_type, flags, addr, offset, size, link, _, _, _ in raw:
+            end = names.find(b"\0", name)
+            text = names[name : end if end >= 0 else None].decode("utf-8", "replace")
+            found.append(Section(text, sh_type, flags, addr, offset, size, link))
+        return found
+
+    def section(self, name: str) -> Section | None:
+        """The first section called `name`."""
+        return next((s for s in self.sections if s.name == name), None)
+
+    def read(self, vaddr: int, size: int) -> bytes:
+        """`size` bytes of the file's contents at a virtual address; ImageError when not there."""
+        for s in self.segments:
+            if s.type == PT_LOAD and s.vaddr <= vaddr and vaddr + size <= s.vaddr + s.filesz:
+                start = s.offset + vaddr - s.vaddr
+                return self.data[start : start + size]
+        raise ImageError(f"no contents at address {vaddr:#x}")
+
+    def executable(self) -> list[Segment]:
+        """The segments that are mapped executable."""
+        return [s for s in self.segments if s.type == PT_LOAD and s.flags & PF_X and s.filesz]
+
+    def span(self) -> tuple[int, int]:
+        """The lowest and the highest address that is loaded, page by page."""
+        loaded = [s for s in self.segments if s.type == PT_LOAD]
+        low = min((s.vaddr & ~0xFFF for s in loaded), default=0)
+        return low, max((s.vaddr + s.memsz + 0xFFF & ~0xFFF for s in loaded), default=low)
+
+    def symbols(self) -> Iterator[Symbol]:
+        """Entries of .symtab, or of .dynsym when the file was stripped of the former."""
+        tables = [s for s in self.sections if s.type == SHT_SYMTAB] or [
+            s for s in self.sections if s.type == SHT_DYNSYM
+        ]
+        for table in tables:
+            if table.link >= len(self.sections):
+                raise ImageError(f"section {table.name} names no string table")
+            strings = self.sections[table.link]
+            names = self.data[strings.offset : strings.offset + strings.size]
+            raw = self.data[table.offset : table.offset + table.size]
+            for name, info, _, shndx, value, size in _SYM.iter_unpack(raw[: len(raw) // _SYM.size * _SYM.size]):
+                if shndx and value:
+                    end = names.find(b"\0", name)
+                    text = names[name : end if end >= 0 else None].decode("utf-8", "replace")
+                    yield Symbol(text, info & 15, value, size)
+
+    def build_id(self) -> str | None:
+        """The GNU build-id in hex, where the linker left one."""
+        for s in self.segments:
+            if s.type == PT_NOTE:
+                note = self._note(self.data[s.offset : s.offset + s.filesz])
+                if note is not None:
+                    return note.hex()
+        return None
+
+    @staticmethod
+    def _note(raw: bytes) -> bytes | None:
+        at = 0
+        while at + _NHDR.size <= len(raw):
+            namesz, descsz, kind = _NHDR.unpack_from(raw, at)
+            name = at + _NHDR.size
+            desc = name + (namesz + 3 & ~3)
+            if kind == NT_GNU_BUILD_ID and raw[name : name + 4] == b"GNU\0":
+                return raw[desc : desc + descsz]
+            at = desc + (descsz + 3 & ~3)
+        return None
+
+    def has_text_relocations(self) -> bool:
+        """Whether the dynamic linker will write into the text (DT_TEXTREL)."""
+        for s in self.segments:
+            if s.type == PT_DYNAMIC:
+                raw = self.data[s.offset : s.offset + s.filesz]
+                for tag, value in _DYN.iter_unpack(raw[: len(raw) // 16 * 16]):
+                    if tag == DT_TEXTREL or (tag == DT_FLAGS and value & DF_TEXTREL):
+                        return True
+        return False

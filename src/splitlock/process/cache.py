@@ -1,0 +1,187 @@
+"""Plans on disk, by file identity (device, inode, size, times).
+
+Under `$XDG_CACHE_HOME/splitlock` or `~/.cache/splitlock`, two files a plan. Writers put a whole
+file in place with rename(2), so readers never see half of one; a checksum catches the rest.
+"""
+
+from __future__ import annotations
+
+import marshal
+import os
+import zlib
+
+from splitlock.process.plan import VERSION, Plan, Sites, build, unwatched
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_MAGIC = b"SPLK" + VERSION.to_bytes(2, "little") + b"\r\n"
+_MOST = 4000  # files kept
+
+
+class Cache:
+    """Plans for images, from memory, disk, or made now. `warn` is told, once, why nothing can be kept."""
+
+    def __init__(self, warn: Callable[[str], None], directory: str | None = None) -> None:
+        self._warn = warn
+        self._plans: dict[tuple[int, ...], Plan] = {}
+        self._sites: dict[tuple[int, ...], Sites] = {}
+        self._fresh: dict[tuple[int, ...], str] = {}
+        self._directory: str | None = directory or _directory()
+
+    def plan(self, path: str, name: str) -> tuple[tuple[int, ...], Plan]:
+        """The plan for the file that can be opened as `path`; `name` is what a person calls it.
+
+        Gives its key too, for `sites`. Raises OSError when the file cannot be read.
+        """
+        status = os.stat(path)
+        key = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        plan = self._plans.get(key)
+        if plan is None:
+            values = self._load(key, "hot")
+            if values is not None:
+                try:
+                    plan = Plan(values)
+                except (TypeError, ValueError):
+                    plan = None
+            if plan is None:
+                plan = self._build(key, path, name, keep=status.st_nlink > 0)
+            self._plans[key] = plan
+            self._fresh[key] = path
+        return key, plan
+
+    def sites(self, key: tuple[int, ...], path: str) -> Sites:
+        """The cold half of a plan given before; rebuilt from `path` where it got lost."""
+        sites = self._sites.get(key)
+        if sites is None:
+            values = self._load(key, "cold")
+            if values is not None:
+                try:
+                    sites = Sites(*values)  # type: ignore[arg-type]
+                except TypeError:
+                    sites = None
+            if sites is None:
+                sites = build(_contents(path))[1]
+            self._sites[key] = sites
+        return sites
+
+    def _build(self, key: tuple[int, ...], path: str, name: str, keep: bool) -> Plan:
+        lock = self._lock(key) if keep else -1
+        try:
+            values = self._load(key, "hot") if lock >= 0 else None
+            if values is not None:  # another process made it while we waited
+                return Plan(values)
+            plan, sites = build(_contents(path))
+            self._sites[key] = sites
+            if keep:
+                self._store(key, "cold", sites.values())
+                self._store(key, "hot", plan.values())
+            return plan
+        finally:
+            if lock >= 0:
+                os.close(lock)
+
+    def _lock(self, key: tuple[int, ...]) -> int:
+        """A descriptor that holds the right to build this plan; -1 where there can be none."""
+        import fcntl
+
+        try:
+            os.makedirs(str(self._directory), mode=0o700, exist_ok=True)
+            descriptor = os.open(f"{self._directory}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError:
+            return -1
+        # One byte a plan, so that different images are built side by side.
+        fcntl.lockf(descriptor, fcntl.LOCK_EX, 1, hash(key) & 0xFFFF_FFFF)
+        return descriptor
+
+    def _file(self, key: tuple[int, ...], half: str) -> str:
+        return f"{self._directory}/{'-'.join(f'{n:x}' for n in key)}.{half}"
+
+    def _load(self, key: tuple[int, ...], half: str) -> tuple[object, ...] | None:
+        if self._directory is None:
+            return None
+        try:
+            with open(self._file(key, half), "rb", buffering=0) as file:
+                raw = file.read()
+        except OSError:
+            return None
+        return decode(raw)
+
+    def _store(self, key: tuple[int, ...], half: str, values: tuple[object, ...]) -> None:
+        if self._directory is None:
+            return
+        target = self._file(key, half)
+        temporary = f"{target}.{os.getpid()}"
+        try:
+            os.makedirs(self._directory, mode=0o700, exist_ok=True)
+            with open(temporary, "wb", buffering=0) as file:
+                raw = encode(values)
+                if file.write(raw) != len(raw):
+                    raise OSError(28, os.strerror(28))
+            os.replace(temporary, target)
+            self._prune()
+        except OSError as error:
+            self._warn(
+                f"cannot keep plans in {self._directory}: {error.strerror}; "
+                "every start will analyse again (XDG_CACHE_HOME names another place)"
+            )
+            try:
+                os.unlink(temporary)
+            except OSError:
+                pass
+            self._directory = None
+
+    def _prune(self) -> None:
+        with os.scandir(str(self._directory)) as entries:
+            files = [e.path for e in entries]
+        if len(files) > _MOST:
+            files.sort(key=_age)
+            for path in files[: len(files) // 2]:
+                try:
+                    os.unlink(path)
+                except FileNotFoundError:
+                    pass
+
+
+def encode(values: tuple[object, ...]) -> bytes:
+    """Bytes to store for a plan's half."""
+    body = marshal.dumps(values)
+    return _MAGIC + zlib.crc32(body).to_bytes(4, "little") + body
+
+
+def decode(raw: bytes) -> tuple[object, ...] | None:
+    """What `encode` was given, or None for anything else."""
+    if raw[:8] != _MAGIC or zlib.crc32(memoryview(raw)[12:]) != int.from_bytes(raw[8:12], "little"):
+        return None
+    try:
+        values = marshal.loads(memoryview(raw)[12:])
+    except (ValueError, EOFError, TypeError):
+        return None
+    return values if isinstance(values, tuple) else None
+
+
+def _age(path: str) -> float:
+    try:
+        return os.stat(path).st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def _contents(path: str) -> bytes:
+    with open(path, "rb", buffering=0) as file:
+        return file.read()
+
+
+def _directory() -> str | None:
+    """Where plans are kept: only where nobody else could have put one, since plans are code."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    directory = f"{base}/splitlock"
+    try:
+        status = os.stat(directory)
+    except OSError:
+        return directory
+    return directory if status.st_uid == os.geteuid() and not status.st_mode & 0o022 else None
+
+
+__all__ = ["Cache", "decode", "encode", "unwatched"]

@@ -1,0 +1,143 @@
+"""Writing a plan into a process: the arena is mapped by code that the task itself runs, the rest is written.
+
+That code, the stub, lies for a moment over the beginning of text that has just been mapped, which
+no task can be executing yet, and ends with our own system call.
+"""
+
+from __future__ import annotations
+
+import os
+
+from splitlock.process import ptrace
+from splitlock.process.abi import MAGIC, MAGIC_FD
+from splitlock.process.space import Module
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import ctypes
+
+_PROT_READ_EXEC, _PRIVATE_ANONYMOUS = 5, 0x22
+_REACH = (1 << 31) - (1 << 26)  # farthest an arena may lie from its image, less the image's size
+_STUB = (
+    b"\xb8\x09\x00\x00\x00"  # mov eax, 9 (mmap): at exec the kernel overwrites rax once more
+    b"\x0f\x05"  # syscall; its arguments are set by us
+    b"\x48\x3d\x01\xf0\xff\xff"  # cmp rax, -4095
+    b"\x48\x89\xc3"  # mov rbx, rax
+    b"\x73\x26"  # jae end
+    b"\x4a\x8d\x3c\x20\x4c\x89\xee"  # lea rdi, [rax+r12]; mov rsi, r13: the data area
+    b"\xba\x03\x00\x00\x00\xb8\x0a\x00\x00\x00\x0f\x05"  # mprotect(.., PROT_READ|PROT_WRITE)
+    b"\x4a\x8d\x3c\x23\x4c\x89\xee"  # lea rdi, [rbx+r12]; mov rsi, r13
+    b"\xba\x12\x00\x00\x00\xb8\x1c\x00\x00\x00\x0f\x05"  # madvise(.., MADV_WIPEONFORK)
+    b"\xb8" + MAGIC.to_bytes(4, "little") + b"\x0f\x05"  # end: done
+)
+_EVERYTHING = (1 << 64) - 1
+
+
+class TaskGone(Exception):
+    """A task ended, or was killed, while we worked on it. `status` is what waitpid said of it."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
+
+
+class Refused(Exception):
+    """The plan could not be put in place; `str()` is the reason for the report."""
+
+
+def wait(tid: int, stopped: list[int]) -> int:
+    """Wait for one task's next stop and give its status; group stops on the way go to `stopped`."""
+    while True:
+        status = os.waitpid(tid, ptrace.WALL)[1]
+        if not os.WIFSTOPPED(status):
+            raise TaskGone(status)
+        if status >> 16 == ptrace.EVENT_EXIT:
+            raise TaskGone(status)
+        if status >> 16 != ptrace.EVENT_STOP:
+            return status
+        stopped.append(status >> 8 & 0xFF)
+        ptrace.request(ptrace.CONT, tid)
+
+
+def place_arena(
+    tid: int, module: Module, text: int, registers: ctypes.Array[ctypes.c_uint64], stopped: list[int]
+) -> None:
+    """Have a stopped task map the module's arena; `text` is the start of its newly mapped text.
+
+    `registers` are the task's, and stay so. Raises Refused, TaskGone, or OSError.
+    """
+    plan = module.plan
+    memory = os.open(f"/proc/{tid}/mem", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        original = os.pread(memory, len(_STUB), text)
+        _write(memory, _STUB, text)
+        mask = ptrace.get_sigmask(tid)
+        ptrace.set_sigmask(tid, _EVERYTHING)
+        scratch = ptrace.Registers.from_buffer_copy(registers)
+        for index, value in (
+            (ptrace.RIP, text), (ptrace.ORIG_RAX, ptrace.U64),
+            (ptrace.RDI, module.bias + plan.arena), (ptrace.RSI, plan.code_size + plan.data_size),
+            (ptrace.RDX, _PROT_READ_EXEC), (ptrace.R10, _PRIVATE_ANONYMOUS),
+            (ptrace.R8, MAGIC_FD << 32 | 0xFFFF_FFFF), (ptrace.R9, 0),
+            (ptrace.R12, plan.code_size), (ptrace.R13, plan.data_size),
+        ):  # fmt: skip
+            scratch[index] = value & ptrace.U64
+        ptrace.set_registers(tid, scratch)
+        ptrace.request(ptrace.CONT, tid)
+        status = wait(tid, stopped)
+        if status >> 16 != ptrace.EVENT_SECCOMP:
+            raise Refused(f"unexpected stop {status:#x} while preparing the image")
+        ptrace.get_registers(tid, scratch)
+        got = scratch[ptrace.RBX]
+        _write(memory, original, text)
+        restored = ptrace.Registers.from_buffer_copy(registers)
+        restored[ptrace.ORIG_RAX] = ptrace.U64
+        ptrace.set_registers(tid, restored)
+        ptrace.set_sigmask(tid, mask)
+        if got > ptrace.U64 - 4096:
+            raise Refused(f"no memory for trampolines: {os.strerror(ptrace.U64 + 1 - got)}")
+        low, high = plan.span
+        if not -_REACH < got - (module.bias + low) < _REACH - (high - low):
+            raise Refused("no room for trampolines within 2 GB of the image")
+        module.arena = got
+        code, _ = plan.moved(got - module.bias - plan.arena)
+        _write(memory, code, got)
+    finally:
+        os.close(memory)
+
+
+def write_text(tid: int, module: Module, start: int, end: int) -> None:
+    """Patch the part of a module's text that is mapped at `start`..`end`. Raises OSError."""
+    _, chunks = module.plan.moved(module.arena - module.bias - module.plan.arena)
+    memory = os.open(f"/proc/{tid}/mem", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        for address, text, _ in chunks:
+            if start <= address + module.bias < end:
+                _write(memory, text, address + module.bias)
+    finally:
+        os.close(memory)
+
+
+def restore_text(tid: int, module: Module, original: list[bytes]) -> None:
+    """Put the image's own bytes back over every patch. Raises OSError."""
+    memory = os.open(f"/proc/{tid}/mem", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        for (address, _, _), text in zip(module.plan.chunks, original, strict=True):
+            _write(memory, text, address + module.bias)
+    finally:
+        os.close(memory)
+
+
+def set_flag(tid: int, module: Module) -> None:
+    """Make a module's slow paths ask by breakpoint instead of by system call. Raises OSError."""
+    memory = os.open(f"/proc/{tid}/mem", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        _write(memory, b"\1", module.arena + module.plan.flag)
+    finally:
+        os.close(memory)
+
+
+def _write(memory: int, data: bytes, address: int) -> None:
+    done = os.pwrite(memory, data, address)
+    if done != len(data):
+        raise OSError(14, f"wrote {done} of {len(data)} bytes at {address:#x}")

@@ -1,0 +1,172 @@
+"""Signals that reach a task while it runs in a trampoline: its handlers must see the program, not us.
+
+A signal from outside waits until the task has left the trampoline, a few single steps. A fault of a
+moved instruction is delivered at once, with rip as the program knows it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+
+from splitlock.process import inject, ptrace
+from splitlock.process.policy import FATAL, WAIT
+from splitlock.process.space import Module
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import ctypes
+
+    from splitlock.process.hits import Hits
+    from splitlock.process.tracer import Task
+
+_FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGTRAP}
+_SI_KERNEL = 0x80
+_TRAP = 1 << signal.SIGTRAP - 1
+_AC = 1 << 18
+_MOST_STEPS = 400
+
+
+class Signals:
+    """Delivers signals to tasks. Raises TaskGone, or OSError, when the task ends meanwhile."""
+
+    def __init__(self, hits: Hits) -> None:
+        self._hits = hits
+        self._registers = ptrace.Registers()
+
+    def deliver(self, task: Task, number: int) -> tuple[Module, ctypes.Array[ctypes.c_uint64]] | None:
+        """Handle a signal-delivery stop and resume the task.
+
+        A breakpoint by which a check routine asks is no signal: then its module and the task's
+        registers are returned, and the task stays stopped.
+        """
+        space, tid = task.space, task.tid
+        if not space.modules or space.narrow:
+            task.resume(number)
+            return None
+        registers = self._registers
+        ptrace.get_registers(tid, registers)
+        rip = registers[ptrace.RIP]
+        module = space.arena_at(rip)
+        if number == signal.SIGTRAP and ptrace.si_code(ptrace.get_siginfo(tid)) == _SI_KERNEL:
+            if module and rip == module.arena + module.plan.trapped:
+                return module, registers
+            if self._redirect(task, registers, rip - 1):
+                return None
+        if module is None:
+            task.resume(number)
+        elif number in _FAULTS and ptrace.si_code(ptrace.get_siginfo(tid)) > 0:
+            self._fault(task, module, number, registers)
+        else:
+            self._step_out(task, number)
+        return None
+
+    def returned(self, task: Task) -> None:
+        """A system call stop of a task whose handler may return into a run: send it to the trampoline."""
+        ptrace.get_registers(task.tid, self._registers)
+        if not self._redirect(task, self._registers, self._registers[ptrace.RIP], returning=True):
+            task.resume(0)
+
+    def _redirect(
+        self, task: Task, registers: ctypes.Array[ctypes.c_uint64], address: int, returning: bool = False
+    ) -> bool:
+        """Resume at the trampoline for an address that was overwritten there; False when it was not."""
+        module = task.space.module_at(address)
+        if module is None or not module.arena:
+            return False
+        at = module.plan.traps.get(address - module.bias) if not returning else None
+        if at is None:
+            at = self._hits.cache.sites(module.key, module.name).resume.get(address - module.bias)
+        if at is None:
+            return False
+        registers[ptrace.RIP] = module.arena + at
+        registers[ptrace.ORIG_RAX] = ptrace.U64
+        ptrace.set_registers(task.tid, registers)
+        task.watch_return = False
+        task.resume(0)
+        return True
+
+    def _fault(
+        self, task: Task, module: Module, number: int, registers: ctypes.Array[ctypes.c_uint64]
+    ) -> None:
+        cold = self._hits.cache.sites(module.key, module.name)
+        at = registers[ptrace.RIP] - module.arena
+        address = cold.copies.get(at)
+        if address is not None:
+            if registers[ptrace.EFLAGS] & _AC and self._hits.policy.mode == "fatal":
+                registers[ptrace.EFLAGS] &= ~_AC
+            else:
+                self._uncount(task.tid, module, address, registers)
+            registers[ptrace.RIP] = address + module.bias
+            ptrace.set_registers(task.tid, registers)
+            task.watch_return = task.watch_return or address in cold.resume
+        task.resume(number)
+
+    def _uncount(
+        self, tid: int, module: Module, address: int, registers: ctypes.Array[ctypes.c_uint64]
+    ) -> None:
+        """A site that was counted has not executed: it faulted, and will be counted again if retried."""
+        from splitlock.x86.locked import crosses, operand_address
+
+        cold = self._hits.cache.sites(module.key, module.name)
+        number = next((i for i, s in enumerate(cold.sites) if s[0] == address), None)
+        if number is None:
+            return
+        memory = os.open(f"/proc/{tid}/mem", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            code = os.pread(memory, 15, registers[ptrace.RIP])
+        finally:
+            os.close(memory)
+        operand = operand_address(code, registers[ptrace.RIP], *ptrace.for_operands(registers))
+        if operand is not None and crosses(operand, cold.sites[number][2]):
+            module.corrections[number] = module.corrections.get(number, 0) - 1
+
+    def _step_out(self, task: Task, number: int) -> None:
+        tid, registers, stopped = task.tid, self._registers, task.stopped
+        info = ptrace.get_siginfo(tid)
+        if _ignores_trap(tid):  # a step would reset that; show the handler our address instead
+            task.resume(number)
+            return
+        mask = ptrace.get_sigmask(tid)
+        ptrace.set_sigmask(tid, ptrace.U64 & ~_TRAP)
+        for _ in range(_MOST_STEPS):
+            ptrace.request(ptrace.SINGLESTEP, tid)
+            status = inject.wait(tid, stopped)
+            ptrace.get_registers(tid, registers)
+            module = task.space.arena_at(registers[ptrace.RIP])
+            if status >> 8 == signal.SIGTRAP | ptrace.EVENT_SECCOMP << 8 and module:
+                self._answer(task, module, registers)
+                continue
+            if status >> 8 != signal.SIGTRAP:
+                # The step itself faulted: that comes first, and the held signal once more after it.
+                ptrace.set_sigmask(tid, mask)
+                os.kill(task.pid, number)
+                asks = self.deliver(task, status >> 8 & 0x7F)
+                assert asks is None
+                return
+            if module is None:
+                break
+            if registers[ptrace.RIP] == module.arena + module.plan.trapped:
+                if ptrace.si_code(ptrace.get_siginfo(tid)) == _SI_KERNEL:
+                    self._answer(task, module, registers)
+        ptrace.set_sigmask(tid, mask)
+        ptrace.set_siginfo(tid, info)
+        task.resume(number)
+
+    def _answer(self, task: Task, module: Module, registers: ctypes.Array[ctypes.c_uint64]) -> None:
+        """A task asks while it is stepped out; it cannot wait, so that it may go on at once."""
+        verdict, _ = self._hits.ask(task, module, registers)
+        if verdict == WAIT:
+            registers[ptrace.RAX] = 0
+            registers[ptrace.ORIG_RAX] = ptrace.U64
+            ptrace.set_registers(task.tid, registers)
+        elif verdict == FATAL:
+            return
+
+
+def _ignores_trap(tid: int) -> bool:
+    with open(f"/proc/{tid}/status") as file:
+        for line in file:
+            if line.startswith("SigIgn:"):
+                return bool(int(line.split()[1], 16) & _TRAP)
+    return False

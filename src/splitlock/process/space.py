@@ -1,0 +1,126 @@
+"""An address space of the target: which images are mapped, which of them are watched, what was counted."""
+
+from __future__ import annotations
+
+import os
+from array import array
+from collections import namedtuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from splitlock.process.plan import Plan
+
+    Key = tuple[int, ...]
+
+Mapping = namedtuple("Mapping", "start end permissions offset inode path")
+
+
+def mappings(pid: int) -> list[Mapping]:
+    """The lines of /proc/PID/maps. Raises OSError when the process is gone."""
+    with open(f"/proc/{pid}/maps", "rb", buffering=0) as file:
+        raw = file.read()
+        while part := file.read():
+            raw += part
+    found = []
+    for line in raw.decode("utf-8", "surrogateescape").splitlines():
+        fields = line.split(None, 5)
+        start, _, end = fields[0].partition("-")
+        path = fields[5] if len(fields) > 5 else ""
+        found.append(Mapping(int(start, 16), int(end, 16), fields[1], int(fields[2], 16), int(fields[4]), path))
+    return found
+
+
+class Module:
+    """One image mapped into one address space.
+
+    `name`: its path as the program sees it. `bias`: what to add to the file's addresses. `arena`: where its trampolines are, 0 without any.
+    """
+
+    __slots__ = ("arena", "bias", "corrections", "counts", "key", "name", "plan")
+
+    def __init__(self, key: Key, name: str, plan: Plan, bias: int) -> None:
+        self.key, self.name, self.plan, self.bias = key, name, plan, bias
+        self.arena = 0
+        #: what the counters said when last looked at
+        self.counts: array[int] | None = None
+        #: executions that were counted and then did not happen (a fault), by site number
+        self.corrections: dict[int, int] = {}
+
+    def copy(self) -> Module:
+        """The same module in a child's copy of the address space, where counters start at zero."""
+        other = Module(self.key, self.name, self.plan, self.bias)
+        other.arena = self.arena
+        return other
+
+    @property
+    def data(self) -> int:
+        """Address of the counters."""
+        return self.arena + self.plan.code_size
+
+    def holds(self, address: int) -> bool:
+        """Whether the image, code or data, covers an address."""
+        low, high = self.plan.span
+        return low <= address - self.bias < high
+
+    def snapshot(self, memory: int) -> None:
+        """Read the counters through a descriptor for the target's memory."""
+        counts = array("Q")
+        counts.frombytes(os.pread(memory, 8 * self.plan.sites, self.data))
+        self.counts = counts
+
+
+class Space:
+    """One address space, shared by the tasks in `tasks`."""
+
+    def __init__(self) -> None:
+        self.modules: list[Module] = []
+        #: modules that are mapped no more, for their counts
+        self.gone: list[Module] = []
+        self.tasks: set[int] = set()
+        #: tasks that have not begun to exit
+        self.live: set[int] = set()
+        #: the program has a seccomp filter of its own: no system calls of ours any more
+        self.filtered = False
+        #: executable memory that belongs to no file was seen
+        self.anonymous = False
+        #: ranges known to be such
+        self.anonymous_ranges: list[tuple[int, int]] = []
+        #: some site has been hit, so there are counters to read
+        self.hit = False
+        #: 32-bit code runs here
+        self.narrow = False
+
+    def fork(self) -> Space:
+        """The child's copy."""
+        child = Space()
+        child.modules = [m.copy() for m in self.modules]
+        child.gone = [m.copy() for m in self.gone]
+        child.filtered, child.anonymous, child.narrow = self.filtered, self.anonymous, self.narrow
+        return child
+
+    def known_anonymous(self, start: int, size: int) -> bool:
+        """Whether a range is known to belong to no file."""
+        return any(low <= start and start + size <= high for low, high in self.anonymous_ranges)
+
+    def module_at(self, address: int) -> Module | None:
+        """The image that covers an address."""
+        return next((m for m in self.modules if m.holds(address)), None)
+
+    def arena_at(self, address: int) -> Module | None:
+        """The module whose trampolines lie at an address."""
+        return next((m for m in self.modules + self.gone if m.arena and 0 <= address - m.arena < m.plan.code_size), None)
+
+    def snapshot(self, tid: int) -> None:
+        """Read every counter of this space; `tid` is a task in it that still has its memory."""
+        try:
+            memory = os.open(f"/proc/{tid}/mem", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return
+        try:
+            for module in self.modules + self.gone:
+                if module.arena:
+                    module.snapshot(memory)
+        except OSError:  # the memory went away under us; what was read before stands
+            pass
+        finally:
+            os.close(memory)

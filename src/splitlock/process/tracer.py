@@ -1,0 +1,350 @@
+"""The event loop: everything the target's tasks stop for, one event at a time."""
+
+from __future__ import annotations
+
+import heapq
+import os
+import signal
+import time
+
+from splitlock.process import filter as calls
+from splitlock.process import inject, launch, ptrace
+from splitlock.process.abi import MAGIC
+from splitlock.process.cache import Cache
+from splitlock.process.hits import Hits, Site
+from splitlock.process.inject import TaskGone
+from splitlock.process.policy import WAIT, Policy, say
+from splitlock.process.signals import Signals
+from splitlock.process.space import Module, Space
+from splitlock.process.watch import OWN_FILTER, Watch
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+_FORWARDED = {signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
+_STOPS = {signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
+_CLONE_VM, _CLONE_THREAD = 0x100, 0x10000
+
+
+class Task:
+    """One thread of the target."""
+
+    __slots__ = ("pid", "slots", "space", "stopped", "tid", "waiting", "warned", "watch_return")
+
+    def __init__(self, tid: int, pid: int, space: Space) -> None:
+        self.tid, self.pid, self.space = tid, pid, space
+        #: addresses of its entries in seen tables
+        self.slots: list[int] = []
+        self.warned = False
+        #: a handler may return into the middle of a run: stop at system calls until it has
+        self.watch_return = False
+        #: asked, and waits for its turn
+        self.waiting = False
+        #: group stops that came while we were at work on it
+        self.stopped: list[int] = []
+        space.tasks.add(tid)
+        space.live.add(tid)
+
+    def resume(self, number: int) -> None:
+        """Let it run, with a signal or 0."""
+        ptrace.request(ptrace.SYSCALL if self.watch_return else ptrace.CONT, self.tid, 0, number)
+
+
+class Tracer:
+    """One run of one program. `run()` does it; then the other attributes hold what was found.
+
+    exit_status: the program's, 128 + signal when killed. sites: those hit. watch: what was watched.
+    lost: processes whose last counts could not be read.
+    """
+
+    def __init__(self, policy: Policy, quiet: bool = False, warn: Callable[[str], None] = say) -> None:
+        self.policy = policy
+        self.cache = Cache(lambda text: warn(f"splitlock: warning: {text}"))
+        self.watch = Watch(self.cache)
+        self.hits = Hits(self.cache, policy, (lambda line: None) if quiet else say)
+        self.signals = Signals(self.hits)
+        self.exit_status = 125
+        self.lost = 0
+        self.processes = 1
+        self._tasks: dict[int, Task] = {}
+        self._unclaimed: set[int] = set()
+        #: (when, tie-break, task, the module it asked for or None: the end of its turn)
+        self._timers: list[tuple[float, int, int, Module | None]] = []
+        self._main = self._ties = 0
+        self._registers = ptrace.Registers()
+
+    @property
+    def sites(self) -> list[Site]:
+        """Sites that took split locks, most hits first."""
+        return sorted((s for s in self.hits.sites.values() if s.hits), key=lambda s: (-s.hits, s.name, s.address))
+
+    def run(self, argv: Sequence[str], env: dict[str, str] | None = None) -> None:
+        """Run a program to its end, and everything it started. Raises SplitlockError when it cannot start."""
+        waited = _FORWARDED | {signal.SIGCHLD}
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, waited)
+        try:
+            self._main, error = launch.start(argv, env, waited - set(before))
+            space = Space()
+            self._tasks[self._main] = Task(self._main, self._main, space)
+            self._loop(waited)
+            failed = launch.exec_error(error, argv[0])
+            if failed:
+                raise failed
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    # -- waiting -------------------------------------------------------------------------------
+
+    def _loop(self, waited: set[signal.Signals]) -> None:
+        while self._tasks or self._unclaimed:
+            try:
+                tid, status = os.waitpid(-1, ptrace.WALL | os.WNOHANG)
+            except ChildProcessError:
+                break
+            if tid:
+                self._dispatch(tid, status)
+                continue
+            timeout = self._timers[0][0] - time.monotonic() if self._timers else None
+            if timeout is not None and timeout <= 0:
+                self._wake()
+                continue
+            got = signal.sigwaitinfo(waited) if timeout is None else signal.sigtimedwait(waited, timeout)
+            # A signal from the terminal has reached the program already.
+            if got is not None and got.si_signo != signal.SIGCHLD and got.si_code <= 0:
+                self._forward(got.si_signo)
+
+    def _forward(self, number: int) -> None:
+        receivers = {self._main} if self._main in self._tasks else {t.pid for t in self._tasks.values()}
+        for pid in receivers:
+            try:
+                os.kill(pid, number)
+            except ProcessLookupError:
+                pass
+
+    def _wake(self) -> None:
+        _, _, tid, module = heapq.heappop(self._timers)
+        task = self._tasks.get(tid)
+        if module is None:
+            self._release(tid)
+        elif task is None:
+            return
+        elif task.waiting:
+            task.waiting = False
+            try:
+                ptrace.get_registers(tid, self._registers)
+                self._ask(task, module, again=True)
+            except ProcessLookupError:
+                pass
+
+    def _release(self, tid: int) -> None:
+        """The time in which one task alone may run split locks is over (mitigation): it asks again."""
+        if self.policy.holder != tid:
+            return
+        self.policy.holder = None
+        task = self._tasks.get(tid)
+        if task:
+            self._forget_slots(task)
+
+    def _dispatch(self, tid: int, status: int) -> None:
+        task = self._tasks.get(tid)
+        try:
+            if os.WIFSTOPPED(status):
+                if task is None:  # a new task's first stop, before its parent's event
+                    self._unclaimed.add(tid)
+                else:
+                    self._stopped(task, status)
+            else:
+                self._ended(tid, status)
+        except TaskGone as gone:
+            self._dispatch(tid, gone.status)
+        except ProcessLookupError:  # killed while stopped: its end is still to come
+            pass
+
+    def _stopped(self, task: Task, status: int) -> None:
+        number, event = status >> 8 & 0xFF, status >> 16
+        if event == 0:
+            if number == signal.SIGTRAP | 0x80:
+                self.signals.returned(task)
+                return
+            asks = self.signals.deliver(task, number)
+            if asks:
+                self._registers = asks[1]
+                self._ask(task, asks[0])
+        elif event == ptrace.EVENT_SECCOMP:
+            self._call(task)
+        elif event in (ptrace.EVENT_FORK, ptrace.EVENT_VFORK, ptrace.EVENT_CLONE):
+            self._forked(task)
+            task.resume(0)
+        elif event == ptrace.EVENT_EXEC:
+            self._exec(task)
+        elif event == ptrace.EVENT_EXIT:
+            self._exiting(task)
+            task.resume(0)
+        elif event == ptrace.EVENT_STOP and number in _STOPS:
+            ptrace.request(ptrace.LISTEN, task.tid)
+            if task.tid == self._main and number != signal.SIGSTOP and os.getpgid(task.tid) == os.getpgrp():
+                os.kill(os.getpid(), signal.SIGSTOP)  # job control: the shell waits for us to stop too
+        else:
+            task.resume(0)
+        while task.stopped:
+            os.kill(task.pid, task.stopped.pop())
+
+    # -- events --------------------------------------------------------------------------------
+
+    def _call(self, task: Task) -> None:
+        """A system call that the filter stops at."""
+        registers = self._registers
+        ptrace.get_registers(task.tid, registers)
+        number, space = registers[ptrace.ORIG_RAX], task.space
+        if number == MAGIC:
+            module = space.arena_at(registers[ptrace.RIP])
+            if module and registers[ptrace.RIP] == module.arena + module.plan.asked:
+                self._ask(task, module)
+                return
+        elif number in (calls.EXECVE, calls.EXECVEAT):
+            if space.hit:
+                space.snapshot(task.tid)
+            self.watch.scan_anonymous(task.tid, space)
+        elif number in (calls.PRCTL, calls.SECCOMP):
+            self._own_filter(task, number, registers[ptrace.RDI])
+        elif number == calls.MREMAP:
+            self.watch.before_mremap(task.tid, space, registers)
+        elif number == calls.SHMAT:
+            space.anonymous = True
+        elif number == calls.CLONE:
+            registers[ptrace.RDI] &= ~calls.CLONE_UNTRACED  # or it would run unseen, with our filter on
+            ptrace.set_registers(task.tid, registers)
+        elif number == calls.MMAP:
+            file = self.watch.before_mmap(task.tid, space, registers)
+            if file:
+                asked = ptrace.Registers.from_buffer_copy(registers)
+                self._finish_call(task)
+                self.watch.after_mmap(task.tid, space, file, asked, registers, task.stopped)
+        elif number in (calls.MPROTECT, calls.PKEY_MPROTECT):
+            if not space.known_anonymous(registers[ptrace.RDI], registers[ptrace.RSI]):
+                asked = ptrace.Registers.from_buffer_copy(registers)
+                self._finish_call(task)
+                self.watch.after_mprotect(task.tid, space, asked, registers, task.stopped)
+        task.resume(0)
+
+    def _ask(self, task: Task, module: Module, again: bool = False) -> None:
+        """A task asks whether it may take a split lock; its registers are in `_registers`."""
+        verdict, when = self.hits.ask(task, module, self._registers, again)
+        if verdict == WAIT:
+            task.waiting = True
+            self._timer(when, task.tid, module)
+            return
+        if self.policy.holder == task.tid:
+            self._timer(self.policy.until, task.tid, None)
+        task.resume(0)
+
+    def _timer(self, when: float, tid: int, module: Module | None) -> None:
+        self._ties += 1
+        heapq.heappush(self._timers, (when, self._ties, tid, module))
+
+    def _forget_slots(self, task: Task) -> None:
+        """Have the next task with this one's thread pointer, or this one itself, ask again."""
+        memory = os.open(f"/proc/{task.tid}/mem", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            for slot in task.slots:
+                os.pwrite(memory, bytes(8), slot)
+        except OSError:  # the module was unmapped by the program, its arena with it
+            pass
+        finally:
+            os.close(memory)
+        task.slots.clear()
+
+    def _finish_call(self, task: Task) -> None:
+        """From a call's entry to its exit; leaves the registers there in `_registers`."""
+        ptrace.request(ptrace.SYSCALL, task.tid)
+        inject.wait(task.tid, task.stopped)
+        ptrace.get_registers(task.tid, self._registers)
+
+    def _own_filter(self, task: Task, number: int, argument: int) -> None:
+        """The program is putting up a seccomp filter: from now on no system call of ours is safe."""
+        if number == calls.SECCOMP and argument == 2:  # SECCOMP_GET_ACTION_AVAIL and the like ask only
+            return
+        task.space.filtered = True
+        for module in task.space.modules:
+            if module.arena:
+                inject.set_flag(task.tid, module)
+
+    def _forked(self, task: Task) -> None:
+        child = ptrace.event_message(task.tid)
+        ptrace.get_registers(task.tid, self._registers)
+        flags = self._clone_flags(task)
+        shared = flags & _CLONE_VM
+        pid = task.pid if flags & _CLONE_THREAD else child
+        if pid == child:
+            self.processes += 1
+        space = task.space if shared else task.space.fork()
+        new = self._tasks[child] = Task(child, pid, space)
+        if child in self._unclaimed:
+            self._unclaimed.discard(child)
+            new.resume(0)
+
+    def _clone_flags(self, task: Task) -> int:
+        number = self._registers[ptrace.ORIG_RAX]
+        if task.space.narrow:
+            number = {120: calls.CLONE, 190: calls.VFORK, 435: calls.CLONE3}.get(number, number)
+        if number == calls.VFORK:
+            return _CLONE_VM
+        if number == calls.CLONE:
+            return self._registers[ptrace.RBX if task.space.narrow else ptrace.RDI]
+        if number == calls.CLONE3:
+            memory = os.open(f"/proc/{task.tid}/mem", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                at = self._registers[ptrace.RBX if task.space.narrow else ptrace.RDI]
+                return int.from_bytes(os.pread(memory, 8, at), "little")
+            finally:
+                os.close(memory)
+        return 0
+
+    def _exec(self, task: Task) -> None:
+        former = ptrace.event_message(task.tid)
+        if former != task.tid and former in self._tasks:  # exec from a thread: it takes the leader's number
+            self._drop(self._tasks.pop(former))
+        old = task.space
+        space = Space()
+        space.filtered = old.filtered
+        old.live.discard(task.tid)  # its counts were read when it called execve
+        self._drop(task)
+        task = self._tasks[task.tid] = Task(task.tid, task.pid, space)
+        ptrace.get_registers(task.tid, self._registers)
+        self.watch.at_exec(task.tid, space, self._registers, task.stopped)
+        task.resume(0)
+        while task.stopped:
+            os.kill(task.pid, task.stopped.pop())
+
+    def _exiting(self, task: Task) -> None:
+        space = task.space
+        space.live.discard(task.tid)
+        if space.hit:
+            space.snapshot(task.tid)
+            if space.live:
+                self._forget_slots(task)
+        if not space.live:
+            self.watch.scan_anonymous(task.tid, space)
+
+    def _ended(self, tid: int, status: int) -> None:
+        if tid == self._main:
+            self.exit_status = 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+        self._unclaimed.discard(tid)
+        task = self._tasks.pop(tid, None)
+        if task:
+            self._drop(task)
+
+    def _drop(self, task: Task) -> None:
+        """A task has left its space; the last one closes it."""
+        space = task.space
+        space.tasks.discard(task.tid)
+        if task.tid in space.live:
+            space.live.discard(task.tid)
+            if space.hit and not space.live:
+                self.lost += 1
+        self.policy.forget(task.tid)
+        if not space.tasks:
+            self.hits.collect(space)
+            self.hits.forget(space)

@@ -1,0 +1,67 @@
+"""Status flags: which an instruction needs, and whether they are still wanted afterwards."""
+
+from __future__ import annotations
+
+from iced_x86 import FlowControl, Instruction, Mnemonic, OpKind, Register, RflagsBits
+
+STATUS = RflagsBits.OF | RflagsBits.SF | RflagsBits.ZF | RflagsBits.AF | RflagsBits.CF | RflagsBits.PF
+_HORIZON = 48  # instructions looked at before flags count as live
+
+# A shift or rotate by CL leaves all flags alone when CL is 0.
+_SHIFTS = {
+    Mnemonic.SHL, Mnemonic.SHR, Mnemonic.SAR, Mnemonic.SAL, Mnemonic.ROL, Mnemonic.ROR,
+    Mnemonic.RCL, Mnemonic.RCR, Mnemonic.SHLD, Mnemonic.SHRD,
+}  # fmt: skip
+_ENDS = {FlowControl.RETURN, FlowControl.CALL, FlowControl.INDIRECT_CALL}
+
+
+def flags_needed(instructions: list[Instruction], at: int, index: dict[int, int]) -> bool:
+    """Whether the status flags must survive up to `instructions[at]`, as it or its successors read them.
+
+    `index` maps addresses to positions in `instructions` (one function). Calls and returns end the
+    search: status flags are not preserved across them (System V psABI, 3.2.1). Whatever cannot be
+    followed counts as needing them.
+    """
+    instruction = instructions[at]
+    if instruction.rflags_read & STATUS:
+        return True
+    return _live(instructions, at + 1, index, STATUS & ~_overwritten(instruction), {})
+
+
+def _overwritten(instruction: Instruction) -> int:
+    if instruction.has_rep_prefix or instruction.has_repne_prefix:
+        return 0
+    if instruction.mnemonic in _SHIFTS:
+        last = instruction.op_count - 1
+        if instruction.op_kind(last) == OpKind.REGISTER and instruction.op_register(last) == Register.CL:
+            return 0
+    return instruction.rflags_modified & STATUS
+
+
+def _live(instructions: list[Instruction], at: int, index: dict[int, int], wanted: int, seen: dict[int, int]) -> bool:
+    # `seen`: the flags already looked for from each position on.
+    while wanted:
+        if at >= len(instructions) or len(seen) > _HORIZON:
+            return True
+        if not wanted & ~seen.get(at, 0):
+            return False
+        seen[at] = seen.get(at, 0) | wanted
+        instruction = instructions[at]
+        if instruction.rflags_read & wanted:
+            return True
+        wanted &= ~_overwritten(instruction)
+        flow = instruction.flow_control
+        if flow == FlowControl.NEXT:
+            at += 1
+        elif flow in _ENDS:
+            return False
+        elif flow in (FlowControl.CONDITIONAL_BRANCH, FlowControl.UNCONDITIONAL_BRANCH):
+            target = index.get(instruction.near_branch_target)
+            if target is None:
+                return bool(wanted)
+            if flow == FlowControl.CONDITIONAL_BRANCH and _live(instructions, at + 1, index, wanted, seen):
+                return True
+            at = target
+        else:
+            return bool(wanted)
+    return False

@@ -1,0 +1,141 @@
+"""Which instructions lock the bus, and what they touch.
+
+A locked instruction is one with a LOCK prefix, or `xchg` with memory, which locks by itself
+(SDM vol. 3A, 9.1.2.2). One whose operand is a single byte, or `cmpxchg16b`, whose operand must be
+16-byte aligned (#GP otherwise), can never cross a cache line and is no *site*.
+"""
+
+from __future__ import annotations
+
+import re
+
+from iced_x86 import Code, Decoder, Instruction, MemorySizeExt, Mnemonic, OpKind, Register, RegisterExt
+
+CACHE_LINE = 64
+
+# A superset of all locked instructions in raw bytes: a LOCK prefix, further prefixes, an opcode
+# that may take it; or xchg with a ModRM byte that names memory. Matches are candidates only.
+_PREFIXES = rb"[\x26\x2e\x36\x3e\x64-\x67\xf0\xf2\xf3\x40-\x4f]*"
+_LOCKABLE = (
+    rb"(?:[\x00\x01\x08\x09\x10\x11\x18\x19\x20\x21\x28\x29\x30\x31\x80\x81\x83\x86\x87\xf6\xf7\xfe\xff]"
+    rb"|\x0f[\xab\xb3\xba\xbb\xb0\xb1\xc0\xc1\xc7])"
+)
+CANDIDATE = re.compile(rb"\xf0" + _PREFIXES + _LOCKABLE + rb"[\x00-\xbf]|[\x86\x87][\x00-\xbf]", re.DOTALL)
+# The same with an explicit LOCK prefix only: few false matches, for code without known bounds.
+LOCK_PREFIXED = re.compile(rb"\xf0" + _PREFIXES + _LOCKABLE + rb"[\x00-\xbf]", re.DOTALL)
+
+_BIT_TESTS = {Mnemonic.BTS, Mnemonic.BTR, Mnemonic.BTC}
+_EXTENDED = {Code.XCHG_RM8_R8, Code.XCHG_RM16_R16, Code.XCHG_RM32_R32, Code.XCHG_RM64_R64}
+
+
+def split_size(instruction: Instruction) -> int:
+    """Bytes of the memory operand of a locked instruction that could split; 0 for any other."""
+    if not instruction.has_lock_prefix and instruction.code not in _EXTENDED:
+        return 0
+    if instruction.op0_kind != OpKind.MEMORY or instruction.mnemonic == Mnemonic.CMPXCHG16B:
+        return 0
+    size = MemorySizeExt.size(instruction.memory_size)
+    return size if size > 1 else 0
+
+
+def bit_offset_register(instruction: Instruction) -> int:
+    """The register that moves a bit test's operand by whole words; Register.NONE without one."""
+    if instruction.mnemonic in _BIT_TESTS and instruction.op1_kind == OpKind.REGISTER:
+        return instruction.op1_register
+    return Register.NONE
+
+
+def static_address(instruction: Instruction) -> int | None:
+    """The operand's address in the file when the instruction alone decides it, else None."""
+    if segment_register(instruction) or bit_offset_register(instruction):
+        return None
+    if instruction.is_ip_rel_memory_operand:
+        return instruction.ip_rel_memory_address
+    if instruction.memory_base == Register.NONE and instruction.memory_index == Register.NONE:
+        return instruction.memory_displacement
+    return None
+
+
+def decided(instruction: Instruction, size: int) -> bool:
+    """Whether the address in the instruction already says that it never crosses a line."""
+    address = static_address(instruction)
+    return address is not None and not crosses(address, size)
+
+
+def crosses(address: int, size: int) -> bool:
+    """Whether `size` bytes at `address` lie on two cache lines."""
+    return address % CACHE_LINE + size > CACHE_LINE
+
+
+def alignment_register(instruction: Instruction, size: int) -> int:
+    """The base register whose low bits alone decide whether the operand is aligned to its size.
+
+    Register.NONE where displacement or index take part in the decision, a segment base is added,
+    or addresses are 32 bits wide. An aligned operand cannot cross.
+    """
+    base, index = instruction.memory_base, instruction.memory_index
+    if base == Register.NONE or RegisterExt.size(base) != 8 or instruction.is_ip_rel_memory_operand:
+        return Register.NONE
+    if instruction.memory_displacement % size or segment_register(instruction):
+        return Register.NONE
+    if index != Register.NONE and instruction.memory_index_scale % size:
+        return Register.NONE
+    return base
+
+
+def segment_register(instruction: Instruction) -> int:
+    """FS or GS when the operand is relative to one, else Register.NONE (0)."""
+    segment = instruction.memory_segment
+    return segment if segment in (Register.FS, Register.GS) else Register.NONE
+
+
+def operand_address(code: bytes, ip: int, general: list[int], fs_base: int, gs_base: int) -> int | None:
+    """The runtime address of the memory operand of the locked instruction at `ip`, None if it is none.
+
+    `general`: the 16 general registers in encoding order (rax, rcx, rdx, rbx, rsp, ..., r15).
+    """
+    instruction = Decoder(64, code, ip=ip).decode()
+    if not split_size(instruction):
+        return None
+
+    def value(register: int, _element: int, _size: int) -> int | None:
+        if register == Register.FS:
+            return fs_base
+        if register == Register.GS:
+            return gs_base
+        if not RegisterExt.is_gpr(register):
+            return 0
+        return general[RegisterExt.number(register)] & (1 << 8 * RegisterExt.size(register)) - 1
+
+    address: int | None = instruction.virtual_address(0, 0, value)
+    offset = bit_offset_register(instruction)
+    if address is not None and offset != Register.NONE:
+        bits = 8 * split_size(instruction)
+        signed = general[RegisterExt.number(offset)] & (1 << bits) - 1
+        signed -= signed >> (bits - 1) << bits
+        address += signed // bits * (bits // 8)
+    return address
+
+
+def likely_locked(code: bytes) -> int:
+    """About how many instructions with a LOCK prefix there are in code whose function bounds are unknown.
+
+    A raw match counts when decoding from most of the bytes before it comes out right at it: x86 code
+    falls into step by itself within a few instructions.
+    """
+    found = 0
+    for match in LOCK_PREFIXED.finditer(code):
+        at = match.start()
+        if split_size(Decoder(64, code[at : at + 15], ip=at).decode()):
+            starts = range(max(0, at - 40), max(0, at - 32))
+            found += 2 * sum(_reaches(code, start, at) for start in starts) >= len(starts)
+    return found
+
+
+def _reaches(code: bytes, start: int, at: int) -> bool:
+    for instruction in Decoder(64, code[start:at], ip=start):
+        if instruction.is_invalid:
+            return False
+        if instruction.next_ip >= at:
+            return bool(instruction.next_ip == at)
+    return False
