@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 
-def start(argv: Sequence[str], env: dict[str, str] | None, unblock: Iterable[int]) -> tuple[int, int]:
-    """Start `argv` seized and filtered; gives its pid and a descriptor for `exec_error`.
+def start(
+    argv: Sequence[str], env: dict[str, str] | None, unblock: Iterable[int], watched: bool = True
+) -> tuple[int, int]:
+    """Start `argv`, seized and filtered if `watched`; gives its pid and a descriptor for `exec_error`.
 
     `unblock`: signals that we block and the program shall not. Raises SplitlockError when it cannot
     be traced at all.
@@ -29,7 +31,7 @@ def start(argv: Sequence[str], env: dict[str, str] | None, unblock: Iterable[int
         try:
             os.close(go_write)
             if os.read(go_read, 1):
-                _become(argv, env, unblock)
+                _become(argv, env, unblock, watched)
         except OSError as error:
             os.write(error_write, f"{error.errno} {error.strerror}".encode())
         except BaseException as error:  # nothing of ours may run on in the child
@@ -39,7 +41,8 @@ def start(argv: Sequence[str], env: dict[str, str] | None, unblock: Iterable[int
     os.close(go_read)
     os.close(error_write)
     try:
-        ptrace.request(ptrace.SEIZE, pid, 0, ptrace.OPTIONS)
+        if watched:
+            ptrace.request(ptrace.SEIZE, pid, 0, ptrace.OPTIONS)
     except OSError as error:
         os.close(go_write)
         os.close(error_read)
@@ -50,14 +53,15 @@ def start(argv: Sequence[str], env: dict[str, str] | None, unblock: Iterable[int
     return pid, error_read
 
 
-def _become(argv: Sequence[str], env: dict[str, str], unblock: Iterable[int]) -> None:
+def _become(argv: Sequence[str], env: dict[str, str], unblock: Iterable[int], watched: bool) -> None:
     from splitlock.process import filter as seccomp
 
     # Python ignores these at start; a program expects the default.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, unblock)
-    seccomp.install()
+    if watched:
+        seccomp.install()
     try:
         os.execvpe(argv[0], argv, env)
     except OSError as error:

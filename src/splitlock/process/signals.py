@@ -106,7 +106,8 @@ class Signals:
         self, tid: int, module: Module, address: int, registers: ctypes.Array[ctypes.c_uint64]
     ) -> None:
         """A site that was counted has not executed: it faulted, and will be counted again if retried."""
-        from splitlock.x86.locked import crosses, operand_address
+        from splitlock.x86.lines import crosses
+        from splitlock.x86.locked import operand_address
 
         cold = self._hits.cache.sites(module.key, module.name)
         number = next((i for i, s in enumerate(cold.sites) if s[0] == address), None)

@@ -79,15 +79,27 @@ class Tracer:
         """Sites that took split locks, most hits first."""
         return sorted((s for s in self.hits.sites.values() if s.hits), key=lambda s: (-s.hits, s.name, s.address))
 
+    def unmonitored(self) -> list[tuple[str, bool, str, int | None, int | None]]:
+        """Code that was not watched: (name, whether it is an image, reason, bytes, locked instructions)."""
+        found: list[tuple[str, bool, str, int | None, int | None]] = [
+            (name, image, reason, size, held) for (name, image, reason), (size, held) in self.watch.unmonitored.items()
+        ]
+        if self.policy.mode == "off":
+            found.append(("everything", False, "split_lock_detect=off", None, None))
+        if self.lost:
+            reason = f"{self.lost} ended without a last look at their counters; the hits are a lower bound"
+            found.append(("processes", False, reason, None, None))
+        return found
+
     def run(self, argv: Sequence[str], env: dict[str, str] | None = None) -> None:
         """Run a program to its end, and everything it started. Raises SplitlockError when it cannot start."""
         waited = _FORWARDED | {signal.SIGCHLD}
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         before = signal.pthread_sigmask(signal.SIG_BLOCK, waited)
         try:
-            self._main, error = launch.start(argv, env, waited - set(before))
-            space = Space()
-            self._tasks[self._main] = Task(self._main, self._main, space)
+            watched = self.policy.mode != "off"
+            self._main, error = launch.start(argv, env, waited - set(before), watched)
+            self._tasks[self._main] = Task(self._main, self._main, Space())
             self._loop(waited)
             failed = launch.exec_error(error, argv[0])
             if failed:

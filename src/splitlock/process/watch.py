@@ -33,6 +33,8 @@ class Watch:
         self.cache = cache
         #: locked instructions watched, by image
         self.images: dict[Key, int] = {}
+        #: the same by path, for people
+        self.names: dict[str, int] = {}
         #: (image or mapping, whether it is an image, reason) -> (bytes, locked instructions where known)
         self.unmonitored: dict[tuple[str, bool, str], tuple[int, int | None]] = {}
 
@@ -188,7 +190,7 @@ class Watch:
             module = Module(key, name, plan, bias)
             space.modules.append(module)
         if not plan.sites:
-            self.images[key] = plan.watched
+            self._watched(name, key, plan.watched)
             return
         try:
             if mapping.permissions[3] == "s":
@@ -198,11 +200,14 @@ class Watch:
             if not module.arena:
                 inject.place_arena(tid, module, mapping.start, registers, stopped)
             inject.write_text(tid, module, mapping.start, mapping.end)
-            self.images[key] = plan.watched
+            self._watched(name, key, plan.watched)
         except Refused as refused:
             self.note(name, str(refused), size, plan.watched)
         except OSError as error:
             self.note(name, f"cannot patch: {error.strerror}", size, plan.watched)
+
+    def _watched(self, name: str, key: Key, sites: int) -> None:
+        self.images[key] = self.names[name] = sites
 
     def _drop(self, tid: int, space: Space, module: Module) -> None:
         """A module is gone from the space: keep its counts, let its arena be."""

@@ -11,7 +11,7 @@ import re
 
 from iced_x86 import Code, Decoder, Instruction, MemorySizeExt, Mnemonic, OpKind, Register, RegisterExt
 
-CACHE_LINE = 64
+from splitlock.x86.lines import crosses
 
 # A superset of all locked instructions in raw bytes: a LOCK prefix, further prefixes, an opcode
 # that may take it; or xchg with a ModRM byte that names memory. Matches are candidates only.
@@ -60,11 +60,6 @@ def decided(instruction: Instruction, size: int) -> bool:
     """Whether the address in the instruction already says that it never crosses a line."""
     address = static_address(instruction)
     return address is not None and not crosses(address, size)
-
-
-def crosses(address: int, size: int) -> bool:
-    """Whether `size` bytes at `address` lie on two cache lines."""
-    return address % CACHE_LINE + size > CACHE_LINE
 
 
 def alignment_register(instruction: Instruction, size: int) -> int:

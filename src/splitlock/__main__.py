@@ -1,0 +1,5 @@
+"""`python -m splitlock`."""
+
+from splitlock.commands import entry
+
+entry()

@@ -1,0 +1,104 @@
+"""From what the tracer saw to the report: names for addresses, looked up once the program has ended."""
+
+from __future__ import annotations
+
+import datetime
+
+from splitlock.image.symbols import Symbols
+from splitlock.process.hits import Sample, Site
+from splitlock.report import run as report
+from splitlock.x86.lines import past_line
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from splitlock.process.tracer import Tracer
+
+
+def describe(tracer: Tracer, command: list[str]) -> report.Report:
+    """The report of a finished run."""
+    names = _Names()
+    sites = [_site(site, names) for site in tracer.sites]
+    return report.Report(
+        schema=report.SCHEMA,
+        command=command,
+        mode=str(tracer.policy),
+        exit_status=tracer.exit_status,
+        hits=sum(s.hits for s in sites),
+        sites=sites,
+        watched=report.Watched(
+            sites=sum(tracer.watch.images.values()), images=len(tracer.watch.images), processes=tracer.processes
+        ),
+        unmonitored=[
+            report.Unmonitored(
+                reason=reason, bytes=size, sites=held,
+                **({"image": name} if image else {"mapping": name}),
+            )
+            for name, image, reason, size, held in tracer.unmonitored()
+        ],
+    )  # fmt: skip
+
+
+class _Names:
+    """Symbols by image, opened once each."""
+
+    def __init__(self) -> None:
+        self._open: dict[str, Symbols] = {}
+
+    def of(self, image: str) -> Symbols:
+        symbols = self._open.get(image)
+        if symbols is None:
+            symbols = self._open[image] = Symbols(image)
+        return symbols
+
+    def place(self, image: str, address: int) -> str:
+        """`function image+0xaddress` for a line of a stack."""
+        if not image:
+            return f"{address:#x}"
+        frames = self.of(image).frames(address)
+        function = next((f.function for f in frames if f.function), None)
+        where = f"{image.rsplit('/', 1)[-1]}+{address:#x}"
+        return f"{function} {where}" if function else where
+
+
+def _site(site: Site, names: _Names) -> report.Site:
+    found = names.of(site.name).frames(site.address)
+    frames = [report.Frame(function=f.function, source=f.source, inlined=f.inlined) for f in found]
+    return report.Site(
+        image=site.name,
+        offset=f"{site.address:#x}",
+        build_id=site.build_id,
+        function=frames[0].function if frames else None,
+        source=frames[0].source if frames else None,
+        frames=frames,
+        instruction=site.instruction,
+        operand_size=site.size,
+        hits=site.hits,
+        processes=len({pid for pid, _ in site.tasks}),
+        threads=len(site.tasks),
+        samples=[_sample(sample, site.size, names) for sample in site.samples],
+    )
+
+
+def _sample(sample: Sample, size: int, names: _Names) -> report.Sample:
+    when = datetime.datetime.fromtimestamp(sample.time / 1e9, datetime.UTC)
+    return report.Sample(
+        time=when.isoformat(timespec="microseconds").replace("+00:00", "Z"),
+        pid=sample.pid,
+        tid=sample.tid,
+        comm=sample.comm,
+        operand_address=f"{sample.operand_address:#x}",
+        operand=_operand(sample, names),
+        past_line=past_line(sample.operand_address, size),
+        stack=[names.place(image, address) for image, address in sample.stack],
+    )
+
+
+def _operand(sample: Sample, names: _Names) -> str:
+    image, address = sample.operand
+    if not image.startswith("/") or not address:
+        return image
+    data = names.of(image).data(address)
+    if data is None:
+        return f"{image.rsplit('/', 1)[-1]}+{address:#x}"
+    symbol, offset, section = data
+    return f"{symbol}+{offset:#x} ({section})" if symbol else f"{section}+{offset:#x}"

@@ -1,0 +1,117 @@
+"""The report of `splitlock run` as text, 80 columns wide."""
+
+from __future__ import annotations
+
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from splitlock.report.run import Report, Site
+
+_WIDTH = 80
+_STACK = 8  # frames shown
+
+
+def render(report: Report) -> str:
+    """The whole report, with a newline at the end."""
+    lines = []
+    tasks = {(s.pid, s.tid) for site in report.sites for s in site.samples}
+    processes = max(len({pid for pid, _ in tasks}), max((s.processes for s in report.sites), default=0))
+    threads = max(len(tasks), max((s.threads for s in report.sites), default=0))
+    if report.sites:
+        lines.append(
+            f"{_count(len(report.sites), 'site')} took {_count(report.hits, 'split lock')} "
+            f"({_count(processes, 'process', 'processes')}, {_count(threads, 'thread')})"
+        )
+        width = max(len(f"{s.hits:,}") for s in report.sites)
+        for site in report.sites:
+            lines += _site(site, width)
+    lines += summary(
+        bool(report.sites),
+        report.watched.sites,
+        report.watched.images,
+        report.watched.processes,
+        [(u.image or u.mapping or "", u.reason, u.bytes, u.sites) for u in report.unmonitored],
+    )
+    return "\n".join(lines) + "\n"
+
+
+def summary(
+    found: bool, sites: int, images: int, processes: int, unmonitored: list[tuple[str, str, int | None, int | None]]
+) -> list[str]:
+    """The lines that say what was watched and what was not; `unmonitored` as (name, reason, bytes, sites)."""
+    lines = []
+    if not found:
+        lines.append(f"no split locks in what was watched ({_count(processes, 'process', 'processes')})")
+    nothing = "" if unmonitored else " · unmonitored: nothing"
+    lines.append(f"watched {_count(sites, 'site')} in {_count(images, 'image')}{nothing}")
+    if unmonitored:
+        lines.append("unmonitored:")
+    for name, reason, size, locked in unmonitored:
+        held = "" if locked is None else f", {_count(locked, 'possible locked instruction')}"
+        much = "" if size is None else f"{size:,} bytes"
+        lines += _wrap(f"{_short(name)}: {reason}: {much}{held}" if much else f"{_short(name)}: {reason}", "  ", "    ")
+    return lines
+
+
+def _site(site: Site, width: int) -> list[str]:
+    indent = " " * (width + 2)
+    name = site.function or "?"
+    place = f"{_short(site.image)}+{site.offset}"
+    where = f"{_tail(site.source)}  {place}" if site.source else place
+    room = _WIDTH - len(indent) - len(where) - 2
+    lines = [f"{site.hits:>{width},}  {_cut(name, max(room, 20))}  {where}", f"{indent}{site.instruction}"]
+    for frame in site.frames[1:]:
+        lines.append(_cut(f"{indent}inlined into {frame.function or '?'}  {_tail(frame.source)}".rstrip(), _WIDTH))
+    if site.samples:
+        first = site.samples[0]
+        lines.append(
+            _cut(f"{indent}{site.operand_size} bytes at {first.operand}, {first.past_line} past the line", _WIDTH)
+        )
+        lines.append(f"{indent}{drawing(site.operand_size, first.past_line)}")
+        callers = [entry.split(" ", 1)[0] if "+0x" not in entry[:3] else entry for entry in first.stack[1 : _STACK + 1]]
+        if callers:
+            lines += _wrap(" ← ".join(callers), indent, indent)
+        names = {s.comm for s in site.samples}
+        who = ", ".join(sorted(names)[:4])
+        lines.append(
+            _cut(
+                f"{indent}{who}: {_count(site.threads, 'thread')} of "
+                f"{_count(site.processes, 'process', 'processes')}, first {first.pid}/{first.tid}",
+                _WIDTH,
+            )
+        )
+    return lines
+
+
+def drawing(size: int, past: int) -> str:
+    """The operand over the end of one cache line and the start of the next, a character a byte."""
+    before = "." * (32 - (size - past)) + "#" * (size - past)
+    return f"[{before}|{'#' * past}{'.' * (32 - past)}]"
+
+
+def _count(number: int, one: str, many: str = "") -> str:
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def _short(path: str) -> str:
+    return os.path.basename(path) if path.startswith("/") else path
+
+
+def _tail(source: str | None) -> str:
+    """The file's own name and line."""
+    return os.path.basename(source) if source else ""
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def _wrap(text: str, first: str, then: str) -> list[str]:
+    lines, line = [], first
+    for word in text.split(" "):
+        if len(line) + len(word) + 1 > _WIDTH and line.strip():
+            lines.append(line.rstrip())
+            line = then
+        line += word + " "
+    return [*lines, line.rstrip()]
