@@ -17,13 +17,17 @@ __all__ = ["Report", "SplitlockError", "__version__", "run"]
 
 
 def run(
-    command: Sequence[str], *, split_lock_detect: str = "warn", mitigate: bool = False, env: Mapping[str, str] | None = None
+    command: Sequence[str],
+    *,
+    split_lock_detect: str = "warn",
+    mitigate: bool = False,
+    env: Mapping[str, str] | None = None,
 ) -> Report:
     """Run a program and report every split lock it and its children take.
 
-    The same as `splitlock run --split-lock-detect=MODE -- COMMAND...`, in a process of its own, since a
-    tracer owns all children of its process. Standard streams are inherited. Raises SplitlockError, with
-    the command's message and exit status, when the program could not be run or traced.
+    The same as `splitlock run -q --split-lock-detect=MODE -- COMMAND...`, in a process of its own, since a
+    tracer owns all children of its process. Standard streams are inherited. Raises SplitlockError with
+    the command's exit status when the program could not be run or traced; why is on standard error.
     """
     import os
     import subprocess
@@ -38,10 +42,13 @@ def run(
         words = [sys.executable, "-m", "splitlock", "run", "-q", "--format", "json", "-o", target]
         words += [f"--split-lock-detect={split_lock_detect}", *(["--mitigate"] if mitigate else []), "--", *command]
         done = subprocess.run(words, env=None if env is None else dict(env), check=False, stderr=None)
-        with open(target, "rb") as file:
-            raw = file.read()
+        try:
+            with open(target, "rb") as file:
+                raw = file.read()
+        except FileNotFoundError:
+            raw = b""
         if not raw:
-            raise SplitlockError(f"{command[0] if command else 'run'}: could not be run", done.returncode)
+            raise SplitlockError(f"{list(command)}: not run, as said on standard error", done.returncode)
         return Report.from_json(raw)
 
 

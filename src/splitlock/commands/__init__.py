@@ -24,6 +24,13 @@ examples:
   splitlock run --format json -o report.json -- make test"""
 
 
+class Help(argparse.RawDescriptionHelpFormatter):
+    """80 columns, whatever the terminal: asking for its width imports a lot, at every start."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=80)
+
+
 class Parser(argparse.ArgumentParser):
     """Wrong usage is one line and, as for env(1) and timeout(1), exit status 125 where a program is run."""
 
@@ -43,14 +50,17 @@ def main(argv: list[str] | None = None) -> int:
         prog="splitlock",
         description=_DESCRIPTION,
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Help,
     )
     parser.add_argument("--version", action="version", version=f"splitlock {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="COMMAND", required=True, parser_class=Parser)
     modules = {verb: importlib.import_module(f"splitlock.commands.{verb}") for verb in _VERBS}
+    parsers = {verb: verbs.add_parser(verb, formatter_class=Help, **modules[verb].PARSER) for verb in _VERBS}
     for verb, module in modules.items():
-        module.prepare_parser(verbs, verb)
-    chosen = parser.parse_args(arguments)
+        module.prepare_parser(parsers[verb])
+    chosen, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        parsers[chosen.verb].error(f"unrecognized option {unknown[0]}")
     try:
         status: int = modules[chosen.verb].run(chosen)
     except SplitlockError as error:

@@ -10,6 +10,7 @@ from splitlock._errors import SplitlockError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from splitlock.commands import Parser
     from splitlock.process.tracer import Tracer
 
 _EPILOG = """\
@@ -28,17 +29,17 @@ examples:
   splitlock run --format json -o report.json --error-exitcode 1 -- make test"""
 
 
-def prepare_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser], name: str) -> None:
-    """Add this verb's options."""
-    parser = verbs.add_parser(
-        name,
-        help="run a program and name every split lock it takes",
-        usage="splitlock run [options] -- PROGRAM [ARGS...]",
-        description="Run a program, its threads and children, and name every split lock they take.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.wrong_usage = 125  # type: ignore[attr-defined]
+PARSER = {
+    "help": "run a program and name every split lock it takes",
+    "usage": "splitlock run [options] -- PROGRAM [ARGS...]",
+    "description": "Run a program, its threads and children, and name every split lock they take.",
+    "epilog": _EPILOG,
+}
+
+
+def prepare_parser(parser: Parser) -> None:
+    """Add this verb's options to its parser, made with `PARSER`."""
+    parser.wrong_usage = 125
     parser.add_argument(
         "--split-lock-detect",
         metavar="MODE",
@@ -52,9 +53,7 @@ def prepare_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser], n
     )
     parser.add_argument("--format", choices=("text", "json"), default="text", help="of the report (default: text)")
     parser.add_argument("-o", "--output", metavar="FILE", help="write the report there, not to standard error")
-    parser.add_argument(
-        "--error-exitcode", metavar="N", type=_status, help="exit with N when split locks were taken"
-    )
+    parser.add_argument("--error-exitcode", metavar="N", type=_status, help="exit with N when split locks were taken")
     parser.add_argument("-q", "--quiet", action="store_true", help="no lines while it runs, no report of nothing")
     parser.add_argument("-v", "--verbose", action="store_true", help="list the images that were watched")
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="PROGRAM", help=argparse.SUPPRESS)

@@ -23,9 +23,7 @@ def function_ranges(elf: Elf) -> list[tuple[int, int]]:
     an FDE) are cut at the next start, so that every known start is decoded from.
     """
     bounds = {(start, end) for start, end in frame_ranges(elf)}
-    bounds.update(
-        (s.value, s.value + s.size) for s in elf.symbols() if s.type in (STT_FUNC, STT_GNU_IFUNC) and s.size
-    )
+    bounds.update((s.value, s.value + s.size) for s in elf.symbols() if s.type in (STT_FUNC, STT_GNU_IFUNC) and s.size)
     code = [(s.vaddr, s.vaddr + s.filesz) for s in elf.executable()]
     ranges: list[tuple[int, int]] = []
     for start, end in sorted(bounds):

@@ -110,6 +110,8 @@ class Symbols:
         if self._opened:
             return
         self._opened = True
+        if not os.path.isfile(self.path):  # to open a device or a pipe may do or wait for something
+            return
         import mmap
 
         from splitlock.image.elf import Elf
@@ -118,13 +120,12 @@ class Symbols:
             with open(self.path, "rb") as file:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             self._elf = Elf(self._map)
-            found = self._elf.sections
-        except (OSError, ValueError):  # ImageError is a ValueError
-            return  # libdw is not given what our own, stricter reader rejects: it has crashed on less
-        for s in found:
-            # .tbss takes no room in the address space: what follows it has the same addresses.
-            if s.flags & _SHF_ALLOC and s.size and not (s.type == _SHT_NOBITS and s.flags & _SHF_TLS):
-                self._sections.append((s.addr, s.addr + s.size, s.name, s.flags))
+            for s in self._elf.sections:
+                # .tbss takes no room in the address space: what follows it has the same addresses.
+                if s.flags & _SHF_ALLOC and s.size and not (s.type == _SHT_NOBITS and s.flags & _SHF_TLS):
+                    self._sections.append((s.addr, s.addr + s.size, s.name, s.flags))
+        except (OSError, ValueError, OverflowError):
+            pass  # unreadable, or (ImageError, a ValueError) malformed: libdw may make more of it
         self._lib = _libdw.load()
         if self._lib is not None:
             self._dwfl = _libdw.begin(self._lib, "dwfl_build_id_find_elf", "dwfl_standard_find_debuginfo")
@@ -207,7 +208,7 @@ class Symbols:
             try:
                 if self._elf is not None:
                     self._table += self._elf.symbols()
-            except ValueError:
+            except (ValueError, OverflowError):
                 pass
         kinds = (_STT_OBJECT, _STT_FUNC, _STT_COMMON, _STT_GNU_IFUNC, _STT_NOTYPE)
         holders = [s for s in self._table if s.value <= address < s.value + s.size and s.type in kinds and s.name]

@@ -146,7 +146,7 @@ class Cache:
 
 def encode(values: tuple[object, ...]) -> bytes:
     """Bytes to store for a plan's half."""
-    body = marshal.dumps(values)
+    body = marshal.dumps(values)  # type: ignore[arg-type]  # only what marshal takes is in them
     return _MAGIC + zlib.crc32(body).to_bytes(4, "little") + body
 
 

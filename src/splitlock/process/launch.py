@@ -63,7 +63,7 @@ def _become(argv: Sequence[str], env: dict[str, str], unblock: Iterable[int], wa
     if watched:
         seccomp.install()
     try:
-        os.execvpe(argv[0], argv, env)
+        os.execvpe(argv[0], list(argv), env)
     except OSError as error:
         if error.errno != errno.ENOEXEC:
             raise

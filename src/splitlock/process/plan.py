@@ -158,8 +158,9 @@ def build(data: Buffer) -> tuple[Plan, Sites]:
     traps = {run.start: made.entry[run.start] for run in runs if run.trap}
     hot = Plan(
         (
-            len(made.sites) + text.decided, unmonitored, elf.span(), segments, len(made.sites), made.base, bytes(made.code),
-            made.code_size, made.check.asked, made.check.trapped, made.check.flag, made.fields, chunks, traps,
+            len(made.sites) + text.decided, unmonitored, elf.span(), segments, len(made.sites), made.base,
+            bytes(made.code), made.code_size, made.check.asked, made.check.trapped, made.check.flag, made.fields,
+            chunks, traps,
         )
     )  # fmt: skip
     original = [elf.read(address, len(text)) for address, text, _ in chunks]

@@ -56,9 +56,7 @@ def choose_runs(text: Text) -> list[Run]:
     """The runs for every site of an image, by address."""
     chosen = {f.start: _of_function(text, f) for f in text.functions}
     while True:
-        interiors = {
-            address for runs in chosen.values() for run in runs for address in run.entries()
-        }
+        interiors = {address for runs in chosen.values() for run in runs for address in run.entries()}
         entered = text.entered_from_elsewhere(interiors)
         if not entered:
             break

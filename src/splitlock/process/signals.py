@@ -86,9 +86,7 @@ class Signals:
         task.resume(0)
         return True
 
-    def _fault(
-        self, task: Task, module: Module, number: int, registers: ctypes.Array[ctypes.c_uint64]
-    ) -> None:
+    def _fault(self, task: Task, module: Module, number: int, registers: ctypes.Array[ctypes.c_uint64]) -> None:
         cold = self._hits.cache.sites(module.key, module.name)
         at = registers[ptrace.RIP] - module.arena
         address = cold.copies.get(at)
@@ -102,9 +100,7 @@ class Signals:
             task.watch_return = task.watch_return or address in cold.resume
         task.resume(number)
 
-    def _uncount(
-        self, tid: int, module: Module, address: int, registers: ctypes.Array[ctypes.c_uint64]
-    ) -> None:
+    def _uncount(self, tid: int, module: Module, address: int, registers: ctypes.Array[ctypes.c_uint64]) -> None:
         """A site that was counted has not executed: it faulted, and will be counted again if retried."""
         from splitlock.x86.lines import crosses
         from splitlock.x86.locked import operand_address
@@ -147,9 +143,9 @@ class Signals:
                 return
             if module is None:
                 break
-            if registers[ptrace.RIP] == module.arena + module.plan.trapped:
-                if ptrace.si_code(ptrace.get_siginfo(tid)) == _SI_KERNEL:
-                    self._answer(task, module, registers)
+            trapped = registers[ptrace.RIP] == module.arena + module.plan.trapped
+            if trapped and ptrace.si_code(ptrace.get_siginfo(tid)) == _SI_KERNEL:
+                self._answer(task, module, registers)
         ptrace.set_sigmask(tid, mask)
         ptrace.set_siginfo(tid, info)
         task.resume(number)

@@ -33,7 +33,8 @@ def mappings(pid: int) -> list[Mapping]:
 class Module:
     """One image mapped into one address space.
 
-    `name`: its path as the program sees it. `bias`: what to add to the file's addresses. `arena`: where its trampolines are, 0 without any.
+    `name`: its path as the program sees it. `bias`: what to add to the file's addresses. `arena`: where its
+    trampolines are, 0 without any.
     """
 
     __slots__ = ("arena", "bias", "corrections", "counts", "key", "name", "plan")
@@ -108,7 +109,9 @@ class Space:
 
     def arena_at(self, address: int) -> Module | None:
         """The module whose trampolines lie at an address."""
-        return next((m for m in self.modules + self.gone if m.arena and 0 <= address - m.arena < m.plan.code_size), None)
+        return next(
+            (m for m in self.modules + self.gone if m.arena and 0 <= address - m.arena < m.plan.code_size), None
+        )
 
     def snapshot(self, tid: int) -> None:
         """Read every counter of this space; `tid` is a task in it that still has its memory."""

@@ -16,7 +16,7 @@ from splitlock.process.inject import TaskGone
 from splitlock.process.policy import WAIT, Policy, say
 from splitlock.process.signals import Signals
 from splitlock.process.space import Module, Space
-from splitlock.process.watch import OWN_FILTER, Watch
+from splitlock.process.watch import Watch
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -234,11 +234,10 @@ class Tracer:
                 asked = ptrace.Registers.from_buffer_copy(registers)
                 self._finish_call(task)
                 self.watch.after_mmap(task.tid, space, file, asked, registers, task.stopped)
-        elif number in (calls.MPROTECT, calls.PKEY_MPROTECT):
-            if not space.known_anonymous(registers[ptrace.RDI], registers[ptrace.RSI]):
-                asked = ptrace.Registers.from_buffer_copy(registers)
-                self._finish_call(task)
-                self.watch.after_mprotect(task.tid, space, asked, registers, task.stopped)
+        elif not space.known_anonymous(registers[ptrace.RDI], registers[ptrace.RSI]):  # (pkey_)mprotect
+            asked = ptrace.Registers.from_buffer_copy(registers)
+            self._finish_call(task)
+            self.watch.after_mprotect(task.tid, space, asked, registers, task.stopped)
         task.resume(0)
 
     def _ask(self, task: Task, module: Module, again: bool = False) -> None:
@@ -316,12 +315,12 @@ class Tracer:
 
     def _exec(self, task: Task) -> None:
         former = ptrace.event_message(task.tid)
-        if former != task.tid and former in self._tasks:  # exec from a thread: it takes the leader's number
-            self._drop(self._tasks.pop(former))
         old = task.space
         space = Space()
         space.filtered = old.filtered
-        old.live.discard(task.tid)  # its counts were read when it called execve
+        old.live -= {task.tid, former}  # their counts were read when execve was called
+        if former != task.tid and former in self._tasks:  # exec from a thread: it takes the leader's number
+            self._drop(self._tasks.pop(former))
         self._drop(task)
         task = self._tasks[task.tid] = Task(task.tid, task.pid, space)
         ptrace.get_registers(task.tid, self._registers)

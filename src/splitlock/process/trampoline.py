@@ -20,6 +20,10 @@ from splitlock.x86.locked import (
     split_size,
 )
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from iced_x86._iced_x86_py import Register as RegisterNumber
+
 _BRANCHES = {FlowControl.CONDITIONAL_BRANCH, FlowControl.UNCONDITIONAL_BRANCH}
 _LEAVES = {FlowControl.UNCONDITIONAL_BRANCH, FlowControl.RETURN, FlowControl.INDIRECT_BRANCH}
 _LOW = [
@@ -138,7 +142,7 @@ class Trampolines:
         self._pending.append((jump, prologue, x, len(self.code)))
         self._copy(x)
 
-    def _test(self, base: int, size: int, pushed_rax: bool) -> None:
+    def _test(self, base: RegisterNumber, size: int, pushed_rax: bool) -> None:
         if pushed_rax and base == Register.RAX:
             self.code += bytes((0xF6, 0x04, 0x24, size - 1))  # test byte ptr [rsp], size-1
         else:
@@ -181,7 +185,7 @@ class Trampolines:
             lea.memory_displ_size = width // 8
         self._encode(lea, moved=True)
 
-    def _bit_offset(self, register: int, size: int) -> None:
+    def _bit_offset(self, register: RegisterNumber, size: int) -> None:
         """Add to rdx the bytes that a bit test's offset reaches beyond its operand."""
         full = RegisterExt.full_register(register)
         code = {2: Code.MOVSX_R64_RM16, 4: Code.MOVSXD_R64_RM32, 8: Code.MOV_R64_RM64}[size]

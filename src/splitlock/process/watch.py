@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 
-from splitlock.process import filter as calls
 from splitlock.process import inject, ptrace
 from splitlock.process.inject import Refused
 from splitlock.process.space import Mapping, Module, Space, mappings
@@ -44,9 +43,7 @@ class Watch:
         if known is None or size > known[0]:
             self.unmonitored[name, image, reason] = size, sites
 
-    def at_exec(
-        self, tid: int, space: Space, registers: ctypes.Array[ctypes.c_uint64], stopped: list[int]
-    ) -> None:
+    def at_exec(self, tid: int, space: Space, registers: ctypes.Array[ctypes.c_uint64], stopped: list[int]) -> None:
         """A new program: the kernel has mapped it and its dynamic linker."""
         narrow = registers[ptrace.CS] != 0x33
         for m in mappings(tid):
@@ -104,9 +101,7 @@ class Watch:
         start, end = asked[ptrace.RDI], asked[ptrace.RDI] + asked[ptrace.RSI]
         for m in mappings(tid):
             if m.start < end and start < m.end and "x" in m.permissions:
-                known = any(
-                    module.name == m.path and module.holds(max(start, m.start)) for module in space.modules
-                )
+                known = any(module.name == m.path and module.holds(max(start, m.start)) for module in space.modules)
                 if not m.inode:
                     space.anonymous = True
                     space.anonymous_ranges.append((m.start, m.end))
@@ -164,9 +159,8 @@ class Watch:
     ) -> None:
         """An executable mapping of a file: plan it and patch it."""
         size = mapping.end - mapping.start
-        for module in [m for m in space.modules if _overlaps(m, mapping)]:
-            if module.name != name:
-                self._drop(tid, space, module)
+        for other in [m for m in space.modules if _overlaps(m, mapping) and m.name != name]:
+            self._drop(tid, space, other)
         try:
             key, plan = self.cache.plan(path, name)
         except OSError as error:

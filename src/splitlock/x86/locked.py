@@ -13,6 +13,10 @@ from iced_x86 import Code, Decoder, Instruction, MemorySizeExt, Mnemonic, OpKind
 
 from splitlock.x86.lines import crosses
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from iced_x86._iced_x86_py import Register as RegisterNumber
+
 # A superset of all locked instructions in raw bytes: a LOCK prefix, further prefixes, an opcode
 # that may take it; or xchg with a ModRM byte that names memory. Matches are candidates only.
 _PREFIXES = rb"[\x26\x2e\x36\x3e\x64-\x67\xf0\xf2\xf3\x40-\x4f]*"
@@ -38,7 +42,7 @@ def split_size(instruction: Instruction) -> int:
     return size if size > 1 else 0
 
 
-def bit_offset_register(instruction: Instruction) -> int:
+def bit_offset_register(instruction: Instruction) -> RegisterNumber:
     """The register that moves a bit test's operand by whole words; Register.NONE without one."""
     if instruction.mnemonic in _BIT_TESTS and instruction.op1_kind == OpKind.REGISTER:
         return instruction.op1_register
@@ -62,7 +66,7 @@ def decided(instruction: Instruction, size: int) -> bool:
     return address is not None and not crosses(address, size)
 
 
-def alignment_register(instruction: Instruction, size: int) -> int:
+def alignment_register(instruction: Instruction, size: int) -> RegisterNumber:
     """The base register whose low bits alone decide whether the operand is aligned to its size.
 
     Register.NONE where displacement or index take part in the decision, a segment base is added,
@@ -78,7 +82,7 @@ def alignment_register(instruction: Instruction, size: int) -> int:
     return base
 
 
-def segment_register(instruction: Instruction) -> int:
+def segment_register(instruction: Instruction) -> RegisterNumber:
     """FS or GS when the operand is relative to one, else Register.NONE (0)."""
     segment = instruction.memory_segment
     return segment if segment in (Register.FS, Register.GS) else Register.NONE
@@ -93,23 +97,26 @@ def operand_address(code: bytes, ip: int, general: list[int], fs_base: int, gs_b
     if not split_size(instruction):
         return None
 
-    def value(register: int, _element: int, _size: int) -> int | None:
-        if register == Register.FS:
-            return fs_base
-        if register == Register.GS:
-            return gs_base
-        if not RegisterExt.is_gpr(register):
+    def value(register: RegisterNumber) -> int:
+        if register == Register.NONE:
             return 0
         return general[RegisterExt.number(register)] & (1 << 8 * RegisterExt.size(register)) - 1
 
-    address: int | None = instruction.virtual_address(0, 0, value)
+    if instruction.is_ip_rel_memory_operand:
+        address = instruction.ip_rel_memory_address
+    else:
+        address = value(instruction.memory_base) + instruction.memory_displacement
+        address += value(instruction.memory_index) * instruction.memory_index_scale
+        if RegisterExt.size(instruction.memory_base) == 4 or RegisterExt.size(instruction.memory_index) == 4:
+            address &= 0xFFFF_FFFF
+    address += {Register.FS: fs_base, Register.GS: gs_base}.get(segment_register(instruction), 0)
     offset = bit_offset_register(instruction)
-    if address is not None and offset != Register.NONE:
+    if offset != Register.NONE:
         bits = 8 * split_size(instruction)
         signed = general[RegisterExt.number(offset)] & (1 << bits) - 1
         signed -= signed >> (bits - 1) << bits
         address += signed // bits * (bits // 8)
-    return address
+    return address & 0xFFFF_FFFF_FFFF_FFFF
 
 
 def likely_locked(code: bytes) -> int:
