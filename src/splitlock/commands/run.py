@@ -55,7 +55,7 @@ def prepare_parser(parser: Parser) -> None:
     parser.add_argument("-o", "--output", metavar="FILE", help="write the report there, not to standard error")
     parser.add_argument("--error-exitcode", metavar="N", type=_status, help="exit with N when split locks were taken")
     parser.add_argument("-q", "--quiet", action="store_true", help="no lines while it runs, no report of nothing")
-    parser.add_argument("-v", "--verbose", action="store_true", help="list the images that were watched")
+    parser.add_argument("-v", "--verbose", action="store_true", help="list all sites, and the images that were watched")
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="PROGRAM", help=argparse.SUPPRESS)
 
 
@@ -102,7 +102,7 @@ def _render(tracer: Tracer, command: list[str], args: argparse.Namespace) -> byt
         return report.to_json()
     from splitlock.report.text import render
 
-    return (render(report) + images).encode()
+    return (render(report, *((len(report.sites),) if args.verbose else ())) + images).encode()
 
 
 def _write(output: int, text: bytes) -> None:

@@ -195,6 +195,8 @@ def _describe(task: Task, address: int, stack: int) -> tuple[str, int]:
         if m.start <= address < m.end:
             if m.path in ("[stack]", "[heap]"):
                 return f"{m.path[1:-1]}", 0
+            if m.path == "/dev/zero (deleted)":  # what the kernel calls MAP_SHARED|MAP_ANONYMOUS
+                return f"shared anonymous memory + {address - m.start:#x}", 0
             if m.start <= stack < m.end:
                 return "stack of the thread", 0
             return f"{m.path or 'anonymous memory'} + {address - m.start:#x}", 0

@@ -198,6 +198,7 @@ class Watch:
         except Refused as refused:
             self.note(name, str(refused), size, plan.watched)
         except OSError as error:
+            ptrace.get_registers(tid, ptrace.Registers())  # was it killed meanwhile? then that is all there is to say
             self.note(name, f"cannot patch: {error.strerror}", size, plan.watched)
 
     def _watched(self, name: str, key: Key, sites: int) -> None:

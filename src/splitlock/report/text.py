@@ -10,10 +10,11 @@ if TYPE_CHECKING:
 
 _WIDTH = 80
 _STACK = 8  # frames shown
+_SITES = 20  # sites shown
 
 
-def render(report: Report) -> str:
-    """The whole report, with a newline at the end."""
+def render(report: Report, most: int = _SITES) -> str:
+    """The report, with a newline at the end; of the sites the `most` that were hit most often."""
     lines = []
     tasks = {(s.pid, s.tid) for site in report.sites for s in site.samples}
     processes = max(len({pid for pid, _ in tasks}), max((s.processes for s in report.sites), default=0))
@@ -24,8 +25,12 @@ def render(report: Report) -> str:
             f"({_count(processes, 'process', 'processes')}, {_count(threads, 'thread')})"
         )
         width = max(len(f"{s.hits:,}") for s in report.sites)
-        for site in report.sites:
+        for site in report.sites[:most]:
             lines += _site(site, width)
+        if len(report.sites) > most:
+            rest = report.sites[most:]
+            hits = _count(sum(s.hits for s in rest), "split lock")
+            lines.append(f"... and {_count(len(rest), 'more site')} with {hits} (-v or --format json lists them)")
     lines += summary(
         bool(report.sites),
         report.watched.sites,

@@ -12,15 +12,14 @@ _SHIFTS = {
     Mnemonic.SHL, Mnemonic.SHR, Mnemonic.SAR, Mnemonic.SAL, Mnemonic.ROL, Mnemonic.ROR,
     Mnemonic.RCL, Mnemonic.RCR, Mnemonic.SHLD, Mnemonic.SHRD,
 }  # fmt: skip
-_ENDS = {FlowControl.RETURN, FlowControl.CALL, FlowControl.INDIRECT_CALL}
 
 
 def flags_needed(instructions: list[Instruction], at: int, index: dict[int, int]) -> bool:
     """Whether the status flags must survive up to `instructions[at]`, as it or its successors read them.
 
-    `index` maps addresses to positions in `instructions` (one function). Calls and returns end the
-    search: status flags are not preserved across them (System V psABI, 3.2.1). Whatever cannot be
-    followed counts as needing them.
+    `index` maps addresses to positions in `instructions` (one function). Whatever cannot be
+    followed there counts as needing them, calls and returns too: the psABI lets callers expect no flags,
+    but hand-written code may.
     """
     instruction = instructions[at]
     if instruction.rflags_read & STATUS:
@@ -53,8 +52,6 @@ def _live(instructions: list[Instruction], at: int, index: dict[int, int], wante
         flow = instruction.flow_control
         if flow == FlowControl.NEXT:
             at += 1
-        elif flow in _ENDS:
-            return False
         elif flow in (FlowControl.CONDITIONAL_BRANCH, FlowControl.UNCONDITIONAL_BRANCH):
             target = index.get(instruction.near_branch_target)
             if target is None:
