@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _EPILOG = """\
 modes (as the kernel parameter split_lock_detect=):
   off          run it unwatched
-  warn         a line for the first split lock of each task; every one is counted
+  warn         a line for each task's first split lock; every one is counted
   fatal        the lock does not execute; the task gets SIGBUS (BUS_ADRALN)
   ratelimit:N  all watched tasks together take at most N (1..1000) a second
 

@@ -44,10 +44,11 @@ def start(
         if watched:
             ptrace.request(ptrace.SEIZE, pid, 0, ptrace.OPTIONS)
     except OSError as error:
+        reason = _refused(error, pid)
         os.close(go_write)
         os.close(error_read)
         os.waitpid(pid, 0)
-        raise SplitlockError(_refused(error)) from None
+        raise SplitlockError(reason) from None
     os.write(go_write, b"1")
     os.close(go_write)
     return pid, error_read
@@ -85,12 +86,12 @@ def exec_error(descriptor: int, program: str) -> SplitlockError | None:
     return SplitlockError(f"{program}: cannot start: {text}")
 
 
-def _refused(error: OSError) -> str:
-    """What keeps us from tracing, and what to do about it."""
-    status = _read("/proc/self/status")
+def _refused(error: OSError, pid: int) -> str:
+    """What keeps us from tracing our child `pid`, and what to do about it."""
+    status = _read(f"/proc/{pid}/status")
     tracer = next((line.split()[1] for line in status.splitlines() if line.startswith("TracerPid:")), "0")
     if tracer != "0":
-        return f"cannot trace: process {tracer} traces us already (a debugger or strace); run splitlock outside it"
+        return f"cannot trace: process {tracer} (a debugger, strace or splitlock) traces us already; run splitlock alone"
     if _read("/proc/sys/kernel/yama/ptrace_scope").strip() == "3":
         return "cannot trace: kernel.yama.ptrace_scope is 3, which forbids ptrace until the next boot"
     return (
