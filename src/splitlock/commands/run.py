@@ -61,8 +61,8 @@ def prepare_parser(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do it; gives the exit status."""
+    from splitlock.process.launch import Child
     from splitlock.process.policy import Policy
-    from splitlock.process.tracer import Tracer
 
     command = args.command[1:] if args.command[:1] == ["--"] else args.command
     if not command:
@@ -74,8 +74,11 @@ def run(args: argparse.Namespace) -> int:
             output = os.open(args.output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
         except OSError as error:
             raise SplitlockError(f"-o {args.output}: {error.strerror}; name a file that can be written") from None
+    child = Child(command, watched=policy.mode != "off")
+    from splitlock.process.tracer import Tracer  # while the child gets ready
+
     tracer = Tracer(policy, quiet=args.quiet)
-    tracer.run(command)
+    tracer.run(child)
     found = tracer.sites
     if args.format == "json" or found or not args.quiet:
         _write(output, _render(tracer, command, args))

@@ -170,9 +170,10 @@ class Symbols:
             source = _libdw.call_site(lib, holder, inlined)
         name, whole = _libdw.die_name(lib, die)
         if not whole:
-            # "~T" of a destructor, whose several variants share one definition: the symbol says more.
+            # C, or C++ that has no linkage name in DWARF (variants of a destructor, templates of a
+            # local type): there the symbol says more, and has arguments.
             symbol = self._function_symbol(address)
-            name = symbol if name is None or (symbol and name + "(" in symbol) else name
+            name = symbol if symbol and (name is None or "(" in symbol) else name
         frames.append(Frame(name, source, False))
         return frames
 

@@ -1,4 +1,8 @@
-"""Starting a program under the tracer: fork, seize, filter, exec."""
+"""Starting a program under the tracer: fork, seize, filter, exec.
+
+The fork comes first, so that the child prepares itself while its parent still imports the tracer:
+at start-up the interpreter's own work is most of what a person waits for.
+"""
 
 from __future__ import annotations
 
@@ -7,83 +11,94 @@ import os
 import signal
 
 from splitlock._errors import SplitlockError
-from splitlock.process import ptrace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
+
+FORWARDED = {signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
+#: signals that we block, and wait for
+WAITED = FORWARDED | {signal.SIGCHLD}
 
 
-def start(
-    argv: Sequence[str], env: dict[str, str] | None, unblock: Iterable[int], watched: bool = True
-) -> tuple[int, int]:
-    """Start `argv`, seized and filtered if `watched`; gives its pid and a descriptor for `exec_error`.
+class Child:
+    """The program to be, forked and waiting for `go`. `pid` is its process, `watched` whether it will be traced."""
 
-    `unblock`: signals that we block and the program shall not. Raises SplitlockError when it cannot
-    be traced at all.
-    """
-    if env is None:
-        env = dict(os.environ)
-    go_read, go_write = os.pipe2(os.O_CLOEXEC)
-    error_read, error_write = os.pipe2(os.O_CLOEXEC)
-    pid = os.fork()
-    if pid == 0:
+    def __init__(self, argv: Sequence[str], env: dict[str, str] | None = None, watched: bool = True) -> None:
+        self.program = argv[0]
+        self.watched = watched
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, WAITED)
+        go, self._go = os.pipe2(os.O_CLOEXEC)
+        self._error, error = os.pipe2(os.O_CLOEXEC)
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.close(self._go)
+            _become(go, error, argv, dict(os.environ) if env is None else env, WAITED - before, watched)
+        os.close(go)
+        os.close(error)
+
+    def go(self) -> None:
+        """Seize it and let it exec. Raises SplitlockError when it cannot be traced."""
+        from splitlock.process import ptrace
+
         try:
-            os.close(go_write)
-            if os.read(go_read, 1):
-                _become(argv, env, unblock, watched)
+            if self.watched:
+                ptrace.request(ptrace.SEIZE, self.pid, 0, ptrace.OPTIONS)
         except OSError as error:
-            os.write(error_write, f"{error.errno} {error.strerror}".encode())
-        except BaseException as error:  # nothing of ours may run on in the child
-            os.write(error_write, f"0 {error}".encode())
-        finally:
-            os._exit(125)
-    os.close(go_read)
-    os.close(error_write)
+            reason = _refused(error, self.pid)
+            os.close(self._go)  # it reads the end of the pipe, and leaves
+            os.close(self._error)
+            os.waitpid(self.pid, 0)
+            raise SplitlockError(reason) from None
+        os.write(self._go, b"1")
+        os.close(self._go)
+
+    def check(self) -> None:
+        """After its end: raises SplitlockError when the program did not even start."""
+        with os.fdopen(self._error, "rb") as pipe:
+            said = pipe.read().decode(errors="replace")
+        if not said:
+            return
+        number, _, text = said.partition(" ")
+        if int(number) in (errno.ENOENT, errno.ENOTDIR):
+            raise SplitlockError(f"{self.program}: not found (give a path, or a name on PATH)", 127)
+        if int(number) in (errno.EACCES, errno.EISDIR, errno.ENOEXEC, errno.ELIBBAD):
+            raise SplitlockError(f"{self.program}: cannot execute: {text}", 126)
+        raise SplitlockError(f"{self.program}: cannot start: {text}")
+
+
+def _become(
+    go: int, error: int, argv: Sequence[str], env: dict[str, str], unblock: set[signal.Signals], watched: bool
+) -> None:
+    """In the child: turn into the program once the parent says so. Does not return."""
     try:
+        # Python ignores these at start; a program expects the default.
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
         if watched:
-            ptrace.request(ptrace.SEIZE, pid, 0, ptrace.OPTIONS)
-    except OSError as error:
-        reason = _refused(error, pid)
-        os.close(go_write)
-        os.close(error_read)
-        os.waitpid(pid, 0)
-        raise SplitlockError(reason) from None
-    os.write(go_write, b"1")
-    os.close(go_write)
-    return pid, error_read
+            from splitlock.process import filter as seccomp
+        if os.read(go, 1):
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, unblock)
+            if watched:
+                seccomp.install()
+            _execute(argv, env)
+    except OSError as failed:
+        os.write(error, f"{failed.errno} {failed.strerror}".encode())
+    except BaseException as failed:  # nothing of ours may run on in the child
+        os.write(error, f"0 {failed}".encode())
+    finally:
+        os._exit(125)
 
 
-def _become(argv: Sequence[str], env: dict[str, str], unblock: Iterable[int], watched: bool) -> None:
-    from splitlock.process import filter as seccomp
-
-    # Python ignores these at start; a program expects the default.
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, unblock)
-    if watched:
-        seccomp.install()
+def _execute(argv: Sequence[str], env: dict[str, str]) -> None:
     try:
         os.execvpe(argv[0], list(argv), env)
-    except OSError as error:
-        if error.errno != errno.ENOEXEC:
+    except OSError as failed:
+        if failed.errno != errno.ENOEXEC:
             raise
         # No interpreter named: a shell script, as execvp(3) has it.
         os.execve("/bin/sh", ["/bin/sh", *argv], env)
-
-
-def exec_error(descriptor: int, program: str) -> SplitlockError | None:
-    """Why the program did not start, once the child is gone; None when it did. Closes the descriptor."""
-    with os.fdopen(descriptor, "rb") as pipe:
-        said = pipe.read().decode(errors="replace")
-    if not said:
-        return None
-    number, _, text = said.partition(" ")
-    if int(number) in (errno.ENOENT, errno.ENOTDIR):
-        return SplitlockError(f"{program}: not found (give a path, or a name on PATH)", 127)
-    if int(number) in (errno.EACCES, errno.EISDIR, errno.ENOEXEC, errno.ELIBBAD):
-        return SplitlockError(f"{program}: cannot execute: {text}", 126)
-    return SplitlockError(f"{program}: cannot start: {text}")
 
 
 def _refused(error: OSError, pid: int) -> str:
@@ -91,7 +106,9 @@ def _refused(error: OSError, pid: int) -> str:
     status = _read(f"/proc/{pid}/status")
     tracer = next((line.split()[1] for line in status.splitlines() if line.startswith("TracerPid:")), "0")
     if tracer != "0":
-        return f"cannot trace: process {tracer} (a debugger, strace or splitlock) traces us already; run splitlock alone"
+        return (
+            f"cannot trace: process {tracer} (a debugger, strace or splitlock) traces us already; run splitlock alone"
+        )
     if _read("/proc/sys/kernel/yama/ptrace_scope").strip() == "3":
         return "cannot trace: kernel.yama.ptrace_scope is 3, which forbids ptrace until the next boot"
     return (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from array import array
 from collections import namedtuple
 
 TYPE_CHECKING = False
@@ -43,7 +42,7 @@ class Module:
         self.key, self.name, self.plan, self.bias = key, name, plan, bias
         self.arena = 0
         #: what the counters said when last looked at
-        self.counts: array[int] | None = None
+        self.counts: memoryview[int] | None = None
         #: executions that were counted and then did not happen (a fault), by site number
         self.corrections: dict[int, int] = {}
 
@@ -65,9 +64,7 @@ class Module:
 
     def snapshot(self, memory: int) -> None:
         """Read the counters through a descriptor for the target's memory."""
-        counts = array("Q")
-        counts.frombytes(os.pread(memory, 8 * self.plan.sites, self.data))
-        self.counts = counts
+        self.counts = memoryview(os.pread(memory, 8 * self.plan.sites, self.data)).cast("Q")
 
 
 class Space:

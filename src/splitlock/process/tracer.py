@@ -8,11 +8,12 @@ import signal
 import time
 
 from splitlock.process import filter as calls
-from splitlock.process import inject, launch, ptrace
+from splitlock.process import inject, ptrace
 from splitlock.process.abi import MAGIC
 from splitlock.process.cache import Cache
 from splitlock.process.hits import Hits, Site
 from splitlock.process.inject import TaskGone
+from splitlock.process.launch import WAITED, Child
 from splitlock.process.policy import WAIT, Policy, say
 from splitlock.process.signals import Signals
 from splitlock.process.space import Module, Space
@@ -20,9 +21,8 @@ from splitlock.process.watch import Watch
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
-_FORWARDED = {signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
 _STOPS = {signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
 _CLONE_VM, _CLONE_THREAD = 0x100, 0x10000
 
@@ -91,25 +91,17 @@ class Tracer:
             found.append(("processes", False, reason, None, None))
         return found
 
-    def run(self, argv: Sequence[str], env: dict[str, str] | None = None) -> None:
+    def run(self, child: Child) -> None:
         """Run a program to its end, and everything it started. Raises SplitlockError when it cannot start."""
-        waited = _FORWARDED | {signal.SIGCHLD}
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, waited)
-        try:
-            watched = self.policy.mode != "off"
-            self._main, error = launch.start(argv, env, waited - set(before), watched)
-            self._tasks[self._main] = Task(self._main, self._main, Space())
-            self._loop(waited)
-            failed = launch.exec_error(error, argv[0])
-            if failed:
-                raise failed
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        child.go()
+        self._main = child.pid
+        self._tasks[self._main] = Task(self._main, self._main, Space())
+        self._loop()
+        child.check()
 
     # -- waiting -------------------------------------------------------------------------------
 
-    def _loop(self, waited: set[signal.Signals]) -> None:
+    def _loop(self) -> None:
         while self._tasks or self._unclaimed:
             try:
                 tid, status = os.waitpid(-1, ptrace.WALL | os.WNOHANG)
@@ -122,7 +114,7 @@ class Tracer:
             if timeout is not None and timeout <= 0:
                 self._wake()
                 continue
-            got = signal.sigwaitinfo(waited) if timeout is None else signal.sigtimedwait(waited, timeout)
+            got = signal.sigwaitinfo(WAITED) if timeout is None else signal.sigtimedwait(WAITED, timeout)
             # A signal from the terminal has reached the program already.
             if got is not None and got.si_signo != signal.SIGCHLD and got.si_code <= 0:
                 self._forward(got.si_signo)

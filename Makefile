@@ -1,0 +1,63 @@
+# On a fresh Debian 12: `make demo` shows the main job, `make test` proves it. `make help` lists the rest.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+RUN_PACKAGES := python3 python3-venv libdw1
+DEMO_PACKAGES := $(RUN_PACKAGES) gcc libc6-dev stress-ng
+TEST_PACKAGES := $(DEMO_PACKAGES) g++ binutils gdb git perl xz-utils gzip openssl nodejs default-jdk-headless \
+	libc6-dbg libpython3.11-testsuite qemu-user
+BENCH_PACKAGES := $(TEST_PACKAGES) valgrind
+
+.PHONY: help demo test test-slow lint format schema bench setup clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*## */\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r target what; do \
+		printf '  make %-10s %s\n' "$$target" "$$what"; done
+
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/developer: $(VENV)/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+demo:  ## set up, then name the split locks of a small program and of stress-ng
+	@scripts/setup.sh $(DEMO_PACKAGES)
+	@$(MAKE) --no-print-directory $(VENV)/installed
+	@mkdir -p build && $(CC) -O2 -g -pthread -o build/demo tests/programs/demo.c
+	@echo && echo '$$ splitlock run -- ./demo' && $(BIN)/splitlock run -- build/demo
+	@echo && echo '$$ splitlock run -- stress-ng --lockbus 1 --lockbus-ops 1' && \
+		$(BIN)/splitlock run -- stress-ng --quiet --lockbus 1 --lockbus-ops 1 2>&1 | sed -n '1,30p;30s/.*/.../p;$$p'
+
+setup:
+	@scripts/setup.sh $(TEST_PACKAGES)
+	@$(MAKE) --no-print-directory $(VENV)/developer
+
+lint: setup  ## format, lint, import layers, types
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/lint-imports >/dev/null || $(BIN)/lint-imports
+	@$(BIN)/mypy --no-error-summary
+
+test: lint  ## set up, lint, and run the tests (minutes)
+	@$(BIN)/pytest -q -m 'not slow'
+
+test-slow: setup  ## the tests that take longer than CI has
+	@$(BIN)/pytest -q -m slow
+
+bench: setup  ## measure against native, QEMU and valgrind; rewrites docs/benchmarks.md
+	@scripts/setup.sh $(BENCH_PACKAGES)
+	@$(BIN)/python benchmarks/bench.py --markdown docs/benchmarks.md
+
+schema: setup  ## regenerate docs/run.schema.json from the report's types
+	@$(BIN)/python scripts/schema.py
+
+format: setup  ## reformat the code
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+clean:  ## remove what was built
+	rm -rf build $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
