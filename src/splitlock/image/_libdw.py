@@ -213,7 +213,8 @@ def function_ranges(lib: ctypes.CDLL, unit: int) -> tuple[int | Die, list[tuple[
         return True
 
     visit(lambda callback: lib.dwarf_getfuncs(holder, callback, None, 0), add)
-    return holder, sorted(found)
+    # Several may have one range (assembler functions with aliases): always the same one is then found.
+    return holder, sorted(found, key=lambda r: r[:2])
 
 
 def inlined(lib: ctypes.CDLL, die: Die, pc: int) -> list[Die]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 
 from splitlock.image.symbols import Symbols
 from splitlock.process.hits import Sample, Site
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 def describe(tracer: Tracer, command: list[str]) -> report.Report:
     """The report of a finished run."""
-    names = _Names()
+    names = _Names(tracer.watch.files)
     sites = [_site(site, names) for site in tracer.sites]
     return report.Report(
         schema=report.SCHEMA,
@@ -39,16 +40,24 @@ def describe(tracer: Tracer, command: list[str]) -> report.Report:
 
 
 class _Names:
-    """Symbols by image, opened once each."""
+    """Symbols by image, opened once each; none where the path now names another file than was watched."""
 
-    def __init__(self) -> None:
+    def __init__(self, files: dict[str, tuple[int, ...]]) -> None:
+        self._files = files
         self._open: dict[str, Symbols] = {}
 
     def of(self, image: str) -> Symbols:
         symbols = self._open.get(image)
         if symbols is None:
-            symbols = self._open[image] = Symbols(image)
+            symbols = self._open[image] = Symbols(image if self._unchanged(image) else os.devnull)
         return symbols
+
+    def _unchanged(self, image: str) -> bool:
+        try:
+            status = os.stat(image)
+        except OSError:  # deleted, or in another mount namespace
+            return False
+        return self._files.get(image, ())[:2] == (status.st_dev, status.st_ino)
 
     def place(self, image: str, address: int) -> str:
         """`function image+0xaddress` for a line of a stack."""

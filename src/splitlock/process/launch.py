@@ -42,15 +42,19 @@ class Child:
         """Seize it and let it exec. Raises SplitlockError when it cannot be traced."""
         from splitlock.process import ptrace
 
+        reason = ""
+        if self.watched and not ptrace.has_fsgsbase():
+            reason = "cannot watch: no FSGSBASE here; it takes Linux 5.9 and a CPU of 2012 or later"
         try:
-            if self.watched:
+            if self.watched and not reason:
                 ptrace.request(ptrace.SEIZE, self.pid, 0, ptrace.OPTIONS)
         except OSError as error:
             reason = _refused(error, self.pid)
+        if reason:
             os.close(self._go)  # it reads the end of the pipe, and leaves
             os.close(self._error)
             os.waitpid(self.pid, 0)
-            raise SplitlockError(reason) from None
+            raise SplitlockError(reason)
         os.write(self._go, b"1")
         os.close(self._go)
 

@@ -90,6 +90,11 @@ def set_sigmask(tid: int, mask: int) -> None:
     request(SETSIGMASK, tid, 8, ctypes.addressof(_mask))
 
 
+def has_fsgsbase() -> bool:
+    """Whether programs may read their segment bases (AT_HWCAP2 bit 1, Documentation/arch/x86/x86_64/fsgs.rst)."""
+    return bool(_libc.getauxval(26) & 2)
+
+
 def prctl(option: int, arg2: int, arg3: int = 0) -> None:
     """prctl(2) for ourselves. Raises OSError."""
     if _libc.prctl(option, ctypes.c_ulong(arg2), ctypes.c_ulong(arg3), ctypes.c_ulong(0), ctypes.c_ulong(0)) == -1:

@@ -34,6 +34,8 @@ class Watch:
         self.images: dict[Key, int] = {}
         #: the same by path, for people
         self.names: dict[str, int] = {}
+        #: which file each path was
+        self.files: dict[str, Key] = {}
         #: (image or mapping, whether it is an image, reason) -> (bytes, locked instructions where known)
         self.unmonitored: dict[tuple[str, bool, str], tuple[int, int | None]] = {}
 
@@ -51,7 +53,7 @@ class Watch:
                 continue
             if narrow:
                 space.narrow = True
-                self.note(m.path, "32-bit code", m.end - m.start)
+                self.note(m.path or ANONYMOUS, "32-bit code", m.end - m.start, image=m.inode != 0)
             elif m.inode:
                 self._file(tid, space, m, _openable(tid, m), m.path, registers, stopped)
             else:
@@ -166,6 +168,7 @@ class Watch:
         except OSError as error:
             self.note(name, f"cannot read the file: {error.strerror}", size)
             return
+        self.files[name] = key
         for reason, unseen, sites in plan.unmonitored:
             self.note(name, reason, unseen, sites)
         whole = [
