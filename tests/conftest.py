@@ -83,7 +83,7 @@ def watch(tmp_path: Path, environment: dict[str, str]) -> Runner:
         env = {**environment, **more.pop("env", {})}
         words = [*SPLITLOCK, "run", "--format", "json", "-o", str(target), *options, "--", *map(str, argv)]
         done = subprocess.run(
-            words, env=env, capture_output=True, text=True, timeout=timeout, check=False, **more
+            words, env=env, capture_output=True, text=True, errors="replace", timeout=timeout, check=False, **more
         )  # fmt: skip
         report = msgspec.json.decode(target.read_bytes()) if target.exists() and target.stat().st_size else {}
         if report and report["mode"] != "fatal":

@@ -1,6 +1,6 @@
 """The raw C side of `symbols`: libdw of elfutils, `__cxa_demangle`, and the C types they use.
 
-Prototypes and layouts are those of elfutils/libdw.h and libdwfl.h, the same from 0.170 to 0.196.
+Prototypes and layouts are those of elfutils/libdw.h and libdwfl.h (0.171 on; tried: 0.188 and 0.196).
 Handles and DIEs travel as plain integers (addresses); a C `NULL` arrives as None.
 """
 

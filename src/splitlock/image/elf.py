@@ -73,7 +73,7 @@ class Elf:
     def _unpack(self, layout: struct.Struct, offset: int) -> tuple[int, ...]:
         try:
             return layout.unpack_from(self.data, offset)
-        except struct.error:
+        except (struct.error, OverflowError):
             raise ImageError(f"no room for a header at file offset {offset:#x} (truncated?)") from None
 
     @property

@@ -281,7 +281,7 @@ class Unwinder:
         the thread is not stopped under the calling thread's ptrace.
         """
         lib = self._lib
-        # libdw 0.188 to 0.196 abort() the process (an assertion in linux-pid-attach.c) at the second
+        # libdw (0.188, 0.196) abort()s the process (an assertion in linux-pid-attach.c) at the second
         # stack after one for which the registers could not be read.
         if lib is None or self._dwfl is None or limit < 1 or not _libdw.can_read_registers(tid):
             return []
