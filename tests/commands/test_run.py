@@ -143,15 +143,11 @@ def test_the_api_gives_the_same_report(program: Program) -> None:
     assert caught.value.exit_code == 127
 
 
-def _start(environment: dict[str, str], *words: str, **more: object) -> subprocess.Popen[str]:
+def _start(environment: dict[str, str], *words: str, session: bool = False) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [*SPLITLOCK, "run", "--", *words],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        **more,  # type: ignore[call-overload]
-    )
+        [*SPLITLOCK, "run", "--", *words], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=session,
+    )  # fmt: skip
 
 
 def test_signals_to_us_reach_the_program(environment: dict[str, str]) -> None:
@@ -168,7 +164,7 @@ def test_signals_to_us_reach_the_program(environment: dict[str, str]) -> None:
 
 def test_ctrl_c_still_yields_the_report(environment: dict[str, str]) -> None:
     """As from a terminal: the whole process group gets SIGINT."""
-    running = _start(environment, "sh", "-c", "echo ready; exec sleep 60", start_new_session=True)
+    running = _start(environment, "sh", "-c", "echo ready; exec sleep 60", session=True)
     assert running.stdout is not None
     assert running.stdout.readline() == "ready\n"
     os.killpg(running.pid, signal.SIGINT)

@@ -9,7 +9,8 @@ import struct
 from iced_x86 import Decoder, FlowControl, Instruction, Mnemonic, OpKind
 
 from splitlock.image.elf import ET_EXEC, PT_LOAD, Elf
-from splitlock.x86.locked import CANDIDATE, LOCK_PREFIXED, decided, split_size
+from splitlock.x86.locked import decided, split_size
+from splitlock.x86.patterns import CANDIDATE, LOCK_PREFIXED
 
 _BRANCHES = {FlowControl.CONDITIONAL_BRANCH, FlowControl.UNCONDITIONAL_BRANCH}
 _IMMEDIATES = {OpKind.IMMEDIATE32, OpKind.IMMEDIATE32TO64, OpKind.IMMEDIATE64}

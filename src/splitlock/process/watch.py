@@ -126,7 +126,7 @@ class Watch:
         """A program ends: what executable memory without a file it has, and how many locks that holds."""
         if not space.anonymous or space.narrow:
             return
-        from splitlock.x86.locked import likely_locked
+        from splitlock.x86.patterns import LOCK_PREFIXED
 
         size = sites = read = 0
         arenas = {m.arena for m in space.modules + space.gone}
@@ -140,7 +140,8 @@ class Watch:
                     if read < _MOST_SCANNED and (m.permissions[0] == "r"):
                         code = os.pread(memory, min(_PIECE, m.end - at), at)
                         read += len(code)
-                        sites += likely_locked(code)
+                        if LOCK_PREFIXED.search(code):  # or spare the decoder's import
+                            sites += _likely_locked(code)
         except OSError:
             pass
         finally:
@@ -213,6 +214,12 @@ class Watch:
             space.snapshot(tid)
         space.modules.remove(module)
         space.gone.append(module)
+
+
+def _likely_locked(code: bytes) -> int:
+    from splitlock.x86.locked import likely_locked
+
+    return likely_locked(code)
 
 
 def _overlaps(module: Module, mapping: Mapping) -> bool:

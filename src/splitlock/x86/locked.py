@@ -7,26 +7,14 @@ A locked instruction is one with a LOCK prefix, or `xchg` with memory, which loc
 
 from __future__ import annotations
 
-import re
-
 from iced_x86 import Code, Decoder, Instruction, MemorySizeExt, Mnemonic, OpKind, Register, RegisterExt
 
 from splitlock.x86.lines import crosses
+from splitlock.x86.patterns import LOCK_PREFIXED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from iced_x86._iced_x86_py import Register as RegisterNumber
-
-# A superset of all locked instructions in raw bytes: a LOCK prefix, further prefixes, an opcode
-# that may take it; or xchg with a ModRM byte that names memory. Matches are candidates only.
-_PREFIXES = rb"[\x26\x2e\x36\x3e\x64-\x67\xf0\xf2\xf3\x40-\x4f]*"
-_LOCKABLE = (
-    rb"(?:[\x00\x01\x08\x09\x10\x11\x18\x19\x20\x21\x28\x29\x30\x31\x80\x81\x83\x86\x87\xf6\xf7\xfe\xff]"
-    rb"|\x0f[\xab\xb3\xba\xbb\xb0\xb1\xc0\xc1\xc7])"
-)
-CANDIDATE = re.compile(rb"\xf0" + _PREFIXES + _LOCKABLE + rb"[\x00-\xbf]|[\x86\x87][\x00-\xbf]", re.DOTALL)
-# The same with an explicit LOCK prefix only: few false matches, for code without known bounds.
-LOCK_PREFIXED = re.compile(rb"\xf0" + _PREFIXES + _LOCKABLE + rb"[\x00-\xbf]", re.DOTALL)
 
 _BIT_TESTS = {Mnemonic.BTS, Mnemonic.BTR, Mnemonic.BTC}
 _EXTENDED = {Code.XCHG_RM8_R8, Code.XCHG_RM16_R16, Code.XCHG_RM32_R32, Code.XCHG_RM64_R64}
