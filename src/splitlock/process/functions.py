@@ -97,6 +97,8 @@ class Text:
             for match in CANDIDATE.finditer(code):
                 address = segment.vaddr + match.start()
                 i = bisect.bisect_right(self._starts, address) - 1
+                # A match may begin in one function and hide an instruction at the start of the next.
+                found.update(range(i + 1, bisect.bisect_left(self._starts, segment.vaddr + match.end())))
                 if i >= 0 and address < self._ranges[i][1]:
                     found.add(i)
                 elif LOCK_PREFIXED.match(code, match.start()):

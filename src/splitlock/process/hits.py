@@ -131,6 +131,9 @@ class Hits:
         ptrace.set_registers(task.tid, before)
         try:
             frames = unwinder.stack(task.tid)
+            if not frames and task.tid != task.pid:  # the main thread has ended, and its view of memory with it
+                with Unwinder(task.tid) as another:
+                    frames = another.stack(task.tid)
         finally:
             ptrace.set_registers(task.tid, now)
         found = []

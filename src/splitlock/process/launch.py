@@ -16,9 +16,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-FORWARDED = {signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
-#: signals that we block, and wait for
-WAITED = FORWARDED | {signal.SIGCHLD}
+#: signals that we block, and wait for; but for SIGCHLD they go on to the program
+WAITED = {
+    signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTSTP,
+    signal.SIGCHLD,
+}  # fmt: skip
 
 
 class Child:

@@ -68,7 +68,8 @@ class Tracer:
         self.lost = 0
         self.processes = 1
         self._tasks: dict[int, Task] = {}
-        self._unclaimed: set[int] = set()
+        #: stopped new tasks whose parent's event has not come yet, with the process they or their parent belong to
+        self._unclaimed: dict[int, int] = {}
         #: (when, tie-break, task, the module it asked for or None: the end of its turn)
         self._timers: list[tuple[float, int, int, Module | None]] = []
         self._main = self._ties = 0
@@ -156,7 +157,7 @@ class Tracer:
         try:
             if os.WIFSTOPPED(status):
                 if task is None:  # a new task's first stop, before its parent's event
-                    self._unclaimed.add(tid)
+                    self._unclaimed[tid] = _origin(tid)
                 else:
                     self._stopped(task, status)
             else:
@@ -284,8 +285,7 @@ class Tracer:
             self.processes += 1
         space = task.space if shared else task.space.fork()
         new = self._tasks[child] = Task(child, pid, space)
-        if child in self._unclaimed:
-            self._unclaimed.discard(child)
+        if self._unclaimed.pop(child, None):
             new.resume(0)
 
     def _clone_flags(self, task: Task) -> int:
@@ -334,10 +334,15 @@ class Tracer:
     def _ended(self, tid: int, status: int) -> None:
         if tid == self._main:
             self.exit_status = 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
-        self._unclaimed.discard(tid)
+        self._unclaimed.pop(tid, None)
         task = self._tasks.pop(tid, None)
-        if task:
-            self._drop(task)
+        if task is None:
+            return
+        for child in [c for c, origin in self._unclaimed.items() if origin == task.pid]:
+            del self._unclaimed[child]  # its parent was killed before it could report the fork
+            self._tasks[child] = Task(child, child, task.space.fork())
+            self._tasks[child].resume(0)
+        self._drop(task)
 
     def _drop(self, task: Task) -> None:
         """A task has left its space; the last one closes it."""
@@ -351,3 +356,13 @@ class Tracer:
         if not space.tasks:
             self.hits.collect(space)
             self.hits.forget(space)
+
+
+def _origin(tid: int) -> int:
+    """The process that a new task comes from: its own if it is a thread, else its parent; 0 when it is gone."""
+    try:
+        with open(f"/proc/{tid}/status") as file:
+            fields = dict(line.split(":", 1) for line in file if ":" in line)
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return int(fields["Tgid"]) if int(fields["Tgid"]) != tid else int(fields["PPid"])

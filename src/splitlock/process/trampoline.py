@@ -16,6 +16,7 @@ from splitlock.x86.locked import (
     alignment_register,
     bit_offset_register,
     decided,
+    narrow_address,
     segment_register,
     split_size,
 )
@@ -163,7 +164,7 @@ class Trampolines:
         size = split_size(x)
         offset = bit_offset_register(x)
         if offset != Register.NONE:
-            self._bit_offset(offset, size)
+            self._bit_offset(offset, size, narrow_address(x))
         self.code += b"\xb9" + (len(self.sites) << 8 | size).to_bytes(4, "little")  # mov ecx, number << 8 | size
         self.code += b"\xe8"  # call check
         self._near(0)
@@ -185,7 +186,7 @@ class Trampolines:
             lea.memory_displ_size = width // 8
         self._encode(lea, moved=True)
 
-    def _bit_offset(self, register: RegisterNumber, size: int) -> None:
+    def _bit_offset(self, register: RegisterNumber, size: int, narrow: bool) -> None:
         """Add to rdx the bytes that a bit test's offset reaches beyond its operand."""
         full = RegisterExt.full_register(register)
         code = {2: Code.MOVSX_R64_RM16, 4: Code.MOVSXD_R64_RM32, 8: Code.MOV_R64_RM64}[size]
@@ -198,7 +199,8 @@ class Trampolines:
         self._encode(move)
         shift = {2: 4, 4: 5, 8: 6}[size]
         self.code += b"\x48\xc1\xf9" + bytes((shift,))  # sar rcx, log2(bits of the operand)
-        self.code += b"\x48\x8d\x14" + {2: b"\x4a", 4: b"\x8a", 8: b"\xca"}[size]  # lea rdx, [rdx+rcx*size]
+        # lea rdx, [rdx+rcx*size], or edx
+        self.code += (b"" if narrow else b"\x48") + b"\x8d\x14" + {2: b"\x4a", 4: b"\x8a", 8: b"\xca"}[size]
 
     # -- encoding ------------------------------------------------------------------------------
 

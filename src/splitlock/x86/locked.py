@@ -76,6 +76,12 @@ def segment_register(instruction: Instruction) -> RegisterNumber:
     return segment if segment in (Register.FS, Register.GS) else Register.NONE
 
 
+def narrow_address(instruction: Instruction) -> bool:
+    """Whether the operand's address is computed in 32 bits (67h prefix)."""
+    base, index = instruction.memory_base, instruction.memory_index
+    return base == Register.EIP or 4 in (RegisterExt.size(base), RegisterExt.size(index))
+
+
 def operand_address(code: bytes, ip: int, general: list[int], fs_base: int, gs_base: int) -> int | None:
     """The runtime address of the memory operand of the locked instruction at `ip`, None if it is none.
 
@@ -95,15 +101,15 @@ def operand_address(code: bytes, ip: int, general: list[int], fs_base: int, gs_b
     else:
         address = value(instruction.memory_base) + instruction.memory_displacement
         address += value(instruction.memory_index) * instruction.memory_index_scale
-        if RegisterExt.size(instruction.memory_base) == 4 or RegisterExt.size(instruction.memory_index) == 4:
-            address &= 0xFFFF_FFFF
-    address += {Register.FS: fs_base, Register.GS: gs_base}.get(segment_register(instruction), 0)
     offset = bit_offset_register(instruction)
     if offset != Register.NONE:
         bits = 8 * split_size(instruction)
         signed = general[RegisterExt.number(offset)] & (1 << bits) - 1
         signed -= signed >> (bits - 1) << bits
         address += signed // bits * (bits // 8)
+    if narrow_address(instruction):
+        address &= 0xFFFF_FFFF
+    address += {Register.FS: fs_base, Register.GS: gs_base}.get(segment_register(instruction), 0)
     return address & 0xFFFF_FFFF_FFFF_FFFF
 
 
