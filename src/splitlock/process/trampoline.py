@@ -62,6 +62,9 @@ class Trampolines:
         self.sites: list[tuple[int, int, int, str]] = []
         self._formatter = Formatter(FormatterSyntax.INTEL)
         self._formatter.space_after_operand_separator = True
+        self._formatter.rip_relative_addresses = True
+        self._formatter.hex_prefix, self._formatter.hex_suffix = "0x", ""
+        self._formatter.uppercase_hex = False
         # Where the arena starts depends on its size, which does not depend on where it starts:
         # every displacement is 32 bits wide. So lay it out twice.
         self.base = (below - (1 << 20)) & ~0xFFF

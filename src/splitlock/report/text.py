@@ -25,8 +25,12 @@ def render(report: Report, most: int = _SITES) -> str:
             f"({_count(processes, 'process', 'processes')}, {_count(threads, 'thread')})"
         )
         width = max(len(f"{s.hits:,}") for s in report.sites)
+        before: list[str] = []
         for site in report.sites[:most]:
-            lines += _site(site, width)
+            head, details = _site(site, width)
+            # Unrolled loops and the like: many sites that differ in nothing but themselves.
+            lines += head + ([] if details == before else details)
+            before = details
         if len(report.sites) > most:
             rest = report.sites[most:]
             hits = _count(sum(s.hits for s in rest), "split lock")
@@ -59,13 +63,15 @@ def summary(
     return lines
 
 
-def _site(site: Site, width: int) -> list[str]:
+def _site(site: Site, width: int) -> tuple[list[str], list[str]]:
+    """Which instruction it is, and what it did."""
     indent = " " * (width + 2)
     name = site.function or "?"
     place = f"{_short(site.image)}+{site.offset}"
     where = f"{_tail(site.source)}  {place}" if site.source else place
     room = _WIDTH - len(indent) - len(where) - 2
-    lines = [f"{site.hits:>{width},}  {_cut(name, max(room, 20))}  {where}", f"{indent}{site.instruction}"]
+    head = [f"{site.hits:>{width},}  {_cut(name, max(room, 20))}  {where}", f"{indent}{site.instruction}"]
+    lines = []
     for frame in site.frames[1:]:
         lines.append(_cut(f"{indent}inlined into {frame.function or '?'}  {_tail(frame.source)}".rstrip(), _WIDTH))
     if site.samples:
@@ -86,7 +92,7 @@ def _site(site: Site, width: int) -> list[str]:
                 _WIDTH,
             )
         )
-    return lines
+    return head, lines
 
 
 def drawing(size: int, past: int) -> str:
