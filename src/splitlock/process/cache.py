@@ -10,69 +10,86 @@ import marshal
 import os
 import zlib
 
-from splitlock.process.plan import VERSION, Plan, Sites, build, unwatched
+from splitlock.process.plan import VERSION, Plan, Sites, build, unnamed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    Key = tuple[int, ...]
 
 _MAGIC = b"SPLK" + VERSION.to_bytes(2, "little") + b"\r\n"
 _MOST = 4000  # files kept
 
 
 class Cache:
-    """Plans for images, from memory, disk, or made now. `warn` is told, once, why nothing can be kept."""
+    """Plans for images, from memory, disk, or made now.
 
-    def __init__(self, warn: Callable[[str], None], directory: str | None = None) -> None:
-        self._warn = warn
-        self._plans: dict[tuple[int, ...], Plan] = {}
-        self._sites: dict[tuple[int, ...], Sites] = {}
-        self._fresh: dict[tuple[int, ...], str] = {}
+    `warn` is told, once, why nothing can be kept. `progress` is told which image is being analysed, and
+    "" when that is done.
+    """
+
+    def __init__(
+        self,
+        warn: Callable[[str], None],
+        progress: Callable[[str], None] = lambda name: None,
+        directory: str | None = None,
+    ) -> None:
+        self._warn, self._progress = warn, progress
+        self._plans: dict[Key, Plan] = {}
+        self._sites: dict[Key, Sites] = {}
         self._directory: str | None = directory or _directory()
 
-    def plan(self, path: str, name: str) -> tuple[tuple[int, ...], Plan]:
+    def plan(self, path: str, name: str) -> tuple[Key, Plan]:
         """The plan for the file that can be opened as `path`; `name` is what a person calls it.
 
         Gives its key too, for `sites`. Raises OSError when the file cannot be read.
         """
         status = os.stat(path)
-        key = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        key = _key(status)
         plan = self._plans.get(key)
         if plan is None:
-            values = self._load(key, "hot")
-            if values is not None:
-                try:
-                    plan = Plan(values)
-                except (TypeError, ValueError):
-                    plan = None
-            if plan is None:
-                plan = self._build(key, path, name, keep=status.st_nlink > 0)
+            plan = self._hot(key) or self._build(key, path, name, keep=status.st_nlink > 0)
             self._plans[key] = plan
-            self._fresh[key] = path
         return key, plan
 
-    def sites(self, key: tuple[int, ...], path: str) -> Sites:
-        """The cold half of a plan given before; rebuilt from `path` where it got lost."""
+    def sites(self, key: Key, path: str) -> Sites:
+        """The cold half of a plan given before; rebuilt from `path` where it got lost.
+
+        When that has become another file meanwhile, instructions are "?".
+        """
         sites = self._sites.get(key)
         if sites is None:
             values = self._load(key, "cold")
-            if values is not None:
-                try:
-                    sites = Sites(*values)  # type: ignore[arg-type]
-                except TypeError:
-                    sites = None
+            try:
+                sites = Sites(*values) if values else None  # type: ignore[arg-type]
+            except TypeError:
+                sites = None
             if sites is None:
-                sites = build(_contents(path))[1]
-            self._sites[key] = sites
+                try:
+                    same = _key(os.stat(path)) == key
+                    sites = build(_contents(path))[1] if same else None
+                except OSError:
+                    sites = None
+            self._sites[key] = sites = sites or unnamed(self._plans[key])
         return sites
 
-    def _build(self, key: tuple[int, ...], path: str, name: str, keep: bool) -> Plan:
+    def _hot(self, key: Key) -> Plan | None:
+        values = self._load(key, "hot")
+        try:
+            return Plan(values) if values else None
+        except (TypeError, ValueError):
+            return None
+
+    def _build(self, key: Key, path: str, name: str, keep: bool) -> Plan:
         lock = self._lock(key) if keep else -1
         try:
-            values = self._load(key, "hot") if lock >= 0 else None
-            if values is not None:  # another process made it while we waited
-                return Plan(values)
+            plan = self._hot(key) if lock >= 0 else None
+            if plan is not None:  # another process made it while we waited
+                return plan
+            self._progress(name)
             plan, sites = build(_contents(path))
+            self._progress("")
             self._sites[key] = sites
             if keep:
                 self._store(key, "cold", sites.values())
@@ -82,7 +99,7 @@ class Cache:
             if lock >= 0:
                 os.close(lock)
 
-    def _lock(self, key: tuple[int, ...]) -> int:
+    def _lock(self, key: Key) -> int:
         """A descriptor that holds the right to build this plan; -1 where there can be none."""
         import fcntl
 
@@ -95,10 +112,10 @@ class Cache:
         fcntl.lockf(descriptor, fcntl.LOCK_EX, 1, hash(key) & 0xFFFF_FFFF)
         return descriptor
 
-    def _file(self, key: tuple[int, ...], half: str) -> str:
+    def _file(self, key: Key, half: str) -> str:
         return f"{self._directory}/{'-'.join(f'{n:x}' for n in key)}.{half}"
 
-    def _load(self, key: tuple[int, ...], half: str) -> tuple[object, ...] | None:
+    def _load(self, key: Key, half: str) -> tuple[object, ...] | None:
         if self._directory is None:
             return None
         try:
@@ -108,7 +125,7 @@ class Cache:
             return None
         return decode(raw)
 
-    def _store(self, key: tuple[int, ...], half: str, values: tuple[object, ...]) -> None:
+    def _store(self, key: Key, half: str, values: tuple[object, ...]) -> None:
         if self._directory is None:
             return
         target = self._file(key, half)
@@ -168,6 +185,10 @@ def _age(path: str) -> float:
         return 0.0
 
 
+def _key(status: os.stat_result) -> Key:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
 def _contents(path: str) -> bytes:
     with open(path, "rb", buffering=0) as file:
         return file.read()
@@ -182,6 +203,3 @@ def _directory() -> str | None:
     except OSError:
         return directory
     return directory if status.st_uid == os.geteuid() and not status.st_mode & 0o022 else None
-
-
-__all__ = ["Cache", "decode", "encode", "unwatched"]

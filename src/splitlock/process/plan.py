@@ -114,6 +114,11 @@ class Sites:
         return self.sites, self.copies, self.resume, self.build_id, self.original
 
 
+def unnamed(plan: Plan) -> Sites:
+    """A cold half for a plan whose own is lost."""
+    return Sites([(0, 0, 0, "?")] * plan.sites, {}, {}, None, [])
+
+
 def unwatched(reason: str, size: int) -> tuple[Plan, Sites]:
     """The plan for an image none of whose code can be watched."""
     return _empty(0, [(reason, size, None)], (0, 0), []), Sites([], {}, {}, None, [])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import os
 import signal
+import sys
 import time
 
 from splitlock.process import filter as calls
@@ -60,7 +61,8 @@ class Tracer:
 
     def __init__(self, policy: Policy, quiet: bool = False, warn: Callable[[str], None] = say) -> None:
         self.policy = policy
-        self.cache = Cache(lambda text: warn(f"splitlock: warning: {text}"))
+        progress = _progress if sys.stderr.isatty() and not quiet else lambda name: None
+        self.cache = Cache(lambda text: warn(f"splitlock: warning: {text}"), progress)
         self.watch = Watch(self.cache)
         self.hits = Hits(self.cache, policy, (lambda line: None) if quiet else say)
         self.signals = Signals(self.hits)
@@ -213,7 +215,9 @@ class Tracer:
                 space.snapshot(task.tid)
             self.watch.scan_anonymous(task.tid, space)
         elif number in (calls.PRCTL, calls.SECCOMP):
-            self._own_filter(task, number, registers[ptrace.RDI])
+            self._finish_call(task)
+            if registers[ptrace.RAX] == 0:
+                self._own_filter(task)
         elif number == calls.MREMAP:
             self.watch.before_mremap(task.tid, space, registers)
         elif number == calls.SHMAT:
@@ -266,10 +270,8 @@ class Tracer:
         inject.wait(task.tid, task.stopped)
         ptrace.get_registers(task.tid, self._registers)
 
-    def _own_filter(self, task: Task, number: int, argument: int) -> None:
-        """The program is putting up a seccomp filter: from now on no system call of ours is safe."""
-        if number == calls.SECCOMP and argument == 2:  # SECCOMP_GET_ACTION_AVAIL and the like ask only
-            return
+    def _own_filter(self, task: Task) -> None:
+        """The program has put up a seccomp filter (or asked of one): from now on no system call of ours is safe."""
         task.space.filtered = True
         for module in task.space.modules:
             if module.arena:
@@ -285,7 +287,8 @@ class Tracer:
             self.processes += 1
         space = task.space if shared else task.space.fork()
         new = self._tasks[child] = Task(child, pid, space)
-        if self._unclaimed.pop(child, None):
+        if child in self._unclaimed:
+            del self._unclaimed[child]
             new.resume(0)
 
     def _clone_flags(self, task: Task) -> int:
@@ -356,6 +359,12 @@ class Tracer:
         if not space.tasks:
             self.hits.collect(space)
             self.hits.forget(space)
+
+
+def _progress(name: str) -> None:
+    """A line on the terminal while an image is analysed, which takes seconds for the largest."""
+    text = f"splitlock: analysing {os.path.basename(name)}, once ..." if name else ""
+    os.write(2, os.fsencode(f"\r\x1b[K{text}"))
 
 
 def _origin(tid: int) -> int:
