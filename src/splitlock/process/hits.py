@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from splitlock.image.symbols import Unwinder
     from splitlock.process.cache import Cache
     from splitlock.process.space import Key
-    from splitlock.process.tracer import Task
+    from splitlock.process.task import Task
 
     Registers = ctypes.Array[ctypes.c_uint64]
 

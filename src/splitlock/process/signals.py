@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import ctypes
 
     from splitlock.process.hits import Hits
-    from splitlock.process.tracer import Task
+    from splitlock.process.task import Task
 
 _FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGTRAP}
 _SI_KERNEL = 0x80

@@ -18,6 +18,7 @@ from splitlock.process.launch import WAITED, Child
 from splitlock.process.policy import WAIT, Policy, say
 from splitlock.process.signals import Signals
 from splitlock.process.space import Module, Space
+from splitlock.process.task import Task
 from splitlock.process.watch import Watch
 
 TYPE_CHECKING = False
@@ -26,30 +27,6 @@ if TYPE_CHECKING:
 
 _STOPS = {signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
 _CLONE_VM, _CLONE_THREAD = 0x100, 0x10000
-
-
-class Task:
-    """One thread of the target."""
-
-    __slots__ = ("pid", "slots", "space", "stopped", "tid", "waiting", "warned", "watch_return")
-
-    def __init__(self, tid: int, pid: int, space: Space) -> None:
-        self.tid, self.pid, self.space = tid, pid, space
-        #: addresses of its entries in seen tables
-        self.slots: list[int] = []
-        self.warned = False
-        #: a handler may return into the middle of a run: stop at system calls until it has
-        self.watch_return = False
-        #: asked, and waits for its turn
-        self.waiting = False
-        #: group stops that came while we were at work on it
-        self.stopped: list[int] = []
-        space.tasks.add(tid)
-        space.live.add(tid)
-
-    def resume(self, number: int) -> None:
-        """Let it run, with a signal or 0."""
-        ptrace.request(ptrace.SYSCALL if self.watch_return else ptrace.CONT, self.tid, 0, number)
 
 
 class Tracer:

@@ -1,0 +1,30 @@
+"""A task of the target: one thread, as the kernel counts them."""
+
+from __future__ import annotations
+
+from splitlock.process import ptrace
+from splitlock.process.space import Space
+
+
+class Task:
+    """One thread of the target."""
+
+    __slots__ = ("pid", "slots", "space", "stopped", "tid", "waiting", "warned", "watch_return")
+
+    def __init__(self, tid: int, pid: int, space: Space) -> None:
+        self.tid, self.pid, self.space = tid, pid, space
+        #: addresses of its entries in seen tables
+        self.slots: list[int] = []
+        self.warned = False
+        #: a handler may return into the middle of a run: stop at system calls until it has
+        self.watch_return = False
+        #: asked, and waits for its turn
+        self.waiting = False
+        #: group stops that came while we were at work on it
+        self.stopped: list[int] = []
+        space.tasks.add(tid)
+        space.live.add(tid)
+
+    def resume(self, number: int) -> None:
+        """Let it run, with a signal or 0."""
+        ptrace.request(ptrace.SYSCALL if self.watch_return else ptrace.CONT, self.tid, 0, number)
