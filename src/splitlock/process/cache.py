@@ -103,8 +103,10 @@ class Cache:
         """A descriptor that holds the right to build this plan; -1 where there can be none."""
         import fcntl
 
+        if self._directory is None:
+            return -1
         try:
-            os.makedirs(str(self._directory), mode=0o700, exist_ok=True)
+            os.makedirs(self._directory, mode=0o700, exist_ok=True)
             descriptor = os.open(f"{self._directory}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError:
             return -1
