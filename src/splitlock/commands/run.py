@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
+import time
 
 from splitlock._errors import SplitlockError
 
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     output = 2
     if args.output:
         try:
-            output = os.open(args.output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+            output = os.open(args.output, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except OSError as error:
             raise SplitlockError(f"-o {args.output}: {error.strerror}; name a file that can be written") from None
     child = Child(command, watched=policy.mode != "off")
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     tracer.run(child)
     found = tracer.sites
     if args.format == "json" or found or not args.quiet:
-        _write(output, _render(tracer, command, args))
+        _write(output, _render(tracer, command, args), args.output or "standard error")
     if found and args.error_exitcode is not None:
         return int(args.error_exitcode)
     return tracer.exit_status
@@ -92,26 +92,36 @@ def _render(tracer: Tracer, command: list[str], args: argparse.Namespace) -> byt
     if args.verbose and args.format == "text":
         images = "".join(f"  {count:>7,} sites  {name}\n" for name, count in sorted(tracer.watch.names.items()))
     if args.format == "text" and not tracer.sites:  # the usual case: without the imports a full report needs
-        from splitlock.report.text import summary
+        from splitlock.report.text import printable, summary
 
         watched = tracer.watch.images
         rest = [(name, reason, size, held) for name, _, reason, size, held in tracer.unmonitored()]
         lines = summary(False, sum(watched.values()), len(watched), tracer.processes, rest)
-        return ("\n".join(lines) + "\n" + images).encode()
+        return ("\n".join(lines) + "\n" + printable(images)).encode()
     from splitlock.process.describe import describe
 
     report = describe(tracer, command)
     if args.format == "json":
         return report.to_json()
-    from splitlock.report.text import render
+    from splitlock.report.text import printable, render
 
-    return (render(report, *((len(report.sites),) if args.verbose else ())) + images).encode()
+    return (render(report, *((len(report.sites),) if args.verbose else ())) + printable(images)).encode()
 
 
-def _write(output: int, text: bytes) -> None:
-    sys.stderr.flush()
-    while text:
-        text = text[os.write(output, text) :]
+def _write(output: int, text: bytes, name: str) -> None:
+    """The whole report, in place of what a file held before."""
+    try:
+        if output != 2:
+            os.set_blocking(output, True)
+            if os.path.isfile(name):
+                os.ftruncate(output, 0)
+        while text:
+            try:
+                text = text[os.write(output, text) :]
+            except BlockingIOError:  # the program has made our common terminal or pipe non-blocking
+                time.sleep(0.01)
+    except OSError as error:
+        raise SplitlockError(f"{name}: cannot write the report: {error.strerror}") from None
 
 
 def _status(text: str) -> int:

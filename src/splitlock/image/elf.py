@@ -25,6 +25,7 @@ PT_LOAD, PT_DYNAMIC, PT_INTERP, PT_NOTE = 1, 2, 3, 4
 PT_GNU_EH_FRAME = 0x6474E550
 PF_X, PF_W = 1, 2
 SHT_SYMTAB, SHT_NOBITS, SHT_DYNSYM = 2, 8, 11
+SHF_EXECINSTR = 4
 STT_OBJECT, STT_FUNC, STT_GNU_IFUNC = 1, 2, 10
 DT_TEXTREL, DT_FLAGS, DF_TEXTREL = 22, 30, 4
 NT_GNU_BUILD_ID = 3
@@ -116,6 +117,20 @@ class Elf:
         """The segments that are mapped executable."""
         return [s for s in self.segments if s.type == PT_LOAD and s.flags & PF_X and s.filesz]
 
+    def code_ranges(self) -> list[tuple[int, int]]:
+        """`(start, end)` of the executable sections, or of the executable segments of a file without sections.
+
+        Older linkers put read-only data into the executable segment, too.
+        """
+        sections = [
+            (s.addr, s.addr + s.size)
+            for s in self.sections
+            if s.flags & SHF_EXECINSTR and s.type != SHT_NOBITS and s.size
+        ]
+        segments = [(s.vaddr, s.vaddr + s.filesz) for s in self.executable()]
+        inside = [c for c in sections if any(low <= c[0] and c[1] <= high for low, high in segments)]
+        return inside or segments
+
     def span(self) -> tuple[int, int]:
         """The lowest and the highest address that is loaded, page by page."""
         loaded = [s for s in self.segments if s.type == PT_LOAD]
@@ -124,10 +139,9 @@ class Elf:
 
     def symbols(self) -> Iterator[Symbol]:
         """Entries of .symtab, or of .dynsym when the file was stripped of the former."""
-        tables = [s for s in self.sections if s.type == SHT_SYMTAB] or [
-            s for s in self.sections if s.type == SHT_DYNSYM
-        ]
-        for table in tables:
+        kinds = {s.type: s for s in reversed(self.sections)}  # a file has one of each (gABI)
+        table = kinds.get(SHT_SYMTAB) or kinds.get(SHT_DYNSYM)
+        if table:
             if table.link >= len(self.sections):
                 raise ImageError(f"section {table.name} names no string table")
             strings = self.sections[table.link]

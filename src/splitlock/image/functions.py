@@ -14,6 +14,7 @@ from splitlock.image.elf import PT_GNU_EH_FRAME, STT_FUNC, STT_GNU_IFUNC, Elf
 # DWARF exception header pointer encodings (LSB, section 10.5.1): format and application.
 _FORMATS = {0x00: "<Q", 0x02: "<H", 0x03: "<I", 0x04: "<Q", 0x0A: "<h", 0x0B: "<i", 0x0C: "<q"}
 _PCREL, _INDIRECT, _OMIT = 0x10, 0x80, 0xFF
+_U64 = (1 << 64) - 1
 
 
 def function_ranges(elf: Elf) -> list[tuple[int, int]]:
@@ -45,6 +46,15 @@ def frame_ranges(elf: Elf) -> list[tuple[int, int]]:
 
     Found by section header, else through PT_GNU_EH_FRAME. Raises ImageError when it is malformed.
     """
+    return [(start, end) for start, end, _ in _frames(elf)]
+
+
+def handler_starts(elf: Elf) -> set[int]:
+    """Starts of functions whose frame entry names exception handlers (a language-specific data area)."""
+    return {start for start, _, handlers in _frames(elf) if handlers}
+
+
+def _frames(elf: Elf) -> list[tuple[int, int, bool]]:
     section = elf.section(".eh_frame")
     if section is not None and section.size:
         address = section.addr
@@ -61,13 +71,15 @@ def frame_ranges(elf: Elf) -> list[tuple[int, int]]:
         raw = elf.read(address, holder.vaddr + holder.filesz - address)
     try:
         return _entries(raw, address)
-    except (IndexError, struct.error):
+    except ImageError:
+        raise
+    except (IndexError, ValueError, struct.error):
         raise ImageError("malformed .eh_frame") from None
 
 
-def _entries(raw: bytes, address: int) -> list[tuple[int, int]]:
+def _entries(raw: bytes, address: int) -> list[tuple[int, int, bool]]:
     found = []
-    encodings: dict[int, int] = {}
+    encodings: dict[int, tuple[int, int, bool]] = {}
     at, size = 0, len(raw)
     word = struct.Struct("<I").unpack_from
     pair = struct.Struct("<iI").unpack_from
@@ -84,37 +96,47 @@ def _entries(raw: bytes, address: int) -> list[tuple[int, int]]:
         if cie == 0:
             encodings[at] = _cie_encoding(raw, body)
         else:
-            encoding = encodings.get(body - cie)
+            encoding, early, handlers = encodings.get(body - cie, (_OMIT, 0, False))
+            start = span = 0
             if encoding == 0x1B:  # pcrel|sdata4: what every x86-64 linker writes
                 start, span = pair(raw, body + 4)
-                start += address + body + 4
-                found.append((start, start + span))
-            elif encoding is not None and encoding != _OMIT:
+                start = start + address + body + 4 & _U64
+            elif encoding != _OMIT:
                 start, after = _pointer(raw, body + 4, encoding, address)
                 span, _ = _pointer(raw, after, encoding & 0x0F, 0)
-                found.append((start, start + span))
+            if span - early > 0:
+                found.append((start + early, start + span, handlers))
         at = body + length
     return found
 
 
-def _cie_encoding(raw: bytes, body: int) -> int:
-    """The FDE pointer encoding that a CIE's augmentation states (DW_EH_PE_absptr without one)."""
+def _cie_encoding(raw: bytes, body: int) -> tuple[int, int, bool]:
+    """A CIE's augmentation: FDE pointer encoding, how many bytes early its FDEs begin, may they have handlers.
+
+    Entries of signal frames begin a byte before the function, so that unwinders, which look up
+    the return address less one, find them.
+    """
     end = raw.index(b"\0", body + 5)
     augmentation = raw[body + 5 : end]
+    encoding = early = 0  # DW_EH_PE_absptr
+    handlers = b"L" in augmentation
     if not augmentation.startswith(b"z"):
-        return 0
+        return encoding, early, handlers
     at = end + 1
     for _ in range(3):  # code and data alignment, return address register, length of the augmentation
         at = _skip_leb(raw, at)
     at = _skip_leb(raw, at)
     for letter in augmentation[1:]:
         if letter == ord("R"):
-            return raw[at]
-        if letter == ord("P"):
+            encoding = raw[at]
+            at += 1
+        elif letter == ord("P"):
             _, at = _pointer(raw, at + 1, raw[at] & 0x0F, 0)
         elif letter == ord("L"):
             at += 1
-    return 0
+        elif letter == ord("S"):
+            early = 1
+    return encoding, early, handlers
 
 
 def _skip_leb(raw: bytes, at: int) -> int:
@@ -133,5 +155,5 @@ def _pointer(raw: bytes, at: int, encoding: int, address: int) -> tuple[int, int
     except struct.error:
         raise ImageError("malformed .eh_frame") from None
     if encoding & 0x70 == _PCREL:
-        value += address + at
+        value = value + address + at & _U64
     return value, at + struct.calcsize(layout)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import marshal
 import os
+import stat
 import zlib
 
 from splitlock.process.plan import VERSION, Plan, Sites, build, unnamed
@@ -39,6 +40,7 @@ class Cache:
         self._plans: dict[Key, Plan] = {}
         self._sites: dict[Key, Sites] = {}
         self._directory: str | None = directory or _directory()
+        self._descriptor = -1
 
     def plan(self, path: str, name: str) -> tuple[Key, Plan]:
         """The plan for the file that can be opened as `path`; `name` is what a person calls it.
@@ -49,7 +51,8 @@ class Cache:
         key = _key(status)
         plan = self._plans.get(key)
         if plan is None:
-            plan = self._hot(key) or self._build(key, path, name, keep=status.st_nlink > 0)
+            keep = status.st_nlink > 0 and stat.S_ISREG(status.st_mode)
+            plan = (self._hot(key) if keep else None) or self._build(key, path, name, keep)
             self._plans[key] = plan
         return key, plan
 
@@ -103,64 +106,82 @@ class Cache:
         """A descriptor that holds the right to build this plan; -1 where there can be none."""
         import fcntl
 
-        if self._directory is None:
-            return -1
         try:
-            os.makedirs(self._directory, mode=0o700, exist_ok=True)
-            descriptor = os.open(f"{self._directory}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            descriptor = os.open("lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=self._open(create=True))
+            # One byte a plan, so that different images are built side by side.
+            fcntl.lockf(descriptor, fcntl.LOCK_EX, 1, hash(key) & 0xFFFF_FFFF)
+            return descriptor
         except OSError:
             return -1
-        # One byte a plan, so that different images are built side by side.
-        fcntl.lockf(descriptor, fcntl.LOCK_EX, 1, hash(key) & 0xFFFF_FFFF)
-        return descriptor
 
-    def _file(self, key: Key, half: str) -> str:
-        return f"{self._directory}/{'-'.join(f'{n:x}' for n in key)}.{half}"
+    def _open(self, create: bool = False) -> int:
+        """The directory, once opened for good: nobody can put another in its place under us.
+
+        Used only where nobody else could have put a file, since plans are code. Raises OSError.
+        """
+        if self._descriptor < 0:
+            if self._directory is None:
+                raise FileNotFoundError(2, os.strerror(2))
+            if create:
+                os.makedirs(self._directory, mode=0o700, exist_ok=True)
+            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+            descriptor = os.open(self._directory, flags)
+            status = os.fstat(descriptor)
+            if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+                os.close(descriptor)
+                self._directory = None
+                raise PermissionError(1, os.strerror(1))
+            self._descriptor = descriptor
+        return self._descriptor
 
     def _load(self, key: Key, half: str) -> tuple[object, ...] | None:
-        if self._directory is None:
-            return None
         try:
-            with open(self._file(key, half), "rb", buffering=0) as file:
-                raw = file.read()
+            descriptor = os.open(_file(key, half), os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._open())
         except OSError:
             return None
-        return decode(raw)
+        with os.fdopen(descriptor, "rb", buffering=0) as file:
+            return decode(file.read())
 
     def _store(self, key: Key, half: str, values: tuple[object, ...]) -> None:
         if self._directory is None:
             return
-        target = self._file(key, half)
+        target = _file(key, half)
         temporary = f"{target}.{os.getpid()}"
         try:
-            os.makedirs(self._directory, mode=0o700, exist_ok=True)
-            with open(temporary, "wb", buffering=0) as file:
-                raw = encode(values)
-                if file.write(raw) != len(raw):
-                    raise OSError(28, os.strerror(28))
-            os.replace(temporary, target)
-            self._prune()
+            place = self._open(create=True)
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600, dir_fd=place)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(encode(values))
+            os.replace(temporary, target, src_dir_fd=place, dst_dir_fd=place)
+            self._prune(place)
         except OSError as error:
             self._warn(
                 f"cannot keep plans in {self._directory}: {error.strerror}; "
                 "every start will analyse again (XDG_CACHE_HOME names another place)"
             )
-            try:
-                os.unlink(temporary)
-            except OSError:
-                pass
             self._directory = None
-
-    def _prune(self) -> None:
-        with os.scandir(str(self._directory)) as entries:
-            files = [e.path for e in entries]
-        if len(files) > _MOST:
-            files.sort(key=_age)
-            for path in files[: len(files) // 2]:
+            if self._descriptor >= 0:
                 try:
-                    os.unlink(path)
+                    os.unlink(temporary, dir_fd=self._descriptor)
+                except OSError:
+                    pass
+                os.close(self._descriptor)
+                self._descriptor = -1
+
+    def _prune(self, place: int) -> None:
+        """Too many: the older half goes."""
+        names = os.listdir(place)
+        if len(names) > _MOST:
+            names.sort(key=lambda name: _age(place, name))
+            for name in names[: len(names) // 2]:
+                try:
+                    os.unlink(name, dir_fd=place)
                 except FileNotFoundError:
                     pass
+
+
+def _file(key: Key, half: str) -> str:
+    return f"{'-'.join(f'{n:x}' for n in key)}.{half}"
 
 
 def encode(values: tuple[object, ...]) -> bytes:
@@ -180,9 +201,9 @@ def decode(raw: bytes) -> tuple[object, ...] | None:
     return values if isinstance(values, tuple) else None
 
 
-def _age(path: str) -> float:
+def _age(place: int, name: str) -> float:
     try:
-        return os.stat(path).st_mtime
+        return os.stat(name, dir_fd=place).st_mtime
     except FileNotFoundError:
         return 0.0
 
@@ -192,16 +213,11 @@ def _key(status: os.stat_result) -> Key:
 
 
 def _contents(path: str) -> bytes:
+    """What an ELF file holds; of anything else (devices without end, heaps of other languages) the first bytes."""
     with open(path, "rb", buffering=0) as file:
-        return file.read()
+        head = file.read(64)
+        return head + file.read() if head[:4] == b"\x7fELF" else head
 
 
-def _directory() -> str | None:
-    """Where plans are kept: only where nobody else could have put one, since plans are code."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    directory = f"{base}/splitlock"
-    try:
-        status = os.stat(directory)
-    except OSError:
-        return directory
-    return directory if status.st_uid == os.geteuid() and not status.st_mode & 0o022 else None
+def _directory() -> str:
+    return f"{os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')}/splitlock"

@@ -21,7 +21,7 @@ def describe(tracer: Tracer, command: list[str]) -> report.Report:
     sites = [_site(site, names) for site in tracer.sites]
     return report.Report(
         schema=report.SCHEMA,
-        command=command,
+        command=[_text(word) for word in command],
         mode=str(tracer.policy),
         exit_status=tracer.exit_status,
         hits=sum(s.hits for s in sites),
@@ -32,7 +32,7 @@ def describe(tracer: Tracer, command: list[str]) -> report.Report:
         unmonitored=[
             report.Unmonitored(
                 reason=reason, bytes=size, sites=held,
-                **({"image": name} if image else {"mapping": name}),
+                **({"image": _text(name)} if image else {"mapping": _text(name)}),
             )
             for name, image, reason, size, held in tracer.unmonitored()
         ],
@@ -69,11 +69,16 @@ class _Names:
         return f"{function} {where}" if function else where
 
 
+def _text(name: str) -> str:
+    """A name from the system, fit for JSON: bytes that are no UTF-8 become U+FFFD."""
+    return os.fsencode(name).decode("utf-8", "replace")
+
+
 def _site(site: Site, names: _Names) -> report.Site:
     found = names.of(site.name).frames(site.address)
     frames = [report.Frame(function=f.function, source=f.source, inlined=f.inlined) for f in found]
     return report.Site(
-        image=site.name,
+        image=_text(site.name),
         offset=f"{site.address:#x}",
         build_id=site.build_id,
         function=frames[0].function if frames else None,
@@ -94,11 +99,11 @@ def _sample(sample: Sample, size: int, names: _Names) -> report.Sample:
         time=when.isoformat(timespec="microseconds").replace("+00:00", "Z"),
         pid=sample.pid,
         tid=sample.tid,
-        comm=sample.comm,
+        comm=_text(sample.comm),
         operand_address=f"{sample.operand_address:#x}",
-        operand=_operand(sample, names),
+        operand=_text(_operand(sample, names)),
         past_line=past_line(sample.operand_address, size),
-        stack=[names.place(image, address) for image, address in sample.stack],
+        stack=[_text(names.place(image, address)) for image, address in sample.stack],
     )
 
 

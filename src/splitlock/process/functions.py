@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import bisect
-import re
-import struct
 
-from iced_x86 import Decoder, FlowControl, Instruction, Mnemonic, OpKind
+from iced_x86 import Decoder, FlowControl, Instruction, Mnemonic
 
-from splitlock.image.elf import ET_EXEC, PT_LOAD, Elf
+from splitlock.image.elf import Elf
+from splitlock.image.functions import handler_starts
 from splitlock.x86.locked import decided, split_size
 from splitlock.x86.patterns import CANDIDATE, LOCK_PREFIXED
 
-_BRANCHES = {FlowControl.CONDITIONAL_BRANCH, FlowControl.UNCONDITIONAL_BRANCH}
-_IMMEDIATES = {OpKind.IMMEDIATE32, OpKind.IMMEDIATE32TO64, OpKind.IMMEDIATE64}
-_LONG_BRANCH = re.compile(rb"[\xe8\xe9]|\x0f[\x80-\x8f]|\xc7\xf8")
-_SHORT_BRANCH = re.compile(rb"[\x70-\x7f\xe0-\xe3\xeb]")
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_DIRECT = {
+    FlowControl.CONDITIONAL_BRANCH,
+    FlowControl.UNCONDITIONAL_BRANCH,
+    FlowControl.CALL,
+    FlowControl.XBEGIN_XABORT_XEND,
+}
+_ENDS = {
+    FlowControl.UNCONDITIONAL_BRANCH,
+    FlowControl.INDIRECT_BRANCH,
+    FlowControl.RETURN,
+    FlowControl.EXCEPTION,
+}
 _MOST_PADDING = 64
-_TABLE_REACH = 1 << 18  # bytes of a jump table looked at: 65,536 entries
 
 
 class Function:
@@ -35,30 +45,47 @@ class Function:
         self.sites = [i for i, size in locked if size and not decided(instructions[i], size)]
         #: how many sites there are whose address alone says that they never split
         self.decided = sum(1 for i, size in locked if size) - len(self.sites)
-        #: address -> addresses of the branches that go there; -1 stands for one that is not known exactly
+        #: where decoding stopped: at `end`, or at what is no code
+        self.reached: int = instructions[-1].next_ip if instructions else start
+        #: address -> addresses of what may go there; -1 stands for something outside the function
         self.targets: dict[int, list[int]] = {}
-        #: data addresses the code computes, which may be jump tables
-        self.tables: set[int] = set()
+        #: jumps to computed addresses, and computes addresses of its own labels (`goto *`)
+        self.keeps_labels = False
         self.has_indirect_jump = False
 
-    def find_entries(self, absolute: bool) -> None:
-        """Fill `targets`, `tables`, `has_indirect_jump`; `absolute` when code may hold addresses as constants."""
+    def find_branches(self) -> None:
+        """Fill `targets` with the function's own direct branches, calls and labels."""
+        labels = set()
         for x in self.instructions:
-            flow = x.flow_control
-            if flow in _BRANCHES:
+            if x.flow_control in _DIRECT:
                 self.targets.setdefault(x.near_branch_target, []).append(x.ip)
-            elif flow == FlowControl.INDIRECT_BRANCH:
+            elif x.flow_control == FlowControl.INDIRECT_BRANCH:
                 self.has_indirect_jump = True
             elif x.mnemonic == Mnemonic.LEA and x.is_ip_rel_memory_operand:
-                self._address(x.ip_rel_memory_address)
-            elif absolute and x.op_count == 2 and x.op1_kind in _IMMEDIATES:
-                self._address(x.immediate(1))
+                labels.add(x.ip_rel_memory_address)
+        labels = {label for label in labels if self.start < label < self.end}
+        self.keeps_labels = self.has_indirect_jump and bool(labels)
+        for label in labels:
+            self.targets.setdefault(label, []).append(-1)
 
-    def _address(self, address: int) -> None:
-        if self.start < address < self.end:
-            self.targets.setdefault(address, []).append(-1)
-        else:
-            self.tables.add(address)
+    def unreached(self) -> set[int]:
+        """Positions of instructions that no path from the start reaches, as far as direct branches tell."""
+        reached: set[int] = set()
+        todo = [
+            0,
+            *(self.index[label] for label, sources in self.targets.items() if -1 in sources and label in self.index),
+        ]
+        while todo:
+            at = todo.pop()
+            while at not in reached and at < len(self.instructions):
+                reached.add(at)
+                x = self.instructions[at]
+                if x.flow_control in _DIRECT and x.near_branch_target in self.index:
+                    todo.append(self.index[x.near_branch_target])
+                if x.flow_control in _ENDS:
+                    break
+                at += 1
+        return set(range(len(self.instructions))) - reached
 
 
 class Text:
@@ -74,43 +101,39 @@ class Text:
         self._starts = [start for start, _ in ranges]
         self._ranges = ranges
         self.functions: list[Function] = []
-        self._boundaries: dict[int, set[int]] = {}
+        self._decoded: dict[int, Function] = {}
         self.outside = self.outside_sites = self.decided = 0
         candidates = self._candidates()
         for i in sorted(candidates):
             function = self._decode(i)
-            reached = function.instructions[-1].next_ip if function.instructions else function.start
-            if reached < function.end:
-                self.outside += function.end - reached
-                self.outside_sites += len(LOCK_PREFIXED.findall(function.code, reached - function.start))
+            if function.reached < function.end:
+                self.outside += function.end - function.reached
+                self.outside_sites += len(LOCK_PREFIXED.findall(function.code, function.reached - function.start))
             self.decided += function.decided
             if function.sites:
-                function.find_entries(elf.type == ET_EXEC)
+                function.find_branches()
                 self.functions.append(function)
 
     def _candidates(self) -> set[int]:
         """The numbers of the ranges that hold a candidate; counts those that lie in none."""
         found: set[int] = set()
         gaps: set[int] = set()
-        for segment in self.elf.executable():
-            code = self.elf.data[segment.offset : segment.offset + segment.filesz]
+        for low, high in self.elf.code_ranges():
+            code = self.elf.read(low, high - low)
             for match in CANDIDATE.finditer(code):
-                address = segment.vaddr + match.start()
+                address = low + match.start()
                 i = bisect.bisect_right(self._starts, address) - 1
                 # A match may begin in one function and hide an instruction at the start of the next.
-                found.update(range(i + 1, bisect.bisect_left(self._starts, segment.vaddr + match.end())))
+                found.update(range(i + 1, bisect.bisect_left(self._starts, low + match.end())))
                 if i >= 0 and address < self._ranges[i][1]:
                     found.add(i)
                 elif LOCK_PREFIXED.match(code, match.start()):
                     self.outside_sites += 1
                     gaps.add(i)
         for i in gaps:
-            low = self._ranges[i][1] if i >= 0 else min(s.vaddr for s in self.elf.executable())
-            holder = next((s for s in self.elf.executable() if s.vaddr <= low <= s.vaddr + s.filesz), None)
-            high = holder.vaddr + holder.filesz if holder else low
-            if i + 1 < len(self._starts):
-                high = min(high, self._starts[i + 1])
-            self.outside += max(0, high - low)
+            begin = self._ranges[i][1] if i >= 0 else 0
+            end = self._starts[i + 1] if i + 1 < len(self._starts) else 1 << 64
+            self.outside += sum(max(0, min(high, end) - max(low, begin)) for low, high in self.elf.code_ranges())
         return found
 
     def _decode(self, i: int) -> Function:
@@ -126,6 +149,7 @@ class Text:
     def _padding(self, i: int) -> int:
         end = self._ranges[i][1]
         limit = self._ranges[i + 1][0] if i + 1 < len(self._ranges) else end
+        limit = min(limit, max(s.vaddr + s.filesz for s in self.elf.executable() if s.vaddr < end))
         padding = 0
         if 0 < limit - end <= _MOST_PADDING:
             for x in Decoder(64, self.elf.read(end, limit - end), ip=end):
@@ -134,68 +158,38 @@ class Text:
                 padding = x.next_ip - end
         return padding
 
-    def indirect_target(self, function: Function, address: int) -> bool:
-        """Whether a jump table that `function` uses may name `address`.
+    def leave_out_data(self, entered: Callable[[set[int], set[int]], set[int]]) -> None:
+        """Give up sites that nothing reaches: data behind a jump, within a function.
 
-        Tables of 32-bit offsets hold `address - table` (what compilers write for switch); every
-        table address the function computes is searched. Superset: a chance match counts as one.
+        `entered` tells which addresses are entered from elsewhere. Functions with indirect jumps or
+        exception handlers have more entries than can be told; they are compilers' work and hold no data.
         """
-        for table in function.tables:
-            for s in self.elf.segments:
-                if s.type == PT_LOAD and s.vaddr <= table < s.vaddr + s.filesz:
-                    offset = s.offset + table - s.vaddr
-                    end = min(offset + _TABLE_REACH, s.offset + s.filesz)
-                    delta = address - table
-                    if -(1 << 31) <= delta < 1 << 31 and self.elf.data.find(struct.pack("<i", delta), offset, end) >= 0:
-                        return True
-        return False
+        dead = {f.start: f.unreached() for f in self.functions if not f.has_indirect_jump}
+        doubtful = [f for f in self.functions if dead.get(f.start, set()).intersection(f.sites)]
+        if not doubtful:
+            return
+        handlers = handler_starts(self.elf)
+        doubtful = [f for f in doubtful if f.start not in handlers]
+        alive = entered({f.instructions[i].ip for f in doubtful for i in dead[f.start]}, set())
+        for function in doubtful:
+            unreached = dead[function.start]
+            if not any(function.start <= address < function.end for address in alive):
+                self.outside += sum(function.instructions[i].len for i in unreached)
+                self.outside_sites += len(unreached.intersection(function.sites))
+                function.sites = [i for i in function.sites if i not in unreached]
+        self.functions = [f for f in self.functions if f.sites]
 
-    def entered_from_elsewhere(self, addresses: set[int]) -> set[int]:
-        """Those of `addresses` that something outside their function may jump to.
+    def begins(self, address: int) -> bool | None:
+        """Whether an instruction begins there; None where that is not known: outside functions, behind data."""
+        i = bisect.bisect_right(self._starts, address) - 1
+        if i < 0 or address >= self._ranges[i][1]:
+            return None
+        function = self._decoded.get(i)
+        if function is None:
+            function = self._decoded[i] = self._decode(i)
+        return None if address >= function.reached else address in function.index
 
-        Looked at: every 32-bit branch in the image and every 8-bit branch in reach, found as raw bytes
-        and kept unless decoding shows that none begins there, and every aligned pointer (tables of
-        absolute addresses, relocations).
-        """
-        if not addresses:
-            return set()
-        found: set[int] = set()
-        for segment in self.elf.executable():
-            code = self.elf.data[segment.offset : segment.offset + segment.filesz]
-            limit = len(code) - 4
-            for match in _LONG_BRANCH.finditer(code):
-                at = match.end()
-                if at <= limit:
-                    target = segment.vaddr + at + 4 + int.from_bytes(code[at : at + 4], "little", signed=True)
-                    if target in addresses and self._real_branch(segment.vaddr + match.start(), target):
-                        found.add(target)
-            for address in addresses:
-                at = address - segment.vaddr
-                if 0 <= at < len(code):
-                    low = max(0, at - 130)
-                    for match in _SHORT_BRANCH.finditer(code, low, min(at + 130, len(code) - 1)):
-                        end = match.end() + 1
-                        source = segment.vaddr + match.start()
-                        step = int.from_bytes(code[end - 1 : end], "little", signed=True)
-                        if end + step == at and self._real_branch(source, address):
-                            found.add(address)
-        for s in self.elf.segments:
-            if s.type == PT_LOAD:
-                start = s.offset + 7 & ~7
-                words = memoryview(self.elf.data[start : start + (s.offset + s.filesz - start & ~7)]).cast("Q")
-                found |= addresses.intersection(words)
-        return found
-
-    def _real_branch(self, source: int, target: int) -> bool:
-        """Whether a raw match at `source` may be a branch that `targets` does not know of yet."""
-        i = bisect.bisect_right(self._starts, source) - 1
-        if i < 0 or source >= self._ranges[i][1]:
-            return True
-        boundaries = self._boundaries.get(i)
-        if boundaries is None:
-            function = self._decode(i)
-            boundaries = self._boundaries[i] = set(function.index)
-            if function.instructions and function.instructions[-1].next_ip < function.end:
-                boundaries.update(range(function.instructions[-1].next_ip, function.end))
-        inside = self._ranges[i][0] <= target < self._ranges[i][1]
-        return source in boundaries and not inside
+    def same_function(self, one: int, other: int) -> bool:
+        """Whether two addresses lie in one function."""
+        i = bisect.bisect_right(self._starts, one) - 1
+        return i >= 0 and all(self._starts[i] <= address < self._ranges[i][1] for address in (one, other))

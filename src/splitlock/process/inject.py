@@ -7,6 +7,7 @@ no task can be executing yet, and ends with our own system call.
 from __future__ import annotations
 
 import os
+import signal
 
 from splitlock.process import ptrace
 from splitlock.process.abi import MAGIC, MAGIC_FD
@@ -45,8 +46,12 @@ class Refused(Exception):
     """The plan could not be put in place; `str()` is the reason for the report."""
 
 
-def wait(tid: int, stopped: list[int]) -> int:
-    """Wait for one task's next stop and give its status; group stops on the way go to `stopped`."""
+def wait(tid: int, stopped: list[int], request: int = ptrace.CONT) -> int:
+    """Wait for one task's next stop and give its status.
+
+    Group stops on the way are put off: they go to `stopped`, SIGCONT takes them away again, and the task
+    goes on by `request`.
+    """
     while True:
         status = os.waitpid(tid, ptrace.WALL)[1]
         if not os.WIFSTOPPED(status):
@@ -55,8 +60,11 @@ def wait(tid: int, stopped: list[int]) -> int:
             raise TaskGone(status)
         if status >> 16 != ptrace.EVENT_STOP:
             return status
-        stopped.append(status >> 8 & 0xFF)
-        ptrace.request(ptrace.CONT, tid)
+        if status >> 8 & 0xFF == signal.SIGTRAP:
+            stopped.clear()
+        else:
+            stopped.append(status >> 8 & 0xFF)
+        ptrace.request(request, tid)
 
 
 def place_arena(

@@ -14,7 +14,9 @@ from splitlock._errors import SplitlockError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+
+    Environment = Mapping[str, str] | Mapping[bytes, bytes]
 
 #: signals that we block, and wait for; but for SIGCHLD they go on to the program
 WAITED = {
@@ -26,7 +28,7 @@ WAITED = {
 class Child:
     """The program to be, forked and waiting for `go`. `pid` is its process, `watched` whether it will be traced."""
 
-    def __init__(self, argv: Sequence[str], env: dict[str, str] | None = None, watched: bool = True) -> None:
+    def __init__(self, argv: Sequence[str], env: Environment | None = None, watched: bool = True) -> None:
         self.program = argv[0]
         self.watched = watched
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -36,7 +38,7 @@ class Child:
         self.pid = os.fork()
         if self.pid == 0:
             os.close(self._go)
-            _become(go, error, argv, dict(os.environ) if env is None else env, WAITED - before, watched)
+            _become(go, error, argv, _environment() if env is None else env, WAITED - before, watched)
         os.close(go)
         os.close(error)
 
@@ -75,7 +77,7 @@ class Child:
 
 
 def _become(
-    go: int, error: int, argv: Sequence[str], env: dict[str, str], unblock: set[signal.Signals], watched: bool
+    go: int, error: int, argv: Sequence[str], env: Environment, unblock: set[signal.Signals], watched: bool
 ) -> None:
     """In the child: turn into the program once the parent says so. Does not return."""
     try:
@@ -97,14 +99,25 @@ def _become(
         os._exit(125)
 
 
-def _execute(argv: Sequence[str], env: dict[str, str]) -> None:
+def _environment() -> Environment:
+    """The environment as we were given it: Python adds LC_CTYPE to its own when there is no locale."""
+    with open("/proc/self/environ", "rb") as file:
+        pairs = (entry.partition(b"=") for entry in file.read().split(b"\0"))
+        return {name: value for name, equals, value in pairs if equals and name}
+
+
+def _execute(argv: Sequence[str], env: Environment) -> None:
     try:
         os.execvpe(argv[0], list(argv), env)
     except OSError as failed:
         if failed.errno != errno.ENOEXEC:
             raise
         # No interpreter named: a shell script, as execvp(3) has it.
-        os.execve("/bin/sh", ["/bin/sh", *argv], env)
+        script = argv[0]
+        if "/" not in script:
+            places = (os.path.join(place, script) for place in os.get_exec_path())
+            script = next(path for path in places if os.access(path, os.X_OK))
+        os.execve("/bin/sh", ["/bin/sh", script, *argv[1:]], env)
 
 
 def _refused(error: OSError, pid: int) -> str:

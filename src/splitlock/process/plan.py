@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from splitlock.image.elf import Buffer
     from splitlock.process.runs import Run
 
-VERSION = 4  # of what is stored; change it whenever anything that builds plans changes its results
+VERSION = 6  # of what is stored; change it whenever anything that builds plans changes its results
 _GAP = 512  # bytes between patches that are written in one go
 _HOT = (
     "watched", "unmonitored", "span", "segments", "sites", "arena", "code", "code_size", "asked", "trapped", "flag",
@@ -141,6 +141,8 @@ def build(data: Buffer) -> tuple[Plan, Sites]:
     from splitlock.process.runs import choose_runs
     from splitlock.process.trampoline import Trampolines
 
+    if data[:4] != b"\x7fELF":
+        return unwatched("no ELF image", len(data))
     try:
         elf = Elf(data)
         size = sum(s.filesz for s in elf.executable())
@@ -159,6 +161,8 @@ def build(data: Buffer) -> tuple[Plan, Sites]:
         made = Trampolines(runs, elf.span()[0])
     except ImageError as error:
         return unwatched(f"malformed image: {error}", len(data))
+    except (ValueError, OverflowError) as error:  # a displacement that does not reach: some 2 GB of code
+        return unwatched(f"too large to patch: {error}", size)
     chunks = _chunks(elf.read, segments, runs, made.base, made.entry)
     traps = {run.start: made.entry[run.start] for run in runs if run.trap}
     hot = Plan(

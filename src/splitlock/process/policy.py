@@ -7,7 +7,7 @@ and Documentation/arch/x86/buslock.rst.
 from __future__ import annotations
 
 import os
-import sys
+import time
 
 from splitlock._errors import SplitlockError
 
@@ -46,6 +46,11 @@ class Policy:
         if mitigate and mode != "warn":
             raise SplitlockError(f"--mitigate: only with --split-lock-detect=warn, not {text}")
         return policy
+
+    @property
+    def makes_wait(self) -> bool:
+        """Whether a task may have to wait for its turn."""
+        return self.mitigate or self.mode == "ratelimit"
 
     def __str__(self) -> str:
         return f"{self.mode}:{self.limit}" if self.mode == "ratelimit" else self.mode
@@ -103,5 +108,12 @@ def comm(tid: int) -> str:
 
 def say(line: str) -> None:
     """One line on standard error, whole, even while others write there."""
-    sys.stderr.flush()
-    os.write(2, os.fsencode(line + "\n"))
+    text = os.fsencode(line + "\n")
+    for _ in range(100):
+        try:
+            os.write(2, text)
+            return
+        except BlockingIOError:  # a program has made our common terminal or pipe non-blocking, and it is full
+            time.sleep(0.01)
+        except OSError:  # nobody listens: no reason to stop the program
+            return

@@ -90,6 +90,13 @@ def set_sigmask(tid: int, mask: int) -> None:
     request(SETSIGMASK, tid, 8, ctypes.addressof(_mask))
 
 
+def tgkill(pid: int, tid: int, number: int) -> None:
+    """Send a signal to one thread. Raises OSError."""
+    if _libc.tgkill(pid, tid, number) == -1:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
 def has_fsgsbase() -> bool:
     """Whether programs may read their segment bases (AT_HWCAP2 bit 1, Documentation/arch/x86/x86_64/fsgs.rst)."""
     return bool(_libc.getauxval(26) & 2)

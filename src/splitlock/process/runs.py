@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from iced_x86 import FlowControl, Instruction, Mnemonic, OpKind
 
+from splitlock.process.entries import Entries
 from splitlock.process.functions import Function, Text
 from splitlock.x86.locked import split_size
 
@@ -51,39 +52,51 @@ class Run:
             return set()
         return {x.ip for x in self.instructions[1:]} | {x.ip + 1 for x in self.instructions if x.has_lock_prefix}
 
+    def between(self) -> set[int]:
+        """Addresses past the start that are no instructions: behind LOCK, and in the filler."""
+        if self.trap:
+            return set()
+        return self.entries() - {x.ip for x in self.instructions} | set(range(self.end, self.start + self.size))
+
 
 def choose_runs(text: Text) -> list[Run]:
     """The runs for every site of an image, by address."""
-    chosen = {f.start: _of_function(text, f) for f in text.functions}
+    entries = Entries(text.elf, text)
+    text.leave_out_data(entries.into)
+    chosen = {f.start: _of_function(f) for f in text.functions}
+    known: set[int] = set()
     while True:
-        interiors = {address for runs in chosen.values() for run in runs for address in run.entries()}
-        entered = text.entered_from_elsewhere(interiors)
+        runs = [run for of_function in chosen.values() for run in of_function]
+        between = {address for run in runs for address in run.between()}
+        instructions = {address for run in runs for address in run.entries()} - between
+        entered = entries.into(instructions - known, between - known)
+        known |= instructions | between
         if not entered:
             break
         for f in text.functions:
-            hit = [a for a in entered if f.start <= a < f.end]
+            hit = [a for a in entered if f.start <= a < f.end + f.padding]
             for address in hit:
                 f.targets.setdefault(address, []).append(-1)
             if hit:
-                chosen[f.start] = _of_function(text, f)
+                chosen[f.start] = _of_function(f)
     return [run for f in text.functions for run in chosen[f.start]]
 
 
-def _of_function(text: Text, function: Function) -> list[Run]:
+def _of_function(function: Function) -> list[Run]:
     runs: list[Run] = []
     for site in function.sites:
         if runs and site <= runs[-1].last:
             continue
         after = runs[-1].last + 1 if runs else 0
         free = runs[-1].start + runs[-1].size if runs else 0
-        run = _around(text, function, site, after)
+        run = _around(function, site, after)
         if run is None or run.start < free:
             run = Run(function, site, site, trap=True)
         runs.append(run)
     return runs
 
 
-def _around(text: Text, function: Function, site: int, after: int) -> Run | None:
+def _around(function: Function, site: int, after: int) -> Run | None:
     for allowed in (_cannot_fault, _can_move):
         for extra in range(_MOST + 1):
             for before in range(extra + 1):
@@ -93,7 +106,7 @@ def _around(text: Text, function: Function, site: int, after: int) -> Run | None
                 run = _run(function, first, last)
                 if run is not None and all(
                     allowed(x) for x in run.instructions if not split_size(x)
-                ) and _closed(text, run):  # fmt: skip
+                ) and _closed(run):  # fmt: skip
                     return run
     return None
 
@@ -110,20 +123,20 @@ def _run(function: Function, first: int, last: int) -> Run | None:
     return None
 
 
-def _closed(text: Text, run: Run) -> bool:
+def _closed(run: Run) -> bool:
     """Whether control enters the run at its start only, as far as branches can tell.
 
     Branches of the run itself may stay within it, also to right behind a LOCK prefix, as in glibc.
     """
     function = run.function
     entries = run.entries()
-    for address in range(run.start + 1, run.end):
+    for address in range(run.start + 1, run.start + run.size):
         sources = function.targets.get(address)
         if sources and (address not in entries or any(not run.start <= s < run.end for s in sources)):
             return False
-    if function.has_indirect_jump:
-        return not any(text.indirect_target(function, x.ip) for x in run.instructions[1:])
-    return True
+    # Where labels are kept as values, any instruction may be one's. The tracer can set that right at an
+    # int3 behind the jump, but not within it.
+    return not function.keeps_labels or all(x.ip >= run.start + JUMP for x in run.instructions[1:])
 
 
 def _can_move(x: Instruction) -> bool:

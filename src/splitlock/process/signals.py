@@ -10,7 +10,6 @@ import os
 import signal
 
 from splitlock.process import inject, ptrace
-from splitlock.process.policy import FATAL, WAIT
 from splitlock.process.space import Module
 
 TYPE_CHECKING = False
@@ -23,6 +22,8 @@ if TYPE_CHECKING:
 _FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGTRAP}
 _SI_KERNEL = 0x80
 _TRAP = 1 << signal.SIGTRAP - 1
+_FAULT_MASK = sum(1 << number - 1 for number in _FAULTS)
+_SI_TKILL = -6
 _AC = 1 << 18
 _MOST_STEPS = 400
 
@@ -41,6 +42,8 @@ class Signals:
         registers are returned, and the task stays stopped.
         """
         space, tid = task.space, task.tid
+        if task.held:
+            _put_back(task, number)
         if not space.modules or space.narrow:
             task.resume(number)
             return None
@@ -125,19 +128,21 @@ class Signals:
             task.resume(number)
             return
         mask = ptrace.get_sigmask(tid)
-        ptrace.set_sigmask(tid, ptrace.U64 & ~_TRAP)
+        # Faults stay open: one that comes while it is blocked costs the program its handler.
+        ptrace.set_sigmask(tid, ptrace.U64 & ~_FAULT_MASK)
         for _ in range(_MOST_STEPS):
             ptrace.request(ptrace.SINGLESTEP, tid)
-            status = inject.wait(tid, stopped)
+            status = inject.wait(tid, stopped, ptrace.SINGLESTEP)
             ptrace.get_registers(tid, registers)
             module = task.space.arena_at(registers[ptrace.RIP])
             if status >> 8 == signal.SIGTRAP | ptrace.EVENT_SECCOMP << 8 and module:
                 self._answer(task, module, registers)
                 continue
             if status >> 8 != signal.SIGTRAP:
-                # The step itself faulted: that comes first, and the held signal once more after it.
+                # The step itself faulted: that comes first. A stand-in keeps the place of the held signal.
                 ptrace.set_sigmask(tid, mask)
-                os.kill(task.pid, number)
+                task.held.append((number, info))
+                ptrace.tgkill(task.pid, tid, number)
                 asks = self.deliver(task, status >> 8 & 0x7F)
                 assert asks is None
                 return
@@ -152,13 +157,17 @@ class Signals:
 
     def _answer(self, task: Task, module: Module, registers: ctypes.Array[ctypes.c_uint64]) -> None:
         """A task asks while it is stepped out; it cannot wait, so that it may go on at once."""
-        verdict, _ = self._hits.ask(task, module, registers)
-        if verdict == WAIT:
-            registers[ptrace.RAX] = 0
-            registers[ptrace.ORIG_RAX] = ptrace.U64
-            ptrace.set_registers(task.tid, registers)
-        elif verdict == FATAL:
-            return
+        self._hits.ask(task, module, registers, hurried=True)
+
+
+def _put_back(task: Task, number: int) -> None:
+    """Give a stand-in that we sent the siginfo of the signal it stands for."""
+    now = ptrace.get_siginfo(task.tid)
+    ours = ptrace.si_code(now) == _SI_TKILL and int.from_bytes(now.raw[16:20], "little") == os.getpid()
+    held = next((h for h in task.held if ours and h[0] == number), None)
+    if held:
+        task.held.remove(held)
+        ptrace.set_siginfo(task.tid, held[1])
 
 
 def _ignores_trap(tid: int) -> bool:

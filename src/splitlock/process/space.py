@@ -21,10 +21,10 @@ def mappings(pid: int) -> list[Mapping]:
         while part := file.read():
             raw += part
     found = []
-    for line in raw.decode("utf-8", "surrogateescape").splitlines():
-        fields = line.split(None, 5)
+    for line in raw.split(b"\n")[:-1]:  # not splitlines: file names may hold what else ends a line
+        fields = os.fsdecode(line).split(None, 5)
         start, _, end = fields[0].partition("-")
-        path = fields[5] if len(fields) > 5 else ""
+        path = fields[5].replace("\\012", "\n") if len(fields) > 5 else ""
         found.append(Mapping(int(start, 16), int(end, 16), fields[1], int(fields[2], 16), int(fields[4]), path))
     return found
 
@@ -85,6 +85,8 @@ class Space:
         self.anonymous_ranges: list[tuple[int, int]] = []
         #: some site has been hit, so there are counters to read
         self.hit = False
+        #: an execve was seen coming, and the counters were read
+        self.exec_seen = False
         #: 32-bit code runs here
         self.narrow = False
 

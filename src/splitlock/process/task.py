@@ -5,11 +5,15 @@ from __future__ import annotations
 from splitlock.process import ptrace
 from splitlock.process.space import Space
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import ctypes
+
 
 class Task:
     """One thread of the target."""
 
-    __slots__ = ("pid", "slots", "space", "stopped", "tid", "waiting", "warned", "watch_return")
+    __slots__ = ("held", "pid", "slots", "space", "stopped", "tid", "waiting", "warned", "watch_return")
 
     def __init__(self, tid: int, pid: int, space: Space) -> None:
         self.tid, self.pid, self.space = tid, pid, space
@@ -20,6 +24,8 @@ class Task:
         self.watch_return = False
         #: asked, and waits for its turn
         self.waiting = False
+        #: (signal, its siginfo) that had to wait for a fault; stand-ins for them are on their way
+        self.held: list[tuple[int, ctypes.Array[ctypes.c_char]]] = []
         #: group stops that came while we were at work on it
         self.stopped: list[int] = []
         space.tasks.add(tid)

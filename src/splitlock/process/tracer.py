@@ -135,7 +135,9 @@ class Tracer:
         task = self._tasks.get(tid)
         try:
             if os.WIFSTOPPED(status):
-                if task is None:  # a new task's first stop, before its parent's event
+                if task is None and status >> 16 == ptrace.EVENT_EXIT:  # killed before it ran
+                    ptrace.request(ptrace.CONT, tid)
+                elif task is None:  # a new task's first stop, before its parent's event
                     self._unclaimed[tid] = _origin(tid)
                 else:
                     self._stopped(task, status)
@@ -145,6 +147,12 @@ class Tracer:
             self._dispatch(tid, gone.status)
         except ProcessLookupError:  # killed while stopped: its end is still to come
             pass
+        except OSError as error:  # a process that even its tracer may not read (no dump, no read permission)
+            self.watch.note(f"process {tid}", f"may not be read: {error.strerror}", 0, image=False)
+            try:
+                ptrace.request(ptrace.CONT, tid)
+            except ProcessLookupError:
+                pass
 
     def _stopped(self, task: Task, status: int) -> None:
         number, event = status >> 8 & 0xFF, status >> 16
@@ -159,7 +167,7 @@ class Tracer:
         elif event == ptrace.EVENT_SECCOMP:
             self._call(task)
         elif event in (ptrace.EVENT_FORK, ptrace.EVENT_VFORK, ptrace.EVENT_CLONE):
-            self._forked(task)
+            self._forked(task, event)
             task.resume(0)
         elif event == ptrace.EVENT_EXEC:
             self._exec(task)
@@ -188,6 +196,7 @@ class Tracer:
                 self._ask(task, module)
                 return
         elif number in (calls.EXECVE, calls.EXECVEAT):
+            space.exec_seen = True
             if space.hit:
                 space.snapshot(task.tid)
             self.watch.scan_anonymous(task.tid, space)
@@ -231,7 +240,10 @@ class Tracer:
 
     def _forget_slots(self, task: Task) -> None:
         """Have the next task with this one's thread pointer, or this one itself, ask again."""
-        memory = os.open(f"/proc/{task.tid}/mem", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            memory = os.open(f"/proc/{task.tid}/mem", os.O_RDWR | os.O_CLOEXEC)
+        except OSError:  # it may not be read any more
+            return
         try:
             for slot in task.slots:
                 os.pwrite(memory, bytes(8), slot)
@@ -254,10 +266,10 @@ class Tracer:
             if module.arena:
                 inject.set_flag(task.tid, module)
 
-    def _forked(self, task: Task) -> None:
+    def _forked(self, task: Task, event: int) -> None:
         child = ptrace.event_message(task.tid)
         ptrace.get_registers(task.tid, self._registers)
-        flags = self._clone_flags(task)
+        flags = self._clone_flags(task, child, event)
         shared = flags & _CLONE_VM
         pid = task.pid if flags & _CLONE_THREAD else child
         if pid == child:
@@ -268,7 +280,7 @@ class Tracer:
             del self._unclaimed[child]
             new.resume(0)
 
-    def _clone_flags(self, task: Task) -> int:
+    def _clone_flags(self, task: Task, child: int, event: int) -> int:
         number = self._registers[ptrace.ORIG_RAX]
         if task.space.narrow:
             number = {120: calls.CLONE, 190: calls.VFORK, 435: calls.CLONE3}.get(number, number)
@@ -277,7 +289,12 @@ class Tracer:
         if number == calls.CLONE:
             return self._registers[ptrace.RBX if task.space.narrow else ptrace.RDI]
         if number == calls.CLONE3:
-            memory = os.open(f"/proc/{task.tid}/mem", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                memory = os.open(f"/proc/{task.tid}/mem", os.O_RDONLY | os.O_CLOEXEC)
+            except PermissionError:  # a process that may not be dumped; its kinds of children can still be told
+                if _origin(child) == task.pid and _status(child)["Tgid"] == str(task.pid):
+                    return _CLONE_VM | _CLONE_THREAD
+                return _CLONE_VM if event == ptrace.EVENT_VFORK else 0
             try:
                 at = self._registers[ptrace.RBX if task.space.narrow else ptrace.RDI]
                 return int.from_bytes(os.pread(memory, 8, at), "little")
@@ -290,6 +307,8 @@ class Tracer:
         old = task.space
         space = Space()
         space.filtered = old.filtered
+        if old.hit and not old.exec_seen:  # int 0x80, or a filter of the program's own hid the call
+            self.lost += 1
         old.live -= {task.tid, former}  # their counts were read when execve was called
         if former != task.tid and former in self._tasks:  # exec from a thread: it takes the leader's number
             self._drop(self._tasks.pop(former))
@@ -303,6 +322,8 @@ class Tracer:
 
     def _exiting(self, task: Task) -> None:
         space = task.space
+        if ptrace.event_message(task.tid) & 0x7F == signal.SIGKILL:
+            self._adopt_children(task)
         space.live.discard(task.tid)
         if space.hit:
             space.snapshot(task.tid)
@@ -310,6 +331,19 @@ class Tracer:
                 self._forget_slots(task)
         if not space.live:
             self.watch.scan_anonymous(task.tid, space)
+
+    def _adopt_children(self, task: Task) -> None:
+        """A task was killed: a child that it could not report any more is ours all the same."""
+        try:
+            with open(f"/proc/{task.tid}/task/{task.tid}/children") as file:
+                children = [int(word) for word in file.read().split()]
+        except OSError:
+            return
+        for child in children:
+            if child not in self._tasks and _tracer_of(child) == os.getpid():
+                new = self._tasks[child] = Task(child, child, task.space.fork())
+                if self._unclaimed.pop(child, None) is not None:
+                    new.resume(0)
 
     def _ended(self, tid: int, status: int) -> None:
         if tid == self._main:
@@ -344,11 +378,21 @@ def _progress(name: str) -> None:
     os.write(2, os.fsencode(f"\r\x1b[K{text}"))
 
 
+def _status(tid: int) -> dict[str, str]:
+    """The fields of /proc/TID/status; none when it is gone."""
+    try:
+        with open(f"/proc/{tid}/status", errors="replace") as file:
+            return {name: value.strip() for name, _, value in (line.partition(":") for line in file)}
+    except (FileNotFoundError, ProcessLookupError):
+        return {}
+
+
 def _origin(tid: int) -> int:
     """The process that a new task comes from: its own if it is a thread, else its parent; 0 when it is gone."""
-    try:
-        with open(f"/proc/{tid}/status") as file:
-            fields = dict(line.split(":", 1) for line in file if ":" in line)
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
-    return int(fields["Tgid"]) if int(fields["Tgid"]) != tid else int(fields["PPid"])
+    status = _status(tid)
+    group = int(status.get("Tgid", "0"))
+    return group if group != tid else int(status["PPid"])
+
+
+def _tracer_of(tid: int) -> int:
+    return int(_status(tid).get("TracerPid", "0"))

@@ -95,6 +95,7 @@ class Trampolines:
         forward: list[tuple[int, int]] = []
         unlocked: list[tuple[int, Instruction, int]] = []
         inside = {x.ip for x in run.instructions} | run.entries()
+        wanted = {x.near_branch_target for x in run.instructions if x.flow_control in _BRANCHES}
         for position, x in enumerate(run.instructions):
             labels[x.ip] = len(self.code)
             if _watched(x):
@@ -108,7 +109,7 @@ class Trampolines:
                 forward.append((len(self.code), x.near_branch_target))
             else:
                 self._copy(x)
-            if x.has_lock_prefix and any(x.ip + 1 == t for _, t in forward):
+            if x.has_lock_prefix and x.ip + 1 in wanted:
                 unlocked.append((x.ip + 1, x, len(self.code)))
         if run.instructions[-1].flow_control not in _LEAVES:
             self._jump_out(run.end)
@@ -194,7 +195,11 @@ class Trampolines:
         full = RegisterExt.full_register(register)
         code = {2: Code.MOVSX_R64_RM16, 4: Code.MOVSXD_R64_RM32, 8: Code.MOV_R64_RM64}[size]
         move = Instruction.create_reg_reg(code, Register.RCX, register)
-        if full in _SLOTS:  # already overwritten: take what was pushed
+        if full == Register.RSP:  # nobody's bit offset, but it is one register of 16
+            self.code += b"\x48\x8d\x8c\x24" + (_PUSHED + 8).to_bytes(4, "little")  # lea rcx, [rsp+pushed]
+            narrow_name = {2: Register.CX, 4: Register.ECX, 8: Register.RCX}[size]
+            move = Instruction.create_reg_reg(code, Register.RCX, narrow_name)
+        elif full in _SLOTS:  # already overwritten: take what was pushed
             move.op1_kind = OpKind.MEMORY
             move.memory_base = Register.RSP
             move.memory_displacement = _SLOTS[full]

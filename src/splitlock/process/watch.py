@@ -48,8 +48,13 @@ class Watch:
     def at_exec(self, tid: int, space: Space, registers: ctypes.Array[ctypes.c_uint64], stopped: list[int]) -> None:
         """A new program: the kernel has mapped it and its dynamic linker."""
         narrow = registers[ptrace.CS] != 0x33
-        for m in mappings(tid):
-            if "x" not in m.permissions or m.path.startswith("[v"):
+        try:
+            found = mappings(tid)
+        except PermissionError as error:
+            self.note(f"process {tid}", f"may not be read: {error.strerror}", 0, image=False)
+            return
+        for m in found:
+            if "x" not in m.permissions or m.path.startswith("[v") or (narrow and m.path.startswith("[")):
                 continue
             if narrow:
                 space.narrow = True
@@ -171,7 +176,7 @@ class Watch:
             return
         self.files[name] = key
         for reason, unseen, sites in plan.unmonitored:
-            self.note(name, reason, unseen, sites)
+            self.note(name, reason, unseen if plan.segments else size, sites)
         whole = [
             (address, length)
             for address, offset, length in plan.segments
@@ -231,10 +236,10 @@ def _overlaps(module: Module, mapping: Mapping) -> bool:
 
 def _openable(tid: int, mapping: Mapping) -> str:
     """A path by which we can open the file behind a mapping of the task's."""
-    path = f"/proc/{tid}/root{mapping.path}"
-    try:
-        if os.stat(path).st_ino == mapping.inode:
-            return path
-    except OSError:
-        pass
+    for path in (f"/proc/{tid}/root{mapping.path}", f"/proc/{tid}/exe"):
+        try:
+            if os.stat(path).st_ino == mapping.inode:
+                return path
+        except OSError:
+            pass
     return f"/proc/{tid}/map_files/{mapping.start:x}-{mapping.end:x}"

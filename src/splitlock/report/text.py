@@ -42,7 +42,14 @@ def render(report: Report, most: int = _SITES) -> str:
         report.watched.processes,
         [(u.image or u.mapping or "", u.reason, u.bytes, u.sites) for u in report.unmonitored],
     )
-    return "\n".join(lines) + "\n"
+    return "\n".join(map(printable, lines)) + "\n"
+
+
+def printable(text: str) -> str:
+    """Names are what others chose: control characters and bytes that are no UTF-8 are shown as escapes."""
+    if text.replace("\n", "").isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 def summary(
@@ -59,7 +66,8 @@ def summary(
     for name, reason, size, locked in unmonitored:
         held = "" if locked is None else f", {_count(locked, 'possible locked instruction')}"
         much = "" if size is None else f"{size:,} bytes"
-        lines += _wrap(f"{_short(name)}: {reason}: {much}{held}" if much else f"{_short(name)}: {reason}", "  ", "    ")
+        line = f"{_short(name)}: {reason}: {much}{held}" if much else f"{_short(name)}: {reason}"
+        lines += _wrap(printable(line.replace("\n", "\\n")), "  ", "    ")
     return lines
 
 
@@ -67,7 +75,7 @@ def _site(site: Site, width: int) -> tuple[list[str], list[str]]:
     """Which instruction it is, and what it did."""
     indent = " " * (width + 2)
     name = site.function or "?"
-    place = f"{_short(site.image)}+{site.offset}"
+    place = f"{_cut(_short(site.image), 40)}+{site.offset}"
     where = f"{_tail(site.source)}  {place}" if site.source else place
     room = _WIDTH - len(indent) - len(where) - 2
     head = [f"{site.hits:>{width},}  {_cut(name, max(room, 20))}  {where}", f"{indent}{site.instruction}"]
@@ -80,7 +88,7 @@ def _site(site: Site, width: int) -> tuple[list[str], list[str]]:
             _cut(f"{indent}{site.operand_size} bytes at {first.operand}, {first.past_line} past the line", _WIDTH)
         )
         lines.append(f"{indent}{drawing(site.operand_size, first.past_line)}")
-        callers = [entry.split(" ", 1)[0] if "+0x" not in entry[:3] else entry for entry in first.stack[1 : _STACK + 1]]
+        callers = [_cut(entry.rpartition(" ")[0] or entry, 60) for entry in first.stack[1 : _STACK + 1]]
         if callers:
             lines += _wrap(" ← ".join(callers), indent, indent)
         names = {s.comm for s in site.samples}
