@@ -71,10 +71,7 @@ class Function:
     def unreached(self) -> set[int]:
         """Positions of instructions that no path from the start reaches, as far as direct branches tell."""
         reached: set[int] = set()
-        todo = [
-            0,
-            *(self.index[label] for label, sources in self.targets.items() if -1 in sources and label in self.index),
-        ]
+        todo = [0]
         while todo:
             at = todo.pop()
             while at not in reached and at < len(self.instructions):
@@ -161,7 +158,8 @@ class Text:
     def leave_out_data(self, entered: Callable[[set[int], set[int]], set[int]]) -> None:
         """Give up sites that nothing reaches: data behind a jump, within a function.
 
-        `entered` tells which addresses are entered from elsewhere. Functions with indirect jumps or
+        `entered` tells which addresses branches from elsewhere go to; that some address is kept does not
+        make it code. Functions with indirect jumps or
         exception handlers have more entries than can be told; they are compilers' work and hold no data.
         """
         dead = {f.start: f.unreached() for f in self.functions if not f.has_indirect_jump}
@@ -170,7 +168,7 @@ class Text:
             return
         handlers = handler_starts(self.elf)
         doubtful = [f for f in doubtful if f.start not in handlers]
-        alive = entered({f.instructions[i].ip for f in doubtful for i in dead[f.start]}, set())
+        alive = entered(set(), {f.instructions[i].ip for f in doubtful for i in dead[f.start]})
         for function in doubtful:
             unreached = dead[function.start]
             if not any(function.start <= address < function.end for address in alive):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from splitlock.image.elf import Buffer
     from splitlock.process.runs import Run
 
-VERSION = 6  # of what is stored; change it whenever anything that builds plans changes its results
+VERSION = 7  # of what is stored; change it whenever anything that builds plans changes its results
 _GAP = 512  # bytes between patches that are written in one go
 _HOT = (
     "watched", "unmonitored", "span", "segments", "sites", "arena", "code", "code_size", "asked", "trapped", "flag",

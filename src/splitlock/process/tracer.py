@@ -17,7 +17,7 @@ from splitlock.process.inject import TaskGone
 from splitlock.process.launch import WAITED, Child
 from splitlock.process.policy import WAIT, Policy, say
 from splitlock.process.signals import Signals
-from splitlock.process.space import Module, Space
+from splitlock.process.space import Module, Space, mappings
 from splitlock.process.task import Task
 from splitlock.process.watch import Watch
 
@@ -49,6 +49,8 @@ class Tracer:
         self._tasks: dict[int, Task] = {}
         #: stopped new tasks whose parent's event has not come yet, with the process they or their parent belong to
         self._unclaimed: dict[int, int] = {}
+        #: the last few that ended, for orphans
+        self._ended_spaces: list[Space] = []
         #: (when, tie-break, task, the module it asked for or None: the end of its turn)
         self._timers: list[tuple[float, int, int, Module | None]] = []
         self._main = self._ties = 0
@@ -138,7 +140,9 @@ class Tracer:
                 if task is None and status >> 16 == ptrace.EVENT_EXIT:  # killed before it ran
                     ptrace.request(ptrace.CONT, tid)
                 elif task is None:  # a new task's first stop, before its parent's event
-                    self._unclaimed[tid] = _origin(tid)
+                    self._unclaimed[tid] = origin = _origin(tid)
+                    if not any(t.pid == origin for t in self._tasks.values()):
+                        self._adopt(tid, self._space_of(tid))  # the parent is dead already
                 else:
                     self._stopped(task, status)
             else:
@@ -341,9 +345,23 @@ class Tracer:
             return
         for child in children:
             if child not in self._tasks and _tracer_of(child) == os.getpid():
-                new = self._tasks[child] = Task(child, child, task.space.fork())
-                if self._unclaimed.pop(child, None) is not None:
-                    new.resume(0)
+                self._adopt(child, task.space)
+
+    def _adopt(self, child: int, parent: Space) -> None:
+        """A child whose parent was killed before it could report the fork."""
+        self.processes += 1
+        new = self._tasks[child] = Task(child, child, parent.fork())
+        if self._unclaimed.pop(child, None) is not None:
+            new.resume(0)
+
+    def _space_of(self, tid: int) -> Space:
+        """The address space that a new process is a copy of, when its parent is gone: the one with the same arenas."""
+        starts = {m.start for m in mappings(tid)}
+        for space in [*{id(t.space): t.space for t in self._tasks.values()}.values(), *reversed(self._ended_spaces)]:
+            arenas = {m.arena for m in space.modules if m.arena}
+            if arenas and arenas <= starts:
+                return space
+        return Space()
 
     def _ended(self, tid: int, status: int) -> None:
         if tid == self._main:
@@ -353,9 +371,7 @@ class Tracer:
         if task is None:
             return
         for child in [c for c, origin in self._unclaimed.items() if origin == task.pid]:
-            del self._unclaimed[child]  # its parent was killed before it could report the fork
-            self._tasks[child] = Task(child, child, task.space.fork())
-            self._tasks[child].resume(0)
+            self._adopt(child, task.space)
         self._drop(task)
 
     def _drop(self, task: Task) -> None:
@@ -370,6 +386,7 @@ class Tracer:
         if not space.tasks:
             self.hits.collect(space)
             self.hits.forget(space)
+            self._ended_spaces = [*self._ended_spaces[-15:], space]
 
 
 def _progress(name: str) -> None:
