@@ -104,8 +104,8 @@ class Entries:
         found: set[int] = set()
         low = min((start for start, _ in self._code), default=0)
         high = max((start + len(code) for start, code in self._code), default=0)
-        tables = sorted(self._tables)
-        for table, after in zip(tables, [*tables[1:], high + (1 << 32)], strict=True):
+        tables = [*sorted(self._tables), high + (1 << 32)]
+        for table, after in zip(tables, tables[1:], strict=False):
             holder = next(
                 (s for s in self._elf.segments if s.type == PT_LOAD and s.vaddr <= table < s.vaddr + s.filesz), None
             )
