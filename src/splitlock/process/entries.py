@@ -7,6 +7,7 @@ that is not the table itself (hand-written code), and exception landing pads, wh
 
 from __future__ import annotations
 
+import itertools
 import re
 import struct
 
@@ -105,7 +106,7 @@ class Entries:
         low = min((start for start, _ in self._code), default=0)
         high = max((start + len(code) for start, code in self._code), default=0)
         tables = [*sorted(self._tables), high + (1 << 32)]
-        for table, after in zip(tables, tables[1:], strict=False):
+        for table, after in itertools.pairwise(tables):
             holder = next(
                 (s for s in self._elf.segments if s.type == PT_LOAD and s.vaddr <= table < s.vaddr + s.filesz), None
             )
