@@ -32,7 +32,8 @@ PROGRAMS = {
         "node", "-e",
         "const {Worker}=require('worker_threads');const s=new SharedArrayBuffer(8);const a=new Int32Array(s);"
         "let n=2;for(let i=0;i<2;i++)new Worker('const a=new Int32Array(require(\"worker_threads\").workerData);"
-        "for(let i=0;i<1e5;i++)Atomics.add(a,0,1)',{eval:true,workerData:s}).on('exit',()=>{if(!--n)console.log(a[0])})",
+        "for(let i=0;i<1e5;i++)Atomics.add(a,0,1)',{eval:true,workerData:s})"
+        ".on('exit',()=>{if(!--n)console.log(a[0])})",
     ],
     "multiprocessing": [
         PYTHON, "-c", "import multiprocessing as m\nwith m.Pool(2) as p: print(p.map(abs, range(-5, 5)))",
