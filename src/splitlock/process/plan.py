@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from splitlock.image.elf import Buffer
     from splitlock.process.runs import Run
 
-VERSION = 7  # of what is stored; change it whenever anything that builds plans changes its results
+VERSION = 8  # of what is stored; change it whenever anything that builds plans changes its results
 _GAP = 512  # bytes between patches that are written in one go
 _HOT = (
     "watched", "unmonitored", "span", "segments", "sites", "arena", "code", "code_size", "asked", "trapped", "flag",
@@ -151,11 +151,11 @@ def build(data: Buffer) -> tuple[Plan, Sites]:
         if elf.has_text_relocations():
             return unwatched("text relocations: the dynamic linker rewrites the code", size)
         text = Text(elf, function_ranges(elf))
+        segments = [(s.vaddr, s.offset, s.filesz) for s in elf.executable()]
+        runs = choose_runs(text)
         unmonitored: list[tuple[str, int, int | None]] = []
         if text.outside_sites:
             unmonitored.append(("code outside known functions", text.outside, text.outside_sites))
-        segments = [(s.vaddr, s.offset, s.filesz) for s in elf.executable()]
-        runs = choose_runs(text)
         if not runs:
             return _empty(text.decided, unmonitored, elf.span(), segments), Sites([], {}, {}, elf.build_id(), [])
         made = Trampolines(runs, elf.span()[0])
