@@ -167,13 +167,20 @@ def test_overlapping_functions_are_cut_at_each_known_start(tmp_path: Path) -> No
         nop; nop
         .cfi_endproc; .size outer, . - outer; .size alias, . - alias
         .skip 8, 0x90
+        .type around, @function; around: nop; nop
+        .type within, @function; within: nop
+        .size within, . - within
+        nop; nop; nop
+        .size around, . - around
+        .skip 2, 0x90
         .type last, @function; last: .cfi_startproc; ret; .cfi_endproc
         .type beyond, @function; beyond: ret; .size beyond, 100000
         .type empty, @function; empty: ret
     """
     path = link(tmp_path, source)
     low = symbols(path)["outer"]
-    assert function_ranges(Elf(path.read_bytes())) == [(low, low + 2), (low + 2, low + 6), (low + 14, low + 15)]
+    expected = [(0, 2), (2, 6), (14, 16), (16, 20), (22, 23)]
+    assert function_ranges(Elf(path.read_bytes())) == [(low + start, low + end) for start, end in expected]
 
 
 # -- pointer encodings --------------------------------------------------------------------------

@@ -368,7 +368,7 @@ def test_libdw_of_drgn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_imports_little() -> None:
     unwanted = {"typing", "dataclasses", "mmap", "re", "importlib.util", "splitlock.image.elf"}
     script = f"import sys, splitlock.image.symbols; print(*sorted({unwanted} & set(sys.modules)))"
-    loaded = subprocess.check_output([sys.executable, "-S", "-c", script], text=True, env=os.environ)
+    loaded = subprocess.check_output([sys.executable, "-c", script], text=True, env=os.environ)
     assert loaded.strip() == ""
 
 
