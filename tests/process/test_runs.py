@@ -526,6 +526,11 @@ DATA = "jmp 1f; site: lock inc dword ptr [rdi]; lock dec dword ptr [rdi]; 1: mov
         pytest.param(function("f", DATA) + ".p2align 4; jmp site", 2, id="a-branch-from-outside-of-functions"),
         pytest.param(function("f", f"jc 2f; {DATA}; 2: jmp rax"), 2, id="who-knows-where-a-jump-goes"),
         pytest.param(function("f", f"jc 2f; {DATA}; 2: jmp [rax*8]"), 2, id="who-knows-what-a-table-holds"),
+        pytest.param(  # what gcc makes of a switch some of whose cases are cold
+            function("f", f"jc cold; {JUMP}") + function("cold", DATA) + f"{TABLE} .long site-table, f-table",
+            2,
+            id="the-jump-table-of-another-function",
+        ),
     ],
 )
 def test_data_behind_a_jump_is_left_alone(tmp_path: Path, source: str, sites: int) -> None:

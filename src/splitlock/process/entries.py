@@ -33,7 +33,7 @@ class Entries:
             (s.vaddr, self._elf.data[s.offset : s.offset + s.filesz]) for s in elf.executable()
         ]  # fmt: skip
         self._named = self._addresses_in_code()
-        self._named |= self._jump_tables()
+        self._cases = self._jump_tables()
 
     def into(self, instructions: set[int], between: set[int]) -> set[int]:
         """Those addresses where control may arrive other than by a branch of their own function.
@@ -43,8 +43,15 @@ class Entries:
         """
         if not instructions and not between:
             return set()
-        kept = (self._named & instructions) | self._pointers(instructions)
+        kept = ((self._named | self._cases) & instructions) | self._pointers(instructions)
         return kept | self._branches(instructions | between)
+
+    def leading_to(self, addresses: set[int]) -> set[int]:
+        """Those addresses that are code because a branch or a jump table leads there.
+
+        An address that is merely kept may be one of data.
+        """
+        return self._branches(addresses) | (self._cases & addresses)
 
     def _is_code(self, address: int) -> bool:
         return any(start <= address < start + len(code) for start, code in self._code)

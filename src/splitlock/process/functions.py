@@ -155,11 +155,10 @@ class Text:
                 padding = x.next_ip - end
         return padding
 
-    def leave_out_data(self, entered: Callable[[set[int], set[int]], set[int]]) -> None:
+    def leave_out_data(self, leading_to: Callable[[set[int]], set[int]]) -> None:
         """Give up sites that nothing reaches: data behind a jump, within a function.
 
-        `entered` tells which addresses branches from elsewhere go to; that some address is kept does not
-        make it code. Functions with indirect jumps or
+        `leading_to` tells which addresses branches and jump tables elsewhere lead to. Functions with indirect jumps or
         exception handlers have more entries than can be told; they are compilers' work and hold no data.
         """
         dead = {f.start: f.unreached() for f in self.functions if not f.has_indirect_jump}
@@ -168,7 +167,7 @@ class Text:
             return
         handlers = handler_starts(self.elf)
         doubtful = [f for f in doubtful if f.start not in handlers]
-        alive = entered(set(), {f.instructions[i].ip for f in doubtful for i in dead[f.start]})
+        alive = leading_to({f.instructions[i].ip for f in doubtful for i in dead[f.start]})
         for function in doubtful:
             unreached = dead[function.start]
             if not any(function.start <= address < function.end for address in alive):

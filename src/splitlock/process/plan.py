@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from splitlock.image.elf import Buffer
     from splitlock.process.runs import Run
 
-VERSION = 8  # of what is stored; change it whenever anything that builds plans changes its results
+VERSION = 9  # of what is stored; change it whenever anything that builds plans changes its results
 _GAP = 512  # bytes between patches that are written in one go
 _HOT = (
     "watched", "unmonitored", "span", "segments", "sites", "arena", "code", "code_size", "asked", "trapped", "flag",
@@ -158,12 +158,13 @@ def build(data: Buffer) -> tuple[Plan, Sites]:
             unmonitored.append(("code outside known functions", text.outside, text.outside_sites))
         if not runs:
             return _empty(text.decided, unmonitored, elf.span(), segments), Sites([], {}, {}, elf.build_id(), [])
-        made = Trampolines(runs, elf.span()[0])
+        try:
+            made = Trampolines(runs, elf.span()[0])
+            chunks = _chunks(elf.read, segments, runs, made.base, made.entry)
+        except (ValueError, OverflowError) as error:  # a displacement that does not reach: some 2 GB of code
+            return unwatched(f"too large to patch: {error}", size)
     except ImageError as error:
         return unwatched(f"malformed image: {error}", len(data))
-    except (ValueError, OverflowError) as error:  # a displacement that does not reach: some 2 GB of code
-        return unwatched(f"too large to patch: {error}", size)
-    chunks = _chunks(elf.read, segments, runs, made.base, made.entry)
     traps = {run.start: made.entry[run.start] for run in runs if run.trap}
     hot = Plan(
         (

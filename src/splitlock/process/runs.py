@@ -62,7 +62,7 @@ class Run:
 def choose_runs(text: Text) -> list[Run]:
     """The runs for every site of an image, by address."""
     entries = Entries(text.elf, text)
-    text.leave_out_data(entries.into)
+    text.leave_out_data(entries.leading_to)
     chosen = {f.start: _of_function(f) for f in text.functions}
     known: set[int] = set()
     while True:
