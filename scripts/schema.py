@@ -7,14 +7,16 @@ from pathlib import Path
 
 import msgspec
 
-from splitlock.report.run import Report
+from splitlock.report import run, scan
 
 DOCS = Path(__file__).parents[1] / "docs"
+REPORTS = {"run": run.Report, "scan": scan.Report}
 
 
 def main() -> None:
     """One file a schema."""
-    (DOCS / "run.schema.json").write_text(json.dumps(msgspec.json.schema(Report), indent=2) + "\n")
+    for name, report in REPORTS.items():
+        (DOCS / f"{name}.schema.json").write_text(json.dumps(msgspec.json.schema(report), indent=2) + "\n")
 
 
 if __name__ == "__main__":

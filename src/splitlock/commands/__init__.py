@@ -13,7 +13,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
 
-_VERBS = ("run",)
+# Listed here so that only the chosen verb's module is imported: start-up counts.
+_VERBS = {
+    "run": "run a program and name every split lock it takes",
+    "scan": "find the hypervisors among kernel modules, and judge them",
+    "exports": "tell what no longer loads without an exported symbol",
+}
 _DESCRIPTION = """\
 Find, explain and control split locks: locked instructions whose operand crosses
 a cache line, which stall every core of the machine."""
@@ -21,7 +26,9 @@ _EPILOG = """\
 examples:
   splitlock run -- ./game                      which code takes split locks?
   splitlock run --split-lock-detect=fatal -- ./game    as on a CPU that traps
-  splitlock run --format json -o report.json -- make test"""
+  splitlock run --format json -o report.json -- make test
+  splitlock scan                           which kernel modules are hypervisors?
+  splitlock exports --without vmap_pfn     which would no longer load?"""
 
 
 class Help(argparse.RawDescriptionHelpFormatter):
@@ -54,18 +61,29 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"splitlock {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="COMMAND", required=True, parser_class=Parser)
-    modules = {verb: importlib.import_module(f"splitlock.commands.{verb}") for verb in _VERBS}
-    parsers = {verb: verbs.add_parser(verb, formatter_class=Help, **modules[verb].PARSER) for verb in _VERBS}
-    for verb, module in modules.items():
-        module.prepare_parser(parsers[verb])
+    wanted = next((argument for argument in arguments if not argument.startswith("-")), None)
+    for verb, about in _VERBS.items():
+        if verb != wanted:
+            verbs.add_parser(verb, help=about)
+            continue
+        module = importlib.import_module(f"splitlock.commands.{verb}")
+        verb_parser = verbs.add_parser(verb, formatter_class=Help, **{"help": about, **module.PARSER})
+        module.prepare_parser(verb_parser)
     chosen, unknown = parser.parse_known_args(arguments)
+    if unknown and hasattr(chosen, "paths") and not unknown[0].startswith("-"):
+        chosen.paths += unknown  # argparse takes those before the first option only
+        unknown = [word for word in unknown if word.startswith("-")]
     if unknown:
-        parsers[chosen.verb].error(f"unrecognized option {unknown[0]}")
+        verb_parser.error(f"unrecognized option {unknown[0]}")
     try:
-        status: int = modules[chosen.verb].run(chosen)
+        status: int = module.run(chosen)
     except SplitlockError as error:
-        sys.stderr.write(f"splitlock: {error}\n")
         status = error.exit_code
+        try:
+            sys.stderr.write(f"splitlock: {error}\n")
+            sys.stderr.flush()
+        except OSError:  # nobody listens; the status says it
+            sys.stderr = open(os.devnull, "w")  # noqa: SIM115  # as long as the process
     except KeyboardInterrupt:
         status = 130
     return status
@@ -73,7 +91,17 @@ def main(argv: list[str] | None = None) -> int:
 
 def entry() -> NoReturn:
     """The console script: leaves without the interpreter's tidying up, which costs milliseconds."""
+    for descriptor in range(3):  # or what we open next would take a closed one's place
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    sys.stdout = sys.stdout or open(1, "w")  # noqa: SIM115  # as long as the process
+    sys.stderr = sys.stderr or open(2, "w")  # noqa: SIM115
     status = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:
+        status = status or 125
     os._exit(status)

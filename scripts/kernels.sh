@@ -1,0 +1,68 @@
+#!/bin/sh
+# scripts/kernels.sh DIR [KIND...]: the newest of Debian's kernel packages, downloaded into DIR where missing.
+# KIND: amd64, cloud-amd64, rt-amd64 (linux-image-6.1), xz (6.12's cloud kernel: its modules are .ko.xz),
+# headers (what building a module for 6.1 amd64 takes; has Module.symvers). Default: all.
+# Prints `KIND FILE` for each package that is there. What this machine's sources do not have is named on
+# standard error, and the exit status is then 1.
+set -eu
+[ $# -ge 1 ] || { echo "usage: $0 DIR [amd64|cloud-amd64|rt-amd64|xz|headers]..." >&2; exit 2; }
+directory=$1
+shift
+[ $# -gt 0 ] || set -- amd64 cloud-amd64 rt-amd64 xz headers
+mkdir -p "$directory"
+directory=$(cd "$directory" && pwd)
+status=0
+updated=""
+
+newest() { # the highest version of the packages whose name fits: signed images, as they are installed
+    apt-cache search --names-only "$1" | cut -d' ' -f1 | sort -V | tail -n 1
+}
+
+update() { # package lists: once, and only where something was not found
+    [ -z "$updated" ] || return 0
+    updated=yes
+    as_root=""
+    [ "$(id -u)" = 0 ] || as_root="sudo"
+    $as_root apt-get update -qq >&2 || true
+}
+
+fetch() { # fetch KIND PACKAGE
+    version=$(apt-cache show --no-all-versions "$2" | sed -n 's/^Version: //p' | head -n 1)
+    architecture=$(apt-cache show --no-all-versions "$2" | sed -n 's/^Architecture: //p' | head -n 1)
+    file="$directory/$2_$(echo "$version" | sed 's/:/%3a/')_$architecture.deb"
+    if [ ! -s "$file" ]; then # in a directory of its own first: others may be at it, and a half is no package
+        part=$(mktemp -d "$directory/part.XXXXXX")
+        (cd "$part" && apt-get download -qq -o APT::Sandbox::User=root "$2" >&2) || { rm -rf "$part"; return 1; }
+        mv "$part"/*.deb "$directory"/
+        rmdir "$part"
+    fi
+    echo "$1 $file"
+}
+
+find_and_fetch() { # find_and_fetch KIND PATTERN
+    package=$(newest "$2")
+    [ -n "$package" ] || { update; package=$(newest "$2"); }
+    if [ -z "$package" ]; then
+        echo "$0: no package ^$2 in this machine's sources" >&2
+        status=1
+    else # an old list names versions that are gone
+        fetch "$1" "$package" || { update; package=$(newest "$2"); fetch "$1" "$package"; } || status=1
+    fi
+}
+
+for kind in "$@"; do
+    case $kind in
+    amd64 | cloud-amd64 | rt-amd64) find_and_fetch "$kind" "^linux-image-6\\.1\\.0-[0-9]+-$kind\$" ;;
+    xz) find_and_fetch xz '^linux-image-6\.12\.[0-9]+\+deb12-cloud-amd64$' ;;
+    headers)
+        find_and_fetch headers '^linux-headers-6\.1\.0-[0-9]+-amd64$'
+        find_and_fetch headers-common '^linux-headers-6\.1\.0-[0-9]+-common$'
+        find_and_fetch kbuild '^linux-kbuild-6\.1$'
+        ;;
+    *)
+        echo "$0: $kind: no such kind" >&2
+        exit 2
+        ;;
+    esac
+done
+exit $status

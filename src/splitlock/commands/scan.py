@@ -1,0 +1,235 @@
+"""`splitlock scan`: which kernel modules are hypervisors, and what a policy says of them."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import itertools
+import os
+import sys
+
+from splitlock._errors import SplitlockError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator
+    from concurrent.futures import Executor
+    from typing import Protocol, TextIO
+
+    from splitlock.commands import Parser
+    from splitlock.modules.audit import Batch, Job
+    from splitlock.report.scan import File, Summary
+
+    class Rendering(Protocol):
+        """A report, a piece at a time."""
+
+        def begin(self) -> bytes: ...
+        def file(self, file: File) -> bytes: ...
+        def end(self, summary: Summary) -> bytes: ...
+
+
+_EPILOG = """\
+PATH: modules (.ko, compressed or not), directories, .deb and .rpm packages,
+vmlinux, vmlinuz, VirtualBox's .r0 files, any x86-64 ELF file.
+
+policies:
+  refuse           hypervisors that are neither sld_safe nor aware of split-lock
+                   detection, and out-of-tree code that takes over the CPU
+  disable          whatever enters a guest without sld_safe turns detection off
+  kernel-2020      what the kernel patches posted in April 2020 would have done
+  break:SYMBOL,... what imports these symbols would no longer link
+  FILE.toml        your own
+
+exit status: 0 nothing refused, 1 something refused or turning detection off,
+2 something could not be read, or wrong usage.
+
+examples:
+  splitlock scan
+  splitlock scan --policy kernel-2020 linux-image-6.1.0-*-amd64_*.deb
+  splitlock scan --format sarif -o scan.sarif /lib/modules"""
+
+PARSER = {
+    "usage": "splitlock scan [options] [PATH...]",
+    "description": "Find privileged instructions in kernel modules (default: the running\n"
+    "kernel's), and judge the modules by a policy.",
+    "epilog": _EPILOG,
+}
+
+
+def prepare_parser(parser: Parser) -> None:
+    """Add this verb's options to its parser, made with `PARSER`."""
+    parser.add_argument("--policy", default="refuse", help="which (default: refuse)")
+    parser.add_argument(
+        "--kinds",
+        metavar="KIND,...",
+        help="report these only: kinds or groups (vmx, svm, guest-call, control, msr, cache, system, frequent; all). "
+        "Default: all but frequent (IRET, HLT, POPF). The policy looks for its own in any case",
+    )
+    parser.add_argument("--all", action="store_true", help="list clean files too")
+    parser.add_argument("--format", choices=("text", "json", "sarif"), default="text", help="(default: text)")
+    parser.add_argument("-o", "--output", metavar="FILE", help="write the report there, not to standard output")
+    parser.add_argument("-j", "--jobs", metavar="N", type=_jobs, help="processes (default: one a CPU)")
+    parser.add_argument("--dask", metavar="ADDRESS", help="scan on a dask cluster, tcp://HOST:PORT")
+    parser.add_argument("-q", "--quiet", action="store_true", help="only what is not allowed; no progress bar")
+    parser.add_argument("-v", "--verbose", action="store_true", help="every finding, and each module's metadata")
+    parser.add_argument("paths", nargs="*", metavar="PATH", help=argparse.SUPPRESS)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do it; gives the exit status."""
+    from splitlock.image.package import default_paths
+    from splitlock.modules.audit import Job
+    from splitlock.modules.policy import load
+    from splitlock.report.scan import Summary
+
+    job = Job(load(args.policy), _kinds(args.kinds), args.all)
+    paths = args.paths or default_paths()
+    summary = Summary()
+    with _output(args.output) as out:
+        rendering = _rendering(args, job)
+        out.write(rendering.begin())
+        try:
+            with contextlib.closing(_batches(paths, job, args)) as batches:
+                for batch in batches:
+                    for file in batch.files:
+                        summary.add(file)
+                        out.write(rendering.file(file))
+                    summary.add_clean(batch.clean)
+            summary.complete = True
+        finally:  # an interrupted scan leaves a valid report of what it saw
+            out.write(rendering.end(summary))
+    if summary.error:
+        return 2
+    return 1 if summary.refuse or summary.disable else 0
+
+
+def _batches(paths: list[str], job: Job, args: argparse.Namespace) -> Generator[Batch, None, None]:
+    """The results, from as many processes as was asked for, with a progress bar over them."""
+    from splitlock.modules.audit import audit, batches
+
+    with contextlib.ExitStack() as stack:
+        jobs = args.jobs or len(os.sched_getaffinity(0))
+        if args.dask:
+            executor, workers = _cluster(args.dask, stack)
+            found = audit(paths, job, executor=executor, workers=workers, send=True)
+        elif jobs == 1 or len(list(itertools.islice(batches(paths), 2))) < 2:  # nothing to share
+            found = audit(paths, job)
+        else:
+            found = audit(paths, job, executor=stack.enter_context(_processes(jobs)), workers=jobs)
+        if not args.quiet and sys.stderr.isatty():
+            from splitlock.commands._progress import shown
+
+            found = shown(found, paths)
+        yield from found
+
+
+@contextlib.contextmanager
+def _processes(jobs: int) -> Iterator[Executor]:
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+
+    from splitlock.modules.audit import ignore_interrupts
+
+    # fork: the decoder, once imported, is there in all of them
+    context = multiprocessing.get_context("fork")
+    executor = ProcessPoolExecutor(jobs, mp_context=context, initializer=ignore_interrupts)
+    try:
+        yield executor
+    except BaseException:
+        executor.shutdown(wait=False, cancel_futures=True)
+        for child in multiprocessing.active_children():  # ours: a package may keep one busy for long
+            child.terminate()
+            child.join()
+        raise
+    executor.shutdown()
+
+
+def _cluster(address: str, stack: contextlib.ExitStack) -> tuple[Executor, int]:
+    try:
+        distributed = importlib.import_module("distributed")
+    except ImportError:
+        raise SplitlockError("--dask: dask is not installed; pip install 'splitlock[dask]'", 2) from None
+    try:
+        client = stack.enter_context(distributed.Client(address, timeout=10))
+    except (OSError, ValueError) as error:
+        raise SplitlockError(f"--dask {address}: {error or 'no answer'}; is a scheduler running there?", 2) from None
+    workers = sum(client.nthreads().values())
+    if not workers:
+        raise SplitlockError(f"--dask {address}: the cluster has no workers; start some with dask worker", 2)
+    return client.get_executor(), workers
+
+
+def _kinds(text: str | None) -> frozenset[str]:
+    from splitlock.modules.policy import OTHERS, expand
+    from splitlock.x86.privileged import DEFAULT, KINDS
+
+    if text is None:
+        return DEFAULT | set(OTHERS)
+    found: set[str] = set()
+    for word in filter(None, text.split(",")):
+        kinds = frozenset((*KINDS, *OTHERS)) if word == "all" else expand(word)
+        if not kinds:
+            raise SplitlockError(f"--kinds {word}: no kind and no group of kinds (docs/scan.md lists them)", 2)
+        found |= kinds
+    if not found:
+        raise SplitlockError("--kinds: names no kind (vmx,svm,... or all)", 2)
+    return frozenset(found)
+
+
+def _rendering(args: argparse.Namespace, job: Job) -> Rendering:
+    if args.format == "json":
+        from splitlock.report.scan import Json
+
+        return Json(args.policy)
+    if args.format == "sarif":
+        from splitlock import __version__
+        from splitlock.report.sarif import Sarif
+        from splitlock.x86.privileged import KINDS
+
+        rules = {
+            kind: f"{kind} ({KINDS[kind]})" if kind in KINDS else kind for kind in sorted(job.kinds | job.policy.kinds)
+        }
+        return Sarif(args.policy, __version__, rules.items())
+    from splitlock.report.scan_text import Text
+
+    terminal = not args.output and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    return Text(args.policy, verbose=args.verbose, quiet=args.quiet, colour=terminal)
+
+
+@contextlib.contextmanager
+def _output(path: str | None) -> Iterator[Output]:
+    """Where the report goes. Standard output goes through `sys.stdout`, where a progress bar steps aside."""
+    if path is None:
+        yield Output(sys.stdout)
+        return
+    try:
+        file = open(path, "w", encoding="utf-8", newline="")  # noqa: SIM115  # closed below
+    except OSError as error:
+        raise SplitlockError(f"-o {path}: {error.strerror}; name a file that can be written", 2) from None
+    with file:
+        yield Output(file)
+
+
+class Output:
+    """A text stream that takes the renderings' bytes."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.standard = stream is sys.stdout
+        self.stream = stream
+
+    def write(self, raw: bytes) -> None:
+        """Write it now: a report is there as far as the scan is."""
+        stream = sys.stdout if self.standard else self.stream  # a progress bar replaces it
+        if raw:
+            try:
+                stream.write(raw.decode("utf-8", "replace"))
+                stream.flush()
+            except OSError as error:
+                raise SplitlockError(f"the report cannot be written: {error.strerror}", 2) from None
+
+
+def _jobs(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 1024:
+        raise argparse.ArgumentTypeError(f"{text}: not a number of processes (1 to 1024)")
+    return int(text)
