@@ -1,4 +1,4 @@
-"""VirtualBox under the shipped policies: the second and the first answer with their holes closed, and with them open."""
+"""VirtualBox under the shipped policies: the second and the first answer, with their holes closed and open."""
 
 from __future__ import annotations
 
