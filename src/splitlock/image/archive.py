@@ -3,9 +3,9 @@
 Formats: deb(5) (an ar file with a compressed tar in it), RPM's version 3 and 4 package format (headers, then a
 compressed cpio archive), tar as in tar(5) with GNU's and pax's long names, cpio "newc" as in cpio(5).
 
-tarfile, python-debian and rpmfile are what the tests compare with. Here they would not do: they hold the members'
-list or the decompressed data in memory, believe any size in a header, and python-debian's ar reader never ends
-on a negative one.
+The tests compare with tarfile, dpkg-deb and rpm2cpio. Libraries would not do here: tarfile and rpmfile keep the list
+of members and believe any size in a header, rpmfile and python-debian decompress a zstd archive into memory whole, and
+python-debian's ar reader never ends on a negative size.
 """
 
 from __future__ import annotations
