@@ -63,8 +63,11 @@ class Module:
         return low <= address - self.bias < high
 
     def snapshot(self, memory: int) -> None:
-        """Read the counters through a descriptor for the target's memory."""
-        self.counts = memoryview(os.pread(memory, 8 * self.plan.sites, self.data)).cast("Q")
+        """Read the counters through a descriptor for the target's memory. Raises OSError when they are gone."""
+        raw = os.pread(memory, 8 * self.plan.sites, self.data)
+        if len(raw) != 8 * self.plan.sites:  # a process without memory reads as nothing: keep what was known
+            raise OSError(14, os.strerror(14))
+        self.counts = memoryview(raw).cast("Q")
 
 
 class Space:
@@ -85,6 +88,8 @@ class Space:
         self.anonymous_ranges: list[tuple[int, int]] = []
         #: some site has been hit, so there are counters to read
         self.hit = False
+        #: the last reading of the counters was not whole
+        self.unread = False
         #: an execve was seen coming, and the counters were read
         self.exec_seen = False
         #: 32-bit code runs here
@@ -113,16 +118,22 @@ class Space:
         )
 
     def snapshot(self, tid: int) -> None:
-        """Read every counter of this space; `tid` is a task in it that still has its memory."""
+        """Read every counter of this space; `tid` is a task in it that still has its memory.
+
+        `unread` says whether any could not be read: what was read of it before stands, as a lower bound.
+        """
+        self.unread = False
         try:
             memory = os.open(f"/proc/{tid}/mem", os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
+            self.unread = True
             return
         try:
             for module in self.modules + self.gone:
-                if module.arena:
-                    module.snapshot(memory)
-        except OSError:  # the memory went away under us; what was read before stands
-            pass
+                try:
+                    if module.arena:
+                        module.snapshot(memory)
+                except OSError:  # unmapped by the program, or cut short
+                    self.unread = True
         finally:
             os.close(memory)

@@ -384,6 +384,7 @@ class Tracer:
                 self.lost += 1
         self.policy.forget(task.tid)
         if not space.tasks:
+            self.lost += space.unread
             self.hits.collect(space)
             self.hits.forget(space)
             self._ended_spaces = [*self._ended_spaces[-15:], space]
