@@ -18,12 +18,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import datetime
 import hashlib
 import json
 import math
 import os
-import platform
 import shutil
 import signal
 import statistics
@@ -36,10 +34,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tables import Table, machine, median, number, rewrite_section, spread, version
 from workloads import WORKLOADS, Unavailable, Workload, Workshop
 
 NATIVE = "native"
-BEGIN, END = "<!-- run:begin -->", "<!-- run:end -->"
 # Sections that --only can name besides the workloads; "core" stands for the seven.
 START, SPAWN, CORE = "start", "spawn", "core"
 SPAWN_MODES = ("fork", "posix_spawn")
@@ -183,9 +181,9 @@ class Bench:
         # One unmeasured run of each: files get into memory and, natively, the expected output becomes known.
         _, expected = self.run(native, command)
         series.runs = {peer.name: [] for peer in peers}
-        for number in range(rounds + 1):
+        for turn in range(rounds + 1):
             for peer in peers:
-                if peer.name in series.failures or (number == 0 and peer is native):
+                if peer.name in series.failures or (turn == 0 and peer is native):
                     continue
                 try:
                     sample, digest = self.run(peer, command)
@@ -197,12 +195,12 @@ class Bench:
                     series.failures[peer.name] = str(failure)
                     series.runs[peer.name] = []
                     continue
-                if number:
+                if turn:
                     series.runs[peer.name].append(sample)
-            self._say(f"\r{series.title}: round {number} of {rounds} ")
-        words = [f"{series.title}: native {_seconds(series.walls(NATIVE))} s"]
+            self._say(f"\r{series.title}: round {turn} of {rounds} ")
+        words = [f"{series.title}: native {median(series.walls(NATIVE))} s"]
         words += [
-            f"{peer.name} {_spread(ratios) if (ratios := series.ratios(peer.name)) else 'failed'}"
+            f"{peer.name} {spread(ratios) if (ratios := series.ratios(peer.name)) else 'failed'}"
             for peer in peers
             if peer is not native
         ]
@@ -323,46 +321,7 @@ def which(name: str) -> str:
     return path
 
 
-def version(command: list[str]) -> str:
-    """The first line that a program says about its version; empty if it says none."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, timeout=60)
-    return done.stdout.splitlines()[0].strip() if done.returncode == 0 and done.stdout.strip() else ""
-
-
-def machine() -> str:
-    """Where and when: processor, cores we may use, kernel, date."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown CPU")
-    now = datetime.datetime.now(datetime.UTC)
-    return f"{model}, {len(os.sched_getaffinity(0))} cores, Linux {platform.release()}, {now:%Y-%m-%d %H:%M} UTC"
-
-
 # ------------------------------------------------------------------------------------------------------- reporting
-
-
-@dataclass(frozen=True)
-class Table:
-    """Cells as text, the first row the header, the first column names; `caption` says what the numbers are."""
-
-    caption: str
-    rows: list[list[str]]
-
-
-def _number(value: float) -> str:
-    """Three significant digits, without an exponent."""
-    magnitude = math.floor(math.log10(abs(value))) if abs(value) >= 0.01 else -2
-    return f"{value:.{max(0, 2 - max(magnitude, 0))}f}"
-
-
-def _spread(values: Sequence[float]) -> str:
-    """Median, least and greatest."""
-    return (
-        f"{_number(statistics.median(values))} {_number(min(values))}..{_number(max(values))}" if values else "failed"
-    )
-
-
-def _seconds(values: Sequence[float]) -> str:
-    return _number(statistics.median(values)) if values else "failed"
 
 
 def tables(results: Results) -> list[Table]:
@@ -376,14 +335,14 @@ def tables(results: Results) -> list[Table]:
         ordered = sorted(results.workloads, key=lambda row: not row.core)
         core = sum(row.core for row in ordered)
         for row in ordered:
-            ratio_rows.append([row.title, _seconds(row.walls(NATIVE)), *(_spread(row.ratios(peer)) for peer in others)])
+            ratio_rows.append([row.title, median(row.walls(NATIVE)), *(spread(row.ratios(peer)) for peer in others)])
             cells = [_use(row, peer) for peer in results.peers]
             use_rows.append([row.title, *cells])
         if core:
             means = []
             for peer in others:
                 mean, count = results.mean(peer)
-                means.append(_number(mean) + ("" if count == core else f" ({count} of {core})") if count else "failed")
+                means.append(number(mean) + ("" if count == core else f" ({count} of {core})") if count else "failed")
             all_core = sum(workload.core for workload in WORKLOADS)
             label = f"geom. mean of {core}" + ("" if core == all_core else f" (not {all_core})")
             ratio_rows.insert(core + 1, [label, "", *means])
@@ -396,8 +355,8 @@ def tables(results: Results) -> list[Table]:
     if results.start:
         rows = [["", "ms in all", "beyond native"]]
         for peer in results.start.runs:
-            beyond = "" if peer == NATIVE else _spread([1e3 * value for value in results.start.differences(peer)])
-            rows.append([peer, _spread([1e3 * value for value in results.start.walls(peer)]), beyond])
+            beyond = "" if peer == NATIVE else spread([1e3 * value for value in results.start.differences(peer)])
+            rows.append([peer, spread([1e3 * value for value in results.start.walls(peer)]), beyond])
         rounds = len(results.start.runs[NATIVE])
         made.append(Table(f"Start-up: /bin/true, {rounds} rounds: median, least..greatest.", rows))
     if results.spawn:
@@ -407,7 +366,7 @@ def tables(results: Results) -> list[Table]:
             for peer in mode.runs:
                 each = [1e3 / count * value for value in mode.walls(peer)]
                 further = [1e3 / count * value for value in mode.differences(peer)]
-                rows.append([f"{mode.name}, {peer}", _spread(each), "" if peer == NATIVE else _spread(further)])
+                rows.append([f"{mode.name}, {peer}", spread(each), "" if peer == NATIVE else spread(further)])
         caption = f"Each further fork and exec: a {count}th of a program that starts /bin/true {count} times"
         made.append(Table(f"{caption}: median, least..greatest.", rows))
     return made
@@ -417,9 +376,9 @@ def _use(row: Series, peer: str) -> str:
     """CPU ratio and peak memory of one peer; for native the memory alone."""
     if peer in row.failures or not row.runs.get(peer):
         return "failed"
-    peak = _number(statistics.median(run.peak for run in row.runs[peer]) / 1024)
+    peak = number(statistics.median(run.peak for run in row.runs[peer]) / 1024)
     ratios = row.ratios(peer, lambda sample: sample.cpu)
-    return peak if peer == NATIVE else f"{_number(statistics.median(ratios))}; {peak}"
+    return peak if peer == NATIVE else f"{number(statistics.median(ratios))}; {peak}"
 
 
 def notes(results: Results) -> list[str]:
@@ -448,40 +407,9 @@ def heading(results: Results) -> list[str]:
 def text_report(results: Results) -> str:
     """The report for a terminal of 80 columns."""
     blocks = ["\n".join(heading(results))]
-    for table in tables(results):
-        widths = [max(len(row[column]) for row in table.rows) for column in range(len(table.rows[0]))]
-        lines = [
-            "  ".join(
-                cell.ljust(width) if column == 0 else cell.rjust(width)
-                for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-            )
-            for row in table.rows
-        ]
-        lines.insert(1, "-" * len(lines[0]))
-        blocks.append("\n".join([*textwrap.wrap(table.caption, 80), *(line.rstrip() for line in lines)]))
+    blocks += [table.text() for table in tables(results)]
     blocks += [textwrap.fill(f"Note: {note}.", 80) for note in notes(results)]
     return "\n\n".join(blocks) + "\n"
-
-
-def markdown_report(results: Results) -> str:
-    """The report as Markdown tables."""
-    blocks = ["  \n".join(heading(results))]
-    for table in tables(results):
-        header, *rows = table.rows
-        lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-        blocks.append(f"{table.caption}\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines))
-    blocks += ["\n".join(f"- {note.replace(chr(10), ' ')}." for note in notes(results))]
-    return "\n\n".join(block for block in blocks if block) + "\n"
-
-
-def rewrite_section(path: Path, section: str) -> None:
-    """Put `section` between the markers in the file, in place of what was there. Raises SystemExit without markers."""
-    text = path.read_text()
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise SystemExit(f"{path}: the lines {BEGIN} and {END} are not both there")
-    path.write_text(f"{before}{BEGIN}\n\n{section}\n{END}{after}")
 
 
 def json_report(results: Results) -> str:
@@ -504,7 +432,7 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", type=_list_of(names), action="extend", default=[], metavar="NAME,...")
     parser.add_argument("--quick", action="store_true", help="a tenth of the work: tests the harness")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample to FILE")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help=f"rewrite FILE between {BEGIN} and {END}")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="rewrite FILE between run:begin and run:end")
     parser.add_argument(
         "--peers",
         type=_list_of([NATIVE, "splitlock", "qemu", "valgrind"]),
@@ -563,7 +491,7 @@ def main(words: Sequence[str] | None = None) -> int:
     if arguments.json:
         arguments.json.write_text(json_report(results))
     if arguments.markdown:
-        rewrite_section(arguments.markdown, markdown_report(results))
+        rewrite_section(arguments.markdown, "run", f"```\n{text_report(results)}```\n")
     return 0 if results.workloads or results.start or results.spawn else 1
 
 

@@ -17,24 +17,24 @@ from bisect import bisect_right
 from collections import namedtuple
 from functools import cached_property
 from itertools import accumulate
+from operator import add
 
 from splitlock._errors import ImageError
-from splitlock.image.elf import PF_X, PT_LOAD, SHT_DYNSYM, SHT_NOBITS, SHT_SYMTAB, STT_FUNC, STT_GNU_IFUNC
-from splitlock.image.sections import ET_REL, Sections, text_at
+from splitlock.image.elf import (
+    ET_REL, PF_X, PHDR, PT_LOAD, SHF_EXECINSTR, SHT_DYNSYM, SHT_NOBITS, SHT_SYMTAB, STT_FUNC, STT_GNU_IFUNC, text_at
+)  # fmt: skip
+from splitlock.image.sections import Sections
 from splitlock.image.signature import Signature, read_signature
 
 __all__ = ["ET_REL", "Code", "KernelImage", "Relocation", "Signature"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from mmap import mmap
-
-    Buffer = bytes | mmap
+    from splitlock.image.elf import Buffer
 
 SHT_RELA = 4
-SHF_EXECINSTR, SHF_COMPRESSED = 4, 0x800
+SHF_COMPRESSED = 0x800
 
-_PHDR = struct.Struct("<IIQQQQQQ")
 _RELA = struct.Struct("<QIIq")
 _KSYMTAB = struct.Struct("<iii")
 _KSYMTAB_NAME = re.compile(rb"\0__ksymtab_([^\0]+)(?=\0)")
@@ -93,9 +93,12 @@ class KernelImage(Sections):
         self._functions: dict[int, tuple[list[int], list[int], list[int]]] = {}
         self._numbers: dict[str, list[int]] = {}  # of undefined symbols, by name
 
-    @cached_property
+    @property
     def code(self) -> list[Code]:
-        """The sections that are executable; the executable segments where there are no sections."""
+        """The sections that are executable; the executable segments where there are no sections.
+
+        Not kept: in a circle with it the file's contents would stay in memory until a garbage collection.
+        """
         if not self.kinds:
             return self._segments()
         found = []
@@ -112,11 +115,11 @@ class KernelImage(Sections):
         return found
 
     def _segments(self) -> list[Code]:
-        if self.phnum and self.phentsize != _PHDR.size:
-            raise ImageError(f"program headers of {self.phentsize} bytes, not {_PHDR.size}")
-        raw = self.bytes_at(self.phoff, self.phnum * _PHDR.size, "the program headers")
+        if self.phnum and self.phentsize != PHDR.size:
+            raise ImageError(f"program headers of {self.phentsize} bytes, not {PHDR.size}")
+        raw = self.bytes_at(self.phoff, self.phnum * PHDR.size, "the program headers")
         found = []
-        for index, (kind, flags, offset, vaddr, _, filesz, _, _) in enumerate(_PHDR.iter_unpack(raw)):
+        for index, (kind, flags, offset, vaddr, _, filesz, _, _) in enumerate(PHDR.iter_unpack(raw)):
             if kind == PT_LOAD and flags & PF_X and filesz:
                 if offset + filesz > self.size:
                     raise ImageError(f"segment {index} outside the file (truncated?)")
@@ -192,6 +195,7 @@ class KernelImage(Sections):
 
         From symbols, and from call frame entries in files that are linked. An end is the farthest of the
         functions that have begun so far, so that aliases and nested symbols cover what their outermost does.
+        A stripped kernel has neither: the places in its unwind table serve as well, nearly all being instructions.
         """
         known = self._functions.get(code.index)
         if known is None:
@@ -210,6 +214,9 @@ class KernelImage(Sections):
         if self.type != ET_REL:
             found += [(low - base, high - low, 0) for low, high in self._frames]
         found = sorted([each for each in found if 0 <= each[0] < code.size])
+        if not found:
+            places = [at - code.address for at in self._unwind_places if 0 <= at - code.address < code.size]
+            return places, [*places[1:], code.size][: len(places)], [0] * len(places)
         # of several at one start the longest, which comes last, and one with a name
         spans = {start: (size, name) for start, size, name in found}
         ends = accumulate([min(start + size, code.size) for start, (size, _) in spans.items()], max)
@@ -224,6 +231,21 @@ class KernelImage(Sections):
             return frame_ranges(Elf(self.data))
         except ImageError:
             return []  # malformed call frames only cost us starts
+
+    @cached_property
+    def _unwind_places(self) -> list[int]:
+        """Addresses in the ORC unwind table of a linked kernel, sorted: starts of instructions.
+
+        A few are those of alternatives, which may fall within the instruction that they are to replace.
+        Each entry of .orc_unwind_ip is its distance from the code (Documentation/arch/x86/orc-unwinder.rst).
+        """
+        found: list[int] = []
+        for index in self.named(b".orc_unwind_ip") if self.type != ET_REL else ():
+            start = self.header(index)[3]
+            raw = memoryview(self.contents(index))
+            distances = raw[: len(raw) // 4 * 4].cast("i").tolist()
+            found += map(add, distances, range(start, start + 4 * len(distances), 4))
+        return sorted(found)
 
     def function(self, code: Code, offset: int) -> str | None:
         """The name of the function over an offset in a section, None when no symbol tells."""

@@ -151,13 +151,10 @@ class _Section:
         if not wanted or start == joins:
             return wanted
         decoder = Decoder(64, self.data[start : wanted[-1] + _LONGEST], ip=start)
-        decode, instruction = decoder.decode_out, Instruction()
         missed, waiting = [], iter(wanted)
         at = next(waiting)
-        while decoder.can_decode:
-            decode(instruction)
-            behind = decoder.ip
-            target = instruction.near_branch_target
+        for instruction in decoder:
+            behind, target = instruction.next_ip, instruction.near_branch_target
             if target:
                 self.targets.add(target)
             if not instruction:
