@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 RUN_PACKAGES := python3 python3-venv libdw1
 DEMO_PACKAGES := $(RUN_PACKAGES) gcc libc6-dev stress-ng
 TEST_PACKAGES := $(DEMO_PACKAGES) g++ binutils gdb git perl xz-utils gzip openssl nodejs default-jdk-headless \
-	libc6-dbg libpython3.11-testsuite qemu-user kmod gcc-12 make
+	libc6-dbg libpython3.11-testsuite qemu-user kmod gcc-12 make clang libbpf-dev qemu-system-x86 \
+	mmdebstrap busybox-static cpio e2fsprogs
 BENCH_PACKAGES := $(TEST_PACKAGES) valgrind
 
 .PHONY: help demo test test-slow lint format schema bench setup clean

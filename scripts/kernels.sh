@@ -1,7 +1,7 @@
 #!/bin/sh
 # scripts/kernels.sh DIR [KIND...]: the newest of Debian's kernel packages, downloaded into DIR where missing.
 # KIND: amd64, cloud-amd64, rt-amd64 (linux-image-6.1), xz (6.12's cloud kernel: its modules are .ko.xz),
-# headers (what building a module for 6.1 amd64 takes; has Module.symvers). Default: all.
+# headers (what building a module for 6.1 amd64 takes; has Module.symvers). Default: all of these. Also: xz-headers.
 # Prints `KIND FILE` for each package that is there. What this machine's sources do not have is named on
 # standard error, and the exit status is then 1.
 set -eu
@@ -58,6 +58,11 @@ for kind in "$@"; do
         find_and_fetch headers '^linux-headers-6\.1\.0-[0-9]+-amd64$'
         find_and_fetch headers-common '^linux-headers-6\.1\.0-[0-9]+-common$'
         find_and_fetch kbuild '^linux-kbuild-6\.1$'
+        ;;
+    xz-headers)
+        find_and_fetch xz-headers '^linux-headers-6\.12\.[0-9]+\+deb12-cloud-amd64$'
+        find_and_fetch xz-headers-common '^linux-headers-6\.12\.[0-9]+\+deb12-common$'
+        find_and_fetch xz-kbuild '^linux-kbuild-6\.12\.[0-9]+\+deb12$'
         ;;
     *)
         echo "$0: $kind: no such kind" >&2

@@ -18,6 +18,7 @@ _VERBS = {
     "run": "run a program and name every split lock it takes",
     "scan": "find the hypervisors among kernel modules, and judge them",
     "exports": "tell what no longer loads without an exported symbol",
+    "guard": "keep kernel modules out that a policy refuses, as they load",
 }
 _DESCRIPTION = """\
 Find, explain and control split locks: locked instructions whose operand crosses
@@ -28,7 +29,8 @@ examples:
   splitlock run --split-lock-detect=fatal -- ./game    as on a CPU that traps
   splitlock run --format json -o report.json -- make test
   splitlock scan                           which kernel modules are hypervisors?
-  splitlock exports --without vmap_pfn     which would no longer load?"""
+  splitlock exports --without vmap_pfn     which would no longer load?
+  splitlock guard start                    and keep them out"""
 
 
 class Help(argparse.RawDescriptionHelpFormatter):

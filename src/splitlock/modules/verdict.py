@@ -110,7 +110,7 @@ def _answer(rule: Rule, scan: Scan, known: frozenset[str], kind: str, more: list
         what = kind if not many else f"{kind} and {more[0] if many == 1 else f'{many} more kinds'}"
     elif rule.imports:
         what = "imports " + ", ".join(sorted(rule.imports & scan.imports))
-    reason = ": ".join(part for part in (what, rule.reason or _why(rule)) if part)
+    reason = ": ".join(part for part in (what, rule.reason or why(rule)) if part)
     if "sld_safe" in rule.unless and "sld_aware" in known and "sld_aware" not in rule.unless:
         reason += f" (though it imports {SLD_AWARE})"
     symbol = min(rule.imports & scan.imports, default="") if rule.imports else ""
@@ -118,7 +118,7 @@ def _answer(rule: Rule, scan: Scan, known: frozenset[str], kind: str, more: list
     return Verdict(rule.verdict, reason, log)
 
 
-def _why(rule: Rule) -> str:
+def why(rule: Rule) -> str:
     """A reason for rules that give none: what they asked for."""
     asked = [f"no {key}" for key in rule.unless]
     asked += [key if value else f"no {key}" for key, value in rule.asked()]

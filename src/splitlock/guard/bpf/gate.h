@@ -17,6 +17,15 @@ typedef int64_t __s64;
 #endif
 
 #define GATE_VERSION 1
+
+/* What the hooks answer, negative: */
+#define GATE_ERRNO_REFUSED 1	/* EPERM */
+#define GATE_ERRNO_NO_ELF 38	/* ENOSYS: kmod then decompresses the module itself and calls init_module */
+#define GATE_ERRNO_CANARY 116	/* ESTALE: nothing in module loading says this (EKEYREJECTED is what sig_enforce says) */
+/* Contents that begin like this are answered so, in audit mode too, and counted, not logged. 32 bytes, NULs at the end. */
+#define GATE_CANARY_MAGIC "splitlock canary"
+#define GATE_CANARY_SIZE 32
+
 #define GATE_RULES 32		/* of a policy */
 #define GATE_PATTERNS 64	/* module names of all its rules */
 #define GATE_NAME 56		/* bytes of a module's name, as MODULE_NAME_LEN */
@@ -25,6 +34,8 @@ typedef int64_t __s64;
 #define GATE_FINDINGS 24	/* that a decision names; the rest is counted */
 #define GATE_SECTION 24		/* bytes of a section's name in a finding */
 #define GATE_LIMIT (32u << 20)	/* bytes of executable sections; more is refused */
+#define GATE_SECTIONS 2048	/* headers; more is refused */
+#define GATE_SLOTS 64		/* modules judged at one time: entries of the map `work`, more on machines with more CPUs */
 
 enum gate_verdict { GATE_ALLOW = 0, GATE_DISABLE = 1, GATE_REFUSE = 2 };
 
@@ -44,8 +55,8 @@ enum gate_evidence {
 /* Why a verdict is what it is when no rule says so. */
 enum gate_doubt {
 	GATE_SURE = 0,
-	GATE_NO_ELF,		/* compressed, or not a 64-bit little-endian x86-64 relocatable ELF file */
-	GATE_MALFORMED,		/* headers, sections, symbols or relocations that do not hold together */
+	GATE_NO_ELF,		/* no ELF file: compressed, most likely */
+	GATE_MALFORMED,		/* not 64-bit x86-64 relocatable, or headers, sections, symbols that do not hold together */
 	GATE_UNDECODABLE,	/* an executable section with bytes that are no instruction */
 	GATE_TOO_BIG,		/* more code, sections, symbols or candidates than the gate looks at */
 	GATE_UNREADABLE,	/* memory that could not be read, no scratch memory: the gate itself failed */
@@ -129,6 +140,20 @@ struct gate_decision {
 	char name[GATE_NAME];
 	char build_id[24];	/* hex digits of its start, may be empty */
 	struct gate_finding finding[GATE_FINDINGS];
+};
+
+/* The map `pins`, one entry: the directory that inode_unlink, inode_rmdir, inode_rename and sb_umount keep. Write it when
+ * all is pinned; write `locked` 0 before taking the gate down. `device` as the kernel has it: major << 20 | minor. */
+struct gate_pins {
+	__u64 inode;
+	__u32 device;
+	__u32 locked;
+};
+
+/* What the program judge_test takes as its context: bytes in the caller's memory, which must be present (mlock, or just
+ * written). It returns what the hook would, and leaves the decision in the map `tested`, neither logged nor counted. */
+struct gate_test {
+	__u64 data, size;
 };
 
 struct gate_counters {

@@ -1,0 +1,399 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The module's file: sections, .modinfo, symbols, relocations. At least as strict as the kernel's loader is about
+ * what it takes into account (kernel/module/main.c of Linux 6.1: elf_validity_check, setup_load_info, layout_sections,
+ * simplify_symbols, apply_relocations); where it would choose between two of a kind, both are refused.
+ */
+#ifndef SPLITLOCK_ELF_H
+#define SPLITLOCK_ELF_H
+
+#include "memory.h"
+#include "tables.h"
+
+#define GATE_SHF_WRITE 1
+#define GATE_SHF_ALLOC 2
+#define GATE_SHF_EXECINSTR 4
+#define GATE_SHF_COMPRESSED 0x800
+#define GATE_MODINFO_LIMIT (1u << 20)
+#define GATE_BUDGET (1u << 25)
+
+enum { GATE_SHT_NULL = 0, GATE_SHT_SYMTAB = 2, GATE_SHT_STRTAB = 3, GATE_SHT_RELA = 4, GATE_SHT_NOTE = 7, GATE_SHT_NOBITS = 8 };
+enum { GATE_STB_GLOBAL = 1, GATE_STT_FUNC = 2, GATE_STT_GNU_IFUNC = 10 };
+enum { GATE_R_NONE = 0, GATE_R_64 = 1, GATE_R_PC32 = 2, GATE_R_PLT32 = 4, GATE_R_32 = 10, GATE_R_32S = 11, GATE_R_PC64 = 24 };
+
+/* Fields of a section header, which is read as eight words. */
+#define GATE_SH_NAME(h) ((h)[0] & 0xffffffff)
+#define GATE_SH_TYPE(h) ((h)[0] >> 32)
+#define GATE_SH_FLAGS(h) ((h)[1])
+#define GATE_SH_OFFSET(h) ((h)[3])
+#define GATE_SH_SIZE(h) ((h)[4])
+#define GATE_SH_LINK(h) ((h)[5] & 0xffffffff)
+#define GATE_SH_INFO(h) ((h)[5] >> 32)
+
+/* Read a section header into w->header; 0 when it is there. */
+GATE_INLINE int gate_header(struct gate_work *w, __u64 number)
+{
+	if (number >= w->count)
+		gate_doubt(w, GATE_MALFORMED);
+	else if (!gate_read(w, w->header, sizeof(w->header), w->sections.offset + number * 64))
+		return 0;
+	gate_doubt(w, GATE_UNREADABLE);
+	return 1;
+}
+
+/* Does a span, all of it, lie within the file? */
+GATE_INLINE int gate_within(struct gate_work *w, __u64 offset, __u64 size)
+{
+	return offset <= w->size && size <= w->size - offset;
+}
+
+/* Is the last byte of a table of strings a NUL? Then none of them runs on into what comes behind. */
+GATE_INLINE int gate_ends(struct gate_work *w, const struct gate_span *span)
+{
+	__u8 last = 1;
+
+	return span->size && !gate_read(w, &last, 1, span->offset + span->size - 1) && !last;
+}
+
+/* The ELF header. */
+GATE_FUNCTION int gate_elf_header(struct gate_work *w)
+{
+	GATE_GIVEN(w, 1);
+	__u64 words[8]; /* e_ident, 2; e_type, e_machine, e_version; e_entry; e_phoff; e_shoff; e_flags...; ...e_shstrndx */
+	__u64 names;
+	__u32 magic = 0;
+
+	gate_read(w, &magic, sizeof(magic), 0);
+	if (magic != 0x464c457f) {
+		gate_doubt(w, GATE_NO_ELF);
+		return 1;
+	}
+	/* class 64, little-endian; ET_REL; EM_X86_64; headers of 64 bytes each */
+	if (gate_read(w, words, sizeof(words), 0) || (words[0] >> 32 & 0xffff) != 0x0102 || (words[2] & 0xffff) != 1 ||
+	    (words[2] >> 16 & 0xffff) != 62 || (words[7] >> 16 & 0xffff) != 64) {
+		gate_doubt(w, GATE_MALFORMED);
+		return 1;
+	}
+	w->sections.offset = words[5];
+	w->count = words[7] >> 32 & 0xffff;
+	names = words[7] >> 48;
+	if (w->count > GATE_SECTIONS) {
+		gate_doubt(w, GATE_TOO_BIG);
+		return 1;
+	}
+	if (!gate_within(w, words[5], w->count * 64) || !names || names >= w->count || gate_header(w, names) ||
+	    GATE_SH_TYPE(w->header) != GATE_SHT_STRTAB || !gate_within(w, GATE_SH_OFFSET(w->header), GATE_SH_SIZE(w->header))) {
+		gate_doubt(w, GATE_MALFORMED);
+		return 1;
+	}
+	w->names.offset = GATE_SH_OFFSET(w->header);
+	w->names.size = GATE_SH_SIZE(w->header);
+	if (!gate_ends(w, &w->names))
+		gate_doubt(w, GATE_MALFORMED);
+	return w->decision.doubt != 0;
+}
+
+/* The start of the build-id, from a note's section in w->header: hex digits. */
+GATE_INLINE void gate_build_id(struct gate_work *w)
+{
+	struct { __u32 name, size, type; char text[4]; __u8 id[12]; } note;
+
+	if (GATE_SH_SIZE(w->header) < sizeof(note) || gate_read(w, &note, sizeof(note), GATE_SH_OFFSET(w->header)))
+		return;
+	if (note.name != 4 || note.type != 3 || note.size < 11 || note.text[0] != 'G' || note.text[1] != 'N' || note.text[2] != 'U')
+		return;
+	for (int i = 0; i < 11; i++) {
+		__u8 high = note.id[i] >> 4, low = note.id[i] & 15;
+
+		w->decision.build_id[2 * i] = high + (high < 10 ? '0' : 'a' - 10);
+		w->decision.build_id[2 * i + 1] = low + (low < 10 ? '0' : 'a' - 10);
+	}
+}
+
+/* One section header, number w->item: what it is to us. */
+GATE_FUNCTION int gate_section(struct gate_work *w)
+{
+	GATE_GIVEN(w, 1);
+	__u64 number = w->item, type, flags, offset, size;
+	__u64 text[2] = {};
+
+	if (number >= GATE_SECTIONS || gate_header(w, number))
+		return 1;
+	w->bases[number] = GATE_NO_CODE;
+	type = GATE_SH_TYPE(w->header);
+	flags = GATE_SH_FLAGS(w->header);
+	offset = GATE_SH_OFFSET(w->header);
+	size = GATE_SH_SIZE(w->header);
+	if (!number) { /* as the loader wants it */
+		if (type != GATE_SHT_NULL || size || w->header[2])
+			gate_doubt(w, GATE_MALFORMED);
+		return w->decision.doubt != 0;
+	}
+	/* The loader checks no bounds of SHT_NULL but loads what has SHF_ALLOC: no type is exempt here but NOBITS. */
+	if ((type != GATE_SHT_NOBITS && !gate_within(w, offset, size)) || GATE_SH_NAME(w->header) >= w->names.size) {
+		gate_doubt(w, GATE_MALFORMED);
+		return 1;
+	}
+	if (flags & GATE_SHF_EXECINSTR && size) {
+		/* Code that is not in the file, or other than in the file; code that can be written, which the loader refuses */
+		if (type == GATE_SHT_NOBITS || flags & (GATE_SHF_COMPRESSED | GATE_SHF_WRITE)) {
+			gate_doubt(w, GATE_MALFORMED);
+			return 1;
+		}
+		if (size > GATE_LIMIT - w->places) {
+			gate_doubt(w, GATE_TOO_BIG);
+			return 1;
+		}
+		w->bases[number] = w->places;
+		w->places += size;
+	}
+	if (type == GATE_SHT_SYMTAB) {
+		__u64 link = GATE_SH_LINK(w->header);
+
+		if (w->symbols.size || !size || gate_header(w, link) || GATE_SH_TYPE(w->header) != GATE_SHT_STRTAB ||
+		    !gate_within(w, GATE_SH_OFFSET(w->header), GATE_SH_SIZE(w->header))) {
+			gate_doubt(w, GATE_MALFORMED);
+			return 1;
+		}
+		w->symbols.offset = offset;
+		w->symbols.size = size;
+		w->strings.offset = GATE_SH_OFFSET(w->header);
+		w->strings.size = GATE_SH_SIZE(w->header);
+		if (!gate_ends(w, &w->strings))
+			gate_doubt(w, GATE_MALFORMED);
+		return w->decision.doubt != 0;
+	}
+	if (type == GATE_SHT_RELA) { /* the loader would apply all that there are for a section; linkers make one */
+		__u64 whose = GATE_SH_INFO(w->header);
+
+		GATE_FORGET(whose);
+		if (whose >= w->count || w->relas[whose & (GATE_SECTIONS - 1)]) {
+			gate_doubt(w, GATE_MALFORMED);
+			return 1;
+		}
+		w->relas[whose & (GATE_SECTIONS - 1)] = number;
+	}
+	if (type == GATE_SHT_NOTE && !w->decision.build_id[0])
+		gate_build_id(w);
+	if (gate_read_string(w, text, sizeof(text), w->names.offset + GATE_SH_NAME(w->header)) == 9 &&
+	    text[0] == 0x6f666e69646f6d2e /* .modinfo */) {
+		w->modinfo.offset = offset;
+		if (w->modinfo.size || type == GATE_SHT_NOBITS || !(flags & GATE_SHF_ALLOC)) {
+			gate_doubt(w, GATE_MALFORMED);
+		} else if (size) {
+			w->modinfo.size = size;
+			if (!gate_ends(w, &w->modinfo))
+				gate_doubt(w, GATE_MALFORMED);
+			if (size > GATE_MODINFO_LIMIT)
+				gate_doubt(w, GATE_TOO_BIG);
+		}
+	}
+	return w->decision.doubt != 0;
+}
+
+GATE_BODY(gate_section_turn)
+{
+	struct gate_work *w = run->w;
+
+	for (int i = 0; i < 4; i++) {
+		if (w->item >= w->count || gate_section(w))
+			return 1;
+		w->item++;
+	}
+	return 0;
+}
+
+/* One entry of .modinfo, at w->item in it: key=value. Of the flags the key alone counts. */
+GATE_FUNCTION int gate_modinfo(struct gate_work *w)
+{
+	GATE_GIVEN(w, 1);
+	__u8 *text = w->code;
+	__u64 length, word;
+
+	*(__u64 *)text = 0;
+	length = gate_read_string(w, text, 4096, w->modinfo.offset + w->item);
+	if (!length) {
+		gate_doubt(w, GATE_UNREADABLE);
+		return 1;
+	}
+	w->item += length == 4096 ? 4095 : length; /* one that goes on is seen again, in its middle: no key begins there */
+	word = w->first ? *(__u64 *)text : 0;
+	w->first = length != 4096;
+	if ((word & 0xffffffffffffff) == 0x3d656572746e69) /* intree= */
+		w->decision.facts |= GATE_INTREE;
+	else if (word == 0x656661735f646c73 && text[8] == '=') /* sld_safe */
+		w->decision.facts |= GATE_SLD_SAFE;
+	else if ((word & 0xffffffffff) == 0x3d656d616e && !w->decision.name[0]) /* name= */
+		for (int i = 0; i < GATE_NAME - 1; i++) {
+			if (!text[5 + i])
+				break;
+			w->decision.name[i] = text[5 + i];
+		}
+	return 0;
+}
+
+GATE_BODY(gate_modinfo_turn)
+{
+	struct gate_work *w = run->w;
+
+	return w->item >= w->modinfo.size || gate_modinfo(w);
+}
+
+/* The name of an undefined symbol, at `at` of the strings: is it one that is asked for? */
+GATE_FUNCTION int gate_import(struct gate_work *w, const struct gate_config *c, __u64 at, __u64 number, __u32 global)
+{
+	GATE_GIVEN(w, 1);
+	GATE_GIVEN(c, 1);
+	for (int i = 0; i < 8; i++)
+		w->word[i] = 0;
+	if (at >= w->strings.size || !gate_read_string(w, w->word, sizeof(w->word), w->strings.offset + at)) {
+		gate_doubt(w, GATE_MALFORMED);
+		return 1;
+	}
+	for (__u32 i = 0; i < GATE_SYMBOLS; i++) {
+		const __u64 *name = (const __u64 *)c->symbol[i].name;
+
+		if (i >= c->symbols)
+			break;
+		if (w->word[0] != name[0])
+			continue;
+		if (((w->word[1] ^ name[1]) | (w->word[2] ^ name[2]) | (w->word[3] ^ name[3]) | (w->word[4] ^ name[4]) |
+		     (w->word[5] ^ name[5]) | (w->word[6] ^ name[6]) | (w->word[7] ^ name[7])))
+			continue;
+		w->decision.imports |= 1ull << i;
+		/* A weak one need not be there: only what must be linked against vouches for anything. */
+		if (i == GATE_SYM_SLD_AWARE && global)
+			w->decision.facts |= GATE_SLD_AWARE;
+		if (i == GATE_SYM_PV_OPS || i == GATE_SYM_CR4) {
+			__u64 which = i == GATE_SYM_CR4, alias = w->aliases[which];
+
+			if (alias > 3) {
+				gate_doubt(w, GATE_MALFORMED);
+				return 1;
+			}
+			w->numbers[which][alias] = number;
+			w->aliases[which] = alias + 1;
+		}
+		break;
+	}
+	return 0;
+}
+
+/* Mark a place if the marks cover it. */
+GATE_INLINE int gate_mark(struct gate_work *w, __u64 place)
+{
+	__u64 bit = place - w->window, old;
+
+	if (bit >= GATE_WINDOW + 64)
+		return 0;
+	old = w->marks[bit >> 6];
+	w->marks[bit >> 6] = old | 1ull << (bit & 63);
+	return old >> (bit & 63) & 1;
+}
+
+/* The symbol at `at` in code[], number `number`: an import, or a place in code where something begins. */
+GATE_FUNCTION int gate_symbol(struct gate_work *w, const struct gate_config *c, __u64 at, __u64 number)
+{
+	GATE_GIVEN(w, 1);
+	GATE_GIVEN(c, 1);
+	__u64 info, section, value, base;
+
+	if (at > GATE_CHUNK - 24)
+		return 1;
+	info = GATE_PART(__u64, w->code + at); /* st_name, st_info, st_other, st_shndx */
+	value = GATE_PART(__u64, w->code + at + 8);
+	section = info >> 48;
+	if (!number) { /* not a symbol: the loader begins with the next */
+		if (info)
+			gate_doubt(w, GATE_MALFORMED);
+		return info != 0;
+	}
+	if (!section) {
+		if (w->first && info & 0xffffffff)
+			return gate_import(w, c, info & 0xffffffff, number, (info >> 36 & 15) == GATE_STB_GLOBAL);
+		return 0;
+	}
+	if (section >= GATE_SECTIONS || section >= w->count)
+		return 0; /* absolute, or a section's number that the loader does not know */
+	base = gate_base(w, section);
+	/* Not functions alone: hand-written code has labels without a type, and nothing makes a module's entry a function. */
+	if (base != GATE_NO_CODE && value < GATE_LIMIT)
+		gate_mark(w, base + value);
+	return 0;
+}
+
+GATE_BODY(gate_symbol_turn)
+{
+	struct gate_work *w = run->w;
+
+	for (int i = 0; i < 8; i++) {
+		if (w->at >= w->items || gate_symbol(w, run->c, w->at, w->item))
+			return 1;
+		w->at += 24;
+		w->item++;
+	}
+	return 0;
+}
+
+/* Read records of 24 bytes from w->item on into code[]; 1 when there are none left. */
+GATE_INLINE int gate_records(struct gate_work *w, const struct gate_span *table)
+{
+	__u64 at = w->item * 24, size;
+
+	if (w->decision.doubt || at + 24 > table->size)
+		return 1;
+	size = table->size - at;
+	size = size > GATE_CHUNK ? GATE_CHUNK : size / 24 * 24;
+	if (w->budget < size / 24) {
+		gate_doubt(w, GATE_TOO_BIG);
+		return 1;
+	}
+	w->budget -= size / 24;
+	w->items = size;
+	w->at = 0;
+	GATE_FORGET(size);
+	if (size > GATE_CHUNK || gate_read(w, w->code, size, table->offset + at)) {
+		gate_doubt(w, GATE_UNREADABLE);
+		return 1;
+	}
+	return 0;
+}
+
+GATE_BODY(gate_symbols_turn)
+{
+	if (gate_records(run->w, &run->w->symbols))
+		return 1;
+	GATE_LOOP(gate_symbol_turn, run);
+	return 0;
+}
+
+/* All symbols: marks for the window, and on the first pass imports. */
+GATE_INLINE void gate_symbols(struct gate_run *run)
+{
+	struct gate_work *w = run->w;
+
+	w->item = 0;
+	GATE_LOOP(gate_symbols_turn, run);
+	if (w->item * 24 + 24 <= w->symbols.size)
+		gate_doubt(w, GATE_TOO_BIG);
+}
+
+/* "~Module signature appended~\n" */
+GATE_TABLE(__u32, gate_marker, 7) = {
+	0x646f4d7e, 0x20656c75, 0x6e676973, 0x72757461, 0x70612065, 0x646e6570, 0x0a7e6465,
+};
+
+/* Is a signature appended? Not verified: module.sig_enforce does that. include/linux/module_signature.h */
+GATE_INLINE void gate_signature(struct gate_work *w)
+{
+	__u32 *end = w->schedule;
+
+	if (w->size < 40 || gate_read(w, end, 28, w->size - 28))
+		return;
+	for (int i = 0; i < 7; i++)
+		if (end[i] != gate_marker[i])
+			return;
+	w->decision.facts |= GATE_SIGNED;
+}
+
+#endif
