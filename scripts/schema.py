@@ -7,10 +7,10 @@ from pathlib import Path
 
 import msgspec
 
-from splitlock.report import run, scan
+from splitlock.report import exports, run, scan
 
 DOCS = Path(__file__).parents[1] / "docs"
-REPORTS = {"run": run.Report, "scan": scan.Report}
+REPORTS = {"run": run.Report, "scan": scan.Report, "exports": exports.Report}
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     Buffer = bytes | mmap
 
-ET_EXEC, ET_DYN = 2, 3
+ET_REL, ET_EXEC, ET_DYN = 1, 2, 3
 EM_386, EM_X86_64 = 3, 62
 PT_LOAD, PT_DYNAMIC, PT_INTERP, PT_NOTE = 1, 2, 3, 4
 PT_GNU_EH_FRAME = 0x6474E550
@@ -29,10 +29,11 @@ SHF_EXECINSTR = 4
 STT_OBJECT, STT_FUNC, STT_GNU_IFUNC = 1, 2, 10
 DT_TEXTREL, DT_FLAGS, DF_TEXTREL = 22, 30, 4
 NT_GNU_BUILD_ID = 3
+_NAME = 4096
 
 _EHDR = struct.Struct("<16sHHIQQQIHHHHHH")
-_PHDR = struct.Struct("<IIQQQQQQ")
-_SHDR = struct.Struct("<IIQQQQIIQQ")
+PHDR = struct.Struct("<IIQQQQQQ")  #: a program header: type, flags, offset, vaddr, paddr, filesz, memsz, align
+SHDR = struct.Struct("<IIQQQQIIQQ")  #: a section header: name, type, flags, addr, offset, size, link, info, ...
 _SYM = struct.Struct("<IBBHQQ")
 _DYN = struct.Struct("<QQ")
 _NHDR = struct.Struct("<III")
@@ -49,23 +50,34 @@ def elf_class(head: bytes) -> tuple[int, int]:
     return 32 * head[4], int.from_bytes(head[18:20], "little")
 
 
+def read_header(data: Buffer) -> tuple[int, ...]:
+    """The fields of the file header from e_type on, as numbers. Raises ImageError where there is none, or not ELF64."""
+    if len(data) < _EHDR.size or data[:4] != b"\x7fELF":
+        raise ImageError("not an ELF file")
+    if data[4] != 2 or data[5] != 1:
+        raise ImageError("not a 64-bit little-endian ELF file")
+    return _EHDR.unpack_from(data)[1:]
+
+
+def text_at(strings: Buffer, at: int) -> str:
+    """The NUL-terminated string at an offset of a string table, up to 4,096 bytes of it: strings may overlap."""
+    end = strings.find(b"\0", at, at + _NAME)
+    return strings[at : end if end >= 0 else at + _NAME].decode("utf-8", "replace")
+
+
 class Elf:
     """One ELF64 file in memory. Raises ImageError on anything that does not hold together."""
 
     def __init__(self, data: Buffer) -> None:
         self.data = data
         self.size = len(data)
-        if self.size < _EHDR.size or data[:4] != b"\x7fELF":
-            raise ImageError("not an ELF file")
-        if data[4] != 2 or data[5] != 1:
-            raise ImageError("not a 64-bit little-endian ELF file")
-        (_, self.type, self.machine, _, self.entry, phoff, self._shoff, _, _,
-         phentsize, phnum, self._shentsize, self._shnum, self._shstrndx) = _EHDR.unpack_from(data)  # fmt: skip
-        if phnum and phentsize != _PHDR.size:
-            raise ImageError(f"program headers of {phentsize} bytes, not {_PHDR.size}")
+        (self.type, self.machine, _, self.entry, phoff, self._shoff, _, _,
+         phentsize, phnum, self._shentsize, self._shnum, self._shstrndx) = read_header(data)  # fmt: skip
+        if phnum and phentsize != PHDR.size:
+            raise ImageError(f"program headers of {phentsize} bytes, not {PHDR.size}")
         self.segments: list[Segment] = []
         for i in range(phnum):
-            p_type, flags, offset, vaddr, _, filesz, memsz, _ = self._unpack(_PHDR, phoff + i * phentsize)
+            p_type, flags, offset, vaddr, _, filesz, memsz, _ = self._unpack(PHDR, phoff + i * phentsize)
             if p_type == PT_LOAD and (offset + filesz > self.size or vaddr + memsz >= 1 << 64):
                 raise ImageError(f"segment {i} lies outside the file (truncated?)")
             self.segments.append(Segment(p_type, flags, offset, vaddr, filesz, memsz))
@@ -87,18 +99,16 @@ class Elf:
     def _read_sections(self) -> list[Section]:
         if not self._shoff or not self._shnum:
             return []
-        if self._shentsize != _SHDR.size:
-            raise ImageError(f"section headers of {self._shentsize} bytes, not {_SHDR.size}")
-        raw = [self._unpack(_SHDR, self._shoff + i * self._shentsize) for i in range(self._shnum)]
+        if self._shentsize != SHDR.size:
+            raise ImageError(f"section headers of {self._shentsize} bytes, not {SHDR.size}")
+        raw = [self._unpack(SHDR, self._shoff + i * self._shentsize) for i in range(self._shnum)]
         names = b""
         if self._shstrndx < len(raw):
             _, _, _, _, offset, size, *_ = raw[self._shstrndx]
             names = self.data[offset : offset + size]
         found = []
         for name, sh_type, flags, addr, offset, size, link, _, _, _ in raw:
-            end = names.find(b"\0", name)
-            text = names[name : end if end >= 0 else None].decode("utf-8", "replace")
-            found.append(Section(text, sh_type, flags, addr, offset, size, link))
+            found.append(Section(text_at(names, name), sh_type, flags, addr, offset, size, link))
         return found
 
     def section(self, name: str) -> Section | None:
@@ -149,9 +159,7 @@ class Elf:
             raw = self.data[table.offset : table.offset + table.size]
             for name, info, _, shndx, value, size in _SYM.iter_unpack(raw[: len(raw) // _SYM.size * _SYM.size]):
                 if shndx and value:
-                    end = names.find(b"\0", name)
-                    text = names[name : end if end >= 0 else None].decode("utf-8", "replace")
-                    yield Symbol(text, info & 15, value, size)
+                    yield Symbol(text_at(names, name), info & 15, value, size)
 
     def build_id(self) -> str | None:
         """The GNU build-id in hex, where the linker left one."""
