@@ -6,11 +6,11 @@ BIN := $(VENV)/bin
 RUN_PACKAGES := python3 python3-venv libdw1
 DEMO_PACKAGES := $(RUN_PACKAGES) gcc libc6-dev stress-ng
 TEST_PACKAGES := $(DEMO_PACKAGES) g++ binutils gdb git perl xz-utils gzip openssl nodejs default-jdk-headless \
-	libc6-dbg libpython3.11-testsuite qemu-user kmod gcc-12 make clang libbpf-dev qemu-system-x86 \
-	mmdebstrap busybox-static cpio e2fsprogs
+	libc6-dbg libpython3.11-testsuite qemu-user kmod gcc-12 make rpm rpm2cpio cpio debian-archive-keyring \
+	clang llvm libbpf-dev qemu-system-x86 mmdebstrap busybox-static e2fsprogs
 BENCH_PACKAGES := $(TEST_PACKAGES) valgrind
 
-.PHONY: help demo test test-slow lint format schema bench setup clean
+.PHONY: help demo test test-slow fuzz lint format schema bench setup clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## */\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r target what; do \
@@ -49,11 +49,16 @@ test: lint  ## set up, lint, and run the tests (minutes)
 test-slow: setup  ## the tests that take longer than CI has
 	@$(BIN)/pytest -q -m slow
 
+fuzz: setup  ## fuzz the readers, MINUTES=20 each; by coverage where atheris can be had
+	@$(BIN)/pip install --quiet --disable-pip-version-check atheris || echo 'no atheris for this Python: without coverage'
+	@for target in image package signature text; do \
+		$(BIN)/python tests/fuzz/run.py $$target --minutes $(or $(MINUTES),20) || exit 1; done
+
 bench: setup  ## measure against native, QEMU and valgrind; rewrites docs/benchmarks.md
 	@scripts/setup.sh $(BENCH_PACKAGES)
 	@$(BIN)/python benchmarks/bench.py --markdown docs/benchmarks.md
 
-schema: setup  ## regenerate docs/run.schema.json from the report's types
+schema: setup  ## regenerate docs/*.schema.json from the reports' types
 	@$(BIN)/python scripts/schema.py
 
 format: setup  ## reformat the code

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import msgspec
 
-from splitlock.report import guard, run, scan
+from splitlock.report import exports, guard, run, scan
 
 DOCS = Path(__file__).parents[1] / "docs"
-REPORTS = {"run": run.Report, "scan": scan.Report, "guard": guard.Decision}
+REPORTS = {"run": run.Report, "scan": scan.Report, "exports": exports.Report, "guard": guard.Decision}
 
 
 def main() -> None:

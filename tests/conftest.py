@@ -55,17 +55,6 @@ SPLITLOCK = [sys.executable, "-m", "splitlock"]
 Runner = Callable[..., Run]
 
 
-# The audit of kernel modules is still being built: its tests download kernels, and belong to `make test-slow`.
-_AUDIT = ("tests/modules/", "tests/image/test_module.py", "tests/image/test_package.py", "tests/commands/test_scan.py")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that are not for every run."""
-    for item in items:
-        if any(part in item.path.as_posix() for part in _AUDIT):
-            item.add_marker(pytest.mark.slow)
-
-
 @pytest.fixture(scope="session", autouse=True)
 def _few_native_split_locks() -> Iterator[None]:
     yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import pty
@@ -189,9 +190,11 @@ def test_paths_before_and_after_options(scan: Scan, modules: Path) -> None:
 def test_an_interrupted_scan_leaves_a_valid_report(package: Path, tmp_path: Path) -> None:
     for jobs in ("1", "2"):
         target = tmp_path / "report.json"
-        words = [*SPLITLOCK, "scan", "--format", "json", "--all", "-j", jobs, "-o", str(target), *[str(package)] * 4]
+        words = [*SPLITLOCK, "scan", "--format", "json", "--all", "-j", jobs, "-o", str(target), *[str(package)] * 12]
         child = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, start_new_session=True)
-        time.sleep(2.5)
+        deadline = time.monotonic() + 60
+        while not (target.exists() and '"path"' in target.read_text()) and time.monotonic() < deadline:
+            time.sleep(0.1)
         os.killpg(child.pid, signal.SIGINT)  # as a terminal does: to all of them
         assert child.stderr is not None
         assert child.stderr.read() == ""
@@ -200,6 +203,8 @@ def test_an_interrupted_scan_leaves_a_valid_report(package: Path, tmp_path: Path
             os.killpg(child.pid, 0)  # nobody is left
         report = Report.from_json(target.read_text())
         assert not report.summary.complete
+        assert report.files
+        target.unlink()
 
 
 def _on_a_terminal(words: list[str], env: dict[str, str]) -> str:
@@ -246,7 +251,7 @@ def test_the_other_verbs_do_not_pay(tmp_path: Path) -> None:
 
 
 def test_dask_cluster(scan: Scan, modules: Path, tmp_path: Path) -> None:
-    distributed = pytest.importorskip("distributed")
+    distributed = importlib.import_module("distributed")  # untyped
     hidden = tmp_path / "modules"
     shutil.copytree(modules, hidden)
     with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:

@@ -424,13 +424,11 @@ def test_leaving_in_the_middle() -> None:
 
 
 def test_memory_is_flat() -> None:
-    """Three times the same package takes what one takes, less than the package unpacked."""
-
+    """Five times the same package take what two take (one takes less: what is left of it is there with the next)."""
     path = kernel("cloud-amd64")
-
-    one, three = (apart(f"for item in members([{path!r}] * {times}): pass")[1] for times in (1, 3))
-    assert three < one + 80_000  # what happens at the same time differs; kept, two more would be 290,000
-    assert three < 350_000
+    two, five = (apart(f"for item in members([{path!r}] * {times}): pass")[1] for times in (2, 5))
+    assert five < two + 60_000  # threads read ahead, now more, now less; kept, three more would be 430,000
+    assert five < 400_000
 
 
 def test_default_paths(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -528,7 +526,7 @@ def fuzz(modules: dict[str, bytes], place: Path, seconds: float, seed: int) -> i
 
 
 def test_mutations(modules: dict[str, bytes], tmp_path: Path) -> None:
-    assert fuzz(modules, tmp_path, 20, 1) > 200
+    assert fuzz(modules, tmp_path, 8, 1) > 100
 
 
 @pytest.mark.slow

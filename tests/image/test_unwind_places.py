@@ -1,4 +1,4 @@
-"""The stripped kernel in a package: its unwind table says where instructions start, and findings do not depend on it."""
+"""The stripped kernel in a package: its unwind table says where instructions start; findings do not depend on it."""
 
 from __future__ import annotations
 

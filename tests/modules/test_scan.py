@@ -1,16 +1,14 @@
-"""The scan against what is known of Debian's kernels, against objdump, and on code made to mislead."""
+"""The scan: what is known of Debian's modules beside the tables, and code made to mislead."""
 
 from __future__ import annotations
 
-import random
-import re
 import struct
-import subprocess
 from collections import Counter
 from pathlib import Path
 
 import pytest
-from modules.debian import modules, vmlinuz
+from modules.debian import modules, packages, vmlinuz
+from modules.tables import AMD64
 from x86.building import assemble, function, link, needs_tools, run
 
 from splitlock.image.bzimage import vmlinux
@@ -19,27 +17,6 @@ from splitlock.modules.paravirt import KIND, layout_for
 from splitlock.modules.scan import Finding, Scan, scan
 from splitlock.x86.privileged import DEFAULT, KINDS
 
-# kind: {module: instructions}, of Debian's linux-image-6.1.0-56-amd64 (facts: measured there)
-INSTRUCTIONS = {
-    "VMLAUNCH": {"kvm-intel": 1}, "VMRESUME": {"kvm-intel": 1}, "VMXON": {"kvm-intel": 1}, "VMXOFF": {"kvm-intel": 2},
-    "VMPTRLD": {"kvm-intel": 7}, "VMCLEAR": {"kvm-intel": 10}, "INVEPT": {"kvm-intel": 4}, "INVVPID": {"kvm-intel": 16},
-    "VMREAD": {"kvm-intel": 275}, "VMWRITE": {"kvm-intel": 351},
-    "VMRUN": {"kvm-amd": 2}, "VMLOAD": {"kvm-amd": 2}, "VMSAVE": {"kvm-amd": 2}, "STGI": {"kvm-amd": 2},
-    "CLGI": {"kvm-amd": 1}, "INVLPGA": {"kvm-amd": 1},
-    "VMCALL": {"vmwgfx": 12, "psmouse": 10, "ptp_kvm": 3, "ptp_vmw": 1},
-    "VMMCALL": {"vmwgfx": 12, "psmouse": 10, "ptp_kvm": 3, "ptp_vmw": 1},
-    "MOV CR2": {"kvm-intel": 1}, "LLDT": {"kvm-intel": 1}, "WRMSR": {"kvm-amd": 8, "kvm-intel": 7},
-    "RDMSR": {"kvm-amd": 7, "kvm-intel": 2}, "WBINVD": {"kvm": 3, "nettel": 1}, "XSETBV": {"kvm": 2},
-    "WRPKRU": {"kvm": 2},
-}  # fmt: skip
-# operation: (modules, sites)
-PARAVIRT = {"write_msr": (12, 151), "set_debugreg": (2, 9), "wbinvd": (1, 3)}
-OBJDUMP = re.compile(
-    r"\t(?:(?:rep|repz|repnz|data16|rex\.?\w*|[c-gs]s) )*("
-    + "|".join(sorted({k.lower().split()[0] for k in DEFAULT} - {"mov"}, key=len, reverse=True))
-    + r")[bwlqd]?(?:\s|$)|\tmov +[^#\n]*,%(cr|dr|db)(\d+)"
-)
-
 
 @pytest.fixture(scope="session")
 def kernel() -> dict[str, Scan]:
@@ -47,26 +24,11 @@ def kernel() -> dict[str, Scan]:
     return {name.removesuffix(".ko"): scan(path.read_bytes(), digest=False) for name, path in modules("amd64").items()}
 
 
-def count(kernel: dict[str, Scan], *, evidence: str = "instruction") -> dict[str, dict[str, int]]:
-    found: dict[str, dict[str, int]] = {}
-    for name, result in kernel.items():
-        for f in result.findings:
-            if f.evidence.startswith(evidence):
-                by_module = found.setdefault(f.kind, {})
-                by_module[name] = by_module.get(name, 0) + 1
-    return found
-
-
-def test_the_table_of_debians_kernel(kernel: dict[str, Scan]) -> None:
-    release = next(iter(kernel.values())).modinfo["vermagic"][0].split()[0]
-    if release != "6.1.0-56-amd64":
-        pytest.skip(f"the table is of 6.1.0-56, not {release}")
-    assert len(kernel) == 4023
-    assert count(kernel) == INSTRUCTIONS
-    assert {f.certainty for result in kernel.values() for f in result.findings} == {"exact"}
-    assert sum(len(result.imports) for result in kernel.values()) == 184890
+def test_where_it_is(kernel: dict[str, Scan]) -> None:
+    """How often is in tables.py. Here, that `.text` alone would not have told."""
     sections = Counter(f.section for f in kernel["kvm-intel"].findings if f.kind == "VMREAD")
-    assert sections[".text.unlikely"] == 82
+    assert sections[".text.unlikely"] == 82 or not packages("amd64")["amd64"].name.startswith(AMD64.package)
+    assert sections[".text.unlikely"] > 50
     assert {f.section for f in kernel["kvm-intel"].findings if f.kind in ("VMLAUNCH", "VMRESUME")} == {".noinstr.text"}
     assert {
         f.section for name in ("vmwgfx", "psmouse", "ptp_vmw") for f in kernel[name].findings if "CALL" in f.kind
@@ -74,16 +36,11 @@ def test_the_table_of_debians_kernel(kernel: dict[str, Scan]) -> None:
 
 
 def test_what_paravirt_hides(kernel: dict[str, Scan]) -> None:
-    sites: dict[str, Counter[str]] = {}
-    for name, result in kernel.items():
-        for f in result.findings:
-            if f.evidence.startswith("relocation pv_ops"):
-                operation = f.evidence.split("(")[1].rstrip(")")
-                assert f.kind == KIND[operation]
-                sites.setdefault(operation, Counter())[name] += 1
-    assert {operation: (len(sites[operation]), sites[operation].total()) for operation in PARAVIRT} == PARAVIRT
-    assert not {"write_cr0", "write_cr3", "write_cr4", "load_gdt", "load_idt"} & sites.keys()
-    assert count(kernel, evidence="relocation cr4_update_irqsoff") == {"MOV CR4": {"kvm-intel": 2}}
+    hidden = [f for result in kernel.values() for f in result.findings if f.evidence.startswith("relocation pv_ops")]
+    operations = {f.evidence.split("(")[1].rstrip(")"): f.kind for f in hidden}
+    assert operations.items() <= KIND.items()
+    assert operations.keys() >= {"write_msr", "set_debugreg", "wbinvd"}
+    assert not {"write_cr0", "write_cr3", "write_cr4", "load_gdt", "load_idt"} & operations.keys()
 
 
 def test_foreign_code(kernel: dict[str, Scan]) -> None:
@@ -102,38 +59,8 @@ def test_facts_beside_the_instructions(kernel: dict[str, Scan]) -> None:
     assert aware == {"kvm-intel"}
     assert all(result.modinfo["intree"] == ["Y"] and "sld_safe" not in result.modinfo for result in kernel.values())
     assert {result.signer for result in kernel.values()} == {"Build time autogenerated kernel key"}
-
-
-def objdump(path: Path) -> Counter[str]:
-    """Kinds in what objdump prints, and how often. It decodes linearly."""
-    listing = subprocess.run(["objdump", "-d", "--no-show-raw-insn", path], capture_output=True, text=True, check=True)
-    found: Counter[str] = Counter()
-    for match in OBJDUMP.finditer(listing.stdout):
-        if match[1]:
-            found[match[1].upper()] += 1
-        else:
-            found[f"MOV {'CR' if match[2] == 'cr' else 'DR'}{match[3]}"] += 1
-    return found
-
-
-def agrees_with_objdump(name: str, path: Path, result: Scan) -> None:
-    assert Counter(f.kind for f in result.findings if f.evidence == "instruction") == objdump(path), name
-
-
-@needs_tools
-def test_objdump_agrees(kernel: dict[str, Scan]) -> None:
-    paths = modules("amd64")
-    held = [name for name, result in kernel.items() if result.findings]
-    misleading = ["bnx2x", "e752x_edac"]  # raw bytes of VMLAUNCH that are none
-    for name in [*held, *misleading, *random.Random(7).sample(sorted(kernel), 20)]:
-        agrees_with_objdump(name, paths[f"{name}.ko"], kernel[name])
-
-
-@pytest.mark.slow
-@needs_tools
-def test_objdump_agrees_on_every_module(kernel: dict[str, Scan]) -> None:
-    for name, path in modules("amd64").items():
-        agrees_with_objdump(name, path, kernel[name.removesuffix(".ko")])
+    if packages("amd64")["amd64"].name.startswith(AMD64.package):  # facts: measured there
+        assert sum(len(result.imports) for result in kernel.values()) == 184890
 
 
 def members(btf: bytes, wanted: str) -> dict[int, str]:

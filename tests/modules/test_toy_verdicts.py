@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from modules.test_toys import EXPECTED, toys  # noqa: F401  # a fixture
+from modules.test_toys import EXPECTED
 
 from splitlock.modules.policy import load
 from splitlock.modules.scan import scan
@@ -39,14 +39,14 @@ def test_every_toy_is_judged() -> None:
 
 
 @pytest.mark.parametrize("name", VERDICTS)
-def test_verdicts(toys: dict[str, Path], name: str) -> None:  # noqa: F811
+def test_verdicts(toys: dict[str, Path], name: str) -> None:
     data = toys[name].read_bytes()
     found = scan(data)
     policies = ("refuse", "disable", "kernel-2020", "break:__vmalloc")
     assert tuple(judge(found, load(policy), data).verdict for policy in policies) == VERDICTS[name]
 
 
-def test_why(toys: dict[str, Path]) -> None:  # noqa: F811
+def test_why(toys: dict[str, Path]) -> None:
     reasons = {name: judge(scan(path.read_bytes()), load("refuse")).reason for name, path in toys.items()}
     assert reasons["launch_safe"].startswith("marked sld_safe; its own word")
     assert reasons["cr4_accessor"].startswith("MOV CR4: writes CR4 through cr4_update_irqsoff")
@@ -54,7 +54,7 @@ def test_why(toys: dict[str, Path]) -> None:  # noqa: F811
     assert reasons["paravirt"].startswith("MOV DRn: writes control or debug registers")
 
 
-def test_possible_findings_count_where_a_policy_says_so(toys: dict[str, Path], tmp_path: Path) -> None:  # noqa: F811
+def test_possible_findings_count_where_a_policy_says_so(toys: dict[str, Path], tmp_path: Path) -> None:
     strict = tmp_path / "strict.toml"
     strict.write_text('certainty = "possible"\n[[rule]]\nverdict = "refuse"\nkinds = ["vmx"]\n')
     assert judge(scan(toys["jump_over"].read_bytes()), load(str(strict))).verdict == "refuse"

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
-from modules.debian import packages
-from modules.toys import COMPILER, NAMES, build, unpack
+from modules.toys import NAMES
 
 from splitlock.modules.scan import Scan, scan
 
@@ -36,14 +34,6 @@ EXPECTED: dict[str, list[tuple[str, str, str | None, str]]] = {
     "guest_call": [("VMCALL", "exact", ".text", "instruction")],
     "clean": [],
 }
-
-
-@pytest.fixture(scope="session")
-def toys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    if not shutil.which(COMPILER) or not shutil.which("make"):
-        pytest.skip(f"needs {COMPILER} and make")
-    headers = unpack(list(packages("headers").values()), tmp_path_factory.mktemp("headers"))
-    return build(headers, tmp_path_factory.mktemp("toys"))
 
 
 def scanned(toys: dict[str, Path], name: str) -> Scan:

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
-from modules.debian import packages
-from modules.test_virtualbox import unpacked  # noqa: F401  # a fixture
-from modules.toys import make, unpack
 
 from splitlock.modules.policy import load
 from splitlock.modules.scan import scan
@@ -22,8 +18,8 @@ def verdicts(path: Path) -> dict[str, Verdict]:
     return {policy: judge(scan(data), load(policy), data) for policy in ("refuse", "disable", "kernel-2020")}
 
 
-def test_the_hypervisor(unpacked: Path) -> None:  # noqa: F811
-    found = verdicts(unpacked / "usr/lib/virtualbox/VMMR0.r0")
+def test_the_hypervisor(virtualbox: Path) -> None:
+    found = verdicts(virtualbox / "usr/lib/virtualbox/VMMR0.r0")
     assert {policy: answer.verdict for policy, answer in found.items()} == {
         "refuse": "refuse",
         "disable": "disable",
@@ -32,11 +28,8 @@ def test_the_hypervisor(unpacked: Path) -> None:  # noqa: F811
     assert "a hypervisor, neither sld_safe nor SLD-aware" in found["refuse"].reason
 
 
-def test_its_driver(unpacked: Path, tmp_path: Path) -> None:  # noqa: F811
-    headers = unpack(list(packages("headers").values()), tmp_path)
-    (source,) = (unpacked / "usr/src").glob("virtualbox-*/vboxdrv")
-    make(headers, source, jobs=os.cpu_count() or 1)
-    found = verdicts(source / "vboxdrv.ko")
+def test_its_driver(vboxdrv: Path) -> None:
+    found = verdicts(vboxdrv)
     assert {policy: answer.verdict for policy, answer in found.items()} == {
         "refuse": "refuse",
         "disable": "allow",

@@ -1,46 +1,81 @@
-"""A progress bar on standard error, for what takes longer than a moment. Imports rich only then."""
+"""A progress bar on a terminal's standard error, for what takes longer than a moment. Imports rich only then."""
 
 from __future__ import annotations
 
-import time
+import sys
+from contextlib import contextmanager
+from threading import Lock, Timer
 
 from splitlock.image.package import File, files
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
-    from splitlock.modules.audit import Batch
+    from rich.progress import Progress
 
 _AFTER = 0.7  # seconds: what is over by then needs no bar
 _MANY_IN_ONE = (".deb", ".rpm", ".tar", ".gz", ".xz", ".zst")  # how many files these hold nobody knows beforehand
 
 
-def shown(batches: Iterable[Batch], paths: list[str]) -> Iterator[Batch]:
-    """Pass results on and show how many files they were of."""
-    from_then = time.monotonic() + _AFTER
-    bar = None
-    done = 0
-    try:
-        for batch in batches:
-            done += len(batch.files) + batch.clean
-            if bar is None and time.monotonic() > from_then:
-                from rich.console import Console
-                from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+class Bar:
+    """How many files of `paths` are done, and of how many; a bar without an end where packages are among them."""
 
-                columns = (TextColumn("scanning"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-                bar = Progress(*columns, console=Console(stderr=True), transient=True)
-                task = bar.add_task("", total=_total(paths))
-                bar.start()
-            if bar is not None:
-                bar.update(task, completed=done)
-            yield batch
-    finally:
-        if bar is not None:
-            bar.stop()
+    def __init__(self, what: str, paths: list[str], *, quiet: bool = False) -> None:
+        self.what, self.paths = what, paths
+        self._done = 0
+        self._total: int | None = None
+        self._bar: Progress | None = None
+        self._lock = Lock()  # of the terminal
+        self._timer = None if quiet or not sys.stderr.isatty() else Timer(_AFTER, self._begin)
 
+    def __enter__(self) -> Bar:
+        if self._timer is not None:
+            self._timer.daemon = True
+            self._timer.start()
+        return self
 
-def _total(paths: list[str]) -> int | None:
-    inputs = [file for file in files(paths) if isinstance(file, File)]
-    plain = all(not file.path.endswith(_MANY_IN_ONE) or ".ko" in file.path for file in inputs)
-    return len(inputs) if plain else None
+    def __exit__(self, *_: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer.join(1)
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def advance(self, files: int = 1) -> None:
+        """So many more are done."""
+        self._done += files
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=self._done, files=self._count())
+
+    @contextmanager
+    def hidden(self) -> Iterator[None]:
+        """Off the terminal meanwhile."""
+        with self._lock:
+            if self._bar is not None:
+                self._bar.stop()
+            yield
+            if self._bar is not None:
+                self._bar.start()
+
+    def _begin(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+        console = Console(stderr=True)
+        if not console.is_interactive:  # TERM=dumb
+            return
+        inputs = [file.path for file in files(self.paths) if isinstance(file, File)]
+        if all(not path.endswith(_MANY_IN_ONE) or ".ko" in path for path in inputs):
+            self._total = len(inputs)
+        columns = (TextColumn(self.what), BarColumn(), TextColumn("{task.fields[files]}"), TimeElapsedColumn())
+        bar = Progress(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False)
+        bar.add_task("", total=self._total, completed=self._done, files=self._count())
+        with self._lock:
+            bar.start()
+            self._bar = bar
+
+    def _count(self) -> str:
+        known = self._total is not None and self._done <= self._total
+        return f"{self._done:,} of {self._total:,} files" if known else f"{self._done:,} files"

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
-import os
-import sys
-
 from splitlock._errors import SplitlockError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import argparse
+
     from splitlock.commands import Parser
     from splitlock.modules.exports import Kernel
     from splitlock.report.exports import Report
@@ -21,14 +19,15 @@ wrong usage.
 
 examples:
   splitlock exports --without vmap_pfn
-  splitlock exports --users __vmalloc --modules linux-image-6.1.0-*_amd64.deb
+  splitlock exports --users __vmalloc --modules linux-image-6.1.0-56-amd64_*.deb
   splitlock exports --break kvm_intel kvm_amd --format json"""
 
 PARSER = {
     "help": "tell what no longer loads without an exported symbol",
-    "usage": "splitlock exports (--without SYMBOL... | --break MODULE... | --users SYMBOL...)\n"
-    "                         [options]",
-    "description": "Tell which kernel modules no longer load when the kernel, or a module, stops exporting a symbol.",
+    "usage": "splitlock exports --without SYMBOL... [options]\n"
+    "       splitlock exports --break MODULE... [options]\n"
+    "       splitlock exports --users SYMBOL... [options]",
+    "description": "Tell which kernel modules no longer load when the kernel, or a module, stops\nexporting a symbol.",
     "epilog": _EPILOG,
 }
 
@@ -62,18 +61,24 @@ def prepare_parser(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do it; gives the exit status."""
+    from splitlock.commands._output import Output
+    from splitlock.commands._progress import Bar
     from splitlock.image.package import default_paths
     from splitlock.modules.exports import load
+    from splitlock.report.exports_text import render
 
-    bar = sys.stderr.isatty() and not args.quiet
-    kernel = load(args.modules or default_paths(), args.symvers, _progress if bar else None)
-    if bar:
-        sys.stderr.write("\r\x1b[K")
+    try:
+        paths = args.modules or default_paths()
+    except SplitlockError as error:
+        raise SplitlockError(f"{error} with --modules", error.exit_code) from None
+    with Bar("reading modules", paths, quiet=args.quiet) as bar:
+        kernel = load(paths, args.symvers, bar.advance)
     report = _report(kernel, args)
     status = 1 if any(not loss.wanted for loss in report.losses) or any(s.used_by for s in report.symbols) else 0
     status = 2 if report.errors else status
     if status or not args.quiet:
-        _write(args, report)
+        with Output(args.output) as out:
+            out.write(report.to_json() if args.format == "json" else render(report, verbose=args.verbose).encode())
     return status
 
 
@@ -91,9 +96,10 @@ def _report(kernel: Kernel, args: argparse.Namespace) -> Report:
         asked, alternatives, optimal = found.symbols, found.alternatives, found.optimal
     else:
         words = args.without or args.users
+        option = "--without" if args.without else "--users"
         asked = list(dict.fromkeys(word.encode("utf-8", "backslashreplace").decode() for word in words))
-    known = [name for name in asked if name in kernel.users or name in kernel.exporters]
-    losses = [] if args.users else kernel.losses(known)
+        asked = [kernel.known(word, option) for word in asked]
+    losses = [] if args.users else kernel.losses(asked)
     return Report(
         schema=SCHEMA,
         question="break" if args.break_ else "users" if args.users else "without",
@@ -109,9 +115,8 @@ def _report(kernel: Kernel, args: argparse.Namespace) -> Report:
                 used_by=kernel.users.get(name, []) if args.users else None,
                 alternatives=alternatives.get(name),
             )
-            for name in known
+            for name in asked
         ],
-        unknown=[name for name in asked if name not in known],
         wanted=wanted,
         direct=sum(bool(loss.direct) for loss in losses),
         losses=[
@@ -129,27 +134,3 @@ def _report(kernel: Kernel, args: argparse.Namespace) -> Report:
         unresolved=kernel.unresolved,
         errors=[Error(path=f.path, member=f.member, reason=f.reason) for f in kernel.failures],
     )
-
-
-def _progress(modules: int) -> None:
-    if modules % 50 == 0:
-        sys.stderr.write(f"\rreading modules: {modules:,}")
-        sys.stderr.flush()
-
-
-def _write(args: argparse.Namespace, report: Report) -> None:
-    from splitlock.report.exports import render
-
-    text = report.to_json() if args.format == "json" else render(report, verbose=args.verbose).encode()
-    if not args.output:
-        try:
-            sys.stdout.buffer.write(text)
-            sys.stdout.flush()
-        except BrokenPipeError:  # of a reader that has seen enough, such as head(1)
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return
-    try:
-        with open(args.output, "wb") as out:
-            out.write(text)
-    except OSError as error:
-        raise SplitlockError(f"-o {args.output}: {error.strerror}; name a file that can be written", 2) from None

@@ -92,7 +92,8 @@ def _render(tracer: Tracer, command: list[str], args: argparse.Namespace) -> byt
     if args.verbose and args.format == "text":
         images = "".join(f"  {count:>7,} sites  {name}\n" for name, count in sorted(tracer.watch.names.items()))
     if args.format == "text" and not tracer.sites:  # the usual case: without the imports a full report needs
-        from splitlock.report.text import printable, summary
+        from splitlock.report.lines import printable
+        from splitlock.report.run_text import summary
 
         watched = tracer.watch.images
         rest = [(name, reason, size, held) for name, _, reason, size, held in tracer.unmonitored()]
@@ -103,7 +104,8 @@ def _render(tracer: Tracer, command: list[str], args: argparse.Namespace) -> byt
     report = describe(tracer, command)
     if args.format == "json":
         return report.to_json()
-    from splitlock.report.text import printable, render
+    from splitlock.report.lines import printable
+    from splitlock.report.run_text import render
 
     return (render(report, *((len(report.sites),) if args.verbose else ())) + printable(images)).encode()
 

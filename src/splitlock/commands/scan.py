@@ -13,9 +13,9 @@ from splitlock._errors import SplitlockError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Generator
     from concurrent.futures import Executor
-    from typing import Protocol, TextIO
+    from typing import Protocol
 
     from splitlock.commands import Parser
     from splitlock.modules.audit import Batch, Job
@@ -78,24 +78,35 @@ def prepare_parser(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do it; gives the exit status."""
+    import gc
+
+    from splitlock.commands._output import Output
+    from splitlock.commands._progress import Bar
     from splitlock.image.package import default_paths
     from splitlock.modules.audit import Job
     from splitlock.modules.policy import load
     from splitlock.report.scan import Summary
 
+    # What is imported stays, what a scan makes is in no circles: looking for garbage would take a tenth of the time.
+    gc.freeze()
+    gc.set_threshold(100_000)
     job = Job(load(args.policy), _kinds(args.kinds), args.all)
     paths = args.paths or default_paths()
     summary = Summary()
-    with _output(args.output) as out:
-        rendering = _rendering(args, job)
+    terminal = args.output is None and sys.stdout.isatty()
+    # a bar can stand below whole lines only, which the pieces of JSON are not
+    bar = Bar("scanning", paths, quiet=args.quiet or (terminal and args.format != "text"))
+    with Output(args.output, bar if terminal else None) as out:
+        rendering = _rendering(args, job, colour=terminal and not os.environ.get("NO_COLOR"))
         out.write(rendering.begin())
         try:
-            with contextlib.closing(_batches(paths, job, args)) as batches:
+            with contextlib.closing(_batches(paths, job, args)) as batches, bar:
                 for batch in batches:
                     for file in batch.files:
                         summary.add(file)
-                        out.write(rendering.file(file))
                     summary.add_clean(batch.clean)
+                    bar.advance(len(batch.files) + batch.clean)
+                    out.write(b"".join(map(rendering.file, batch.files)))
             summary.complete = True
         finally:  # an interrupted scan leaves a valid report of what it saw
             out.write(rendering.end(summary))
@@ -105,7 +116,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _batches(paths: list[str], job: Job, args: argparse.Namespace) -> Generator[Batch, None, None]:
-    """The results, from as many processes as was asked for, with a progress bar over them."""
+    """The results, from as many processes as were asked for."""
     from splitlock.modules.audit import audit, batches
 
     with contextlib.ExitStack() as stack:
@@ -116,33 +127,10 @@ def _batches(paths: list[str], job: Job, args: argparse.Namespace) -> Generator[
         elif jobs == 1 or len(list(itertools.islice(batches(paths), 2))) < 2:  # nothing to share
             found = audit(paths, job)
         else:
-            found = audit(paths, job, executor=stack.enter_context(_processes(jobs)), workers=jobs)
-        if not args.quiet and sys.stderr.isatty():
-            from splitlock.commands._progress import shown
+            from splitlock.modules.workers import Workers
 
-            found = shown(found, paths)
+            found = audit(paths, job, executor=stack.enter_context(Workers(jobs)), workers=jobs)
         yield from found
-
-
-@contextlib.contextmanager
-def _processes(jobs: int) -> Iterator[Executor]:
-    import multiprocessing
-    from concurrent.futures import ProcessPoolExecutor
-
-    from splitlock.modules.audit import ignore_interrupts
-
-    # fork: the decoder, once imported, is there in all of them
-    context = multiprocessing.get_context("fork")
-    executor = ProcessPoolExecutor(jobs, mp_context=context, initializer=ignore_interrupts)
-    try:
-        yield executor
-    except BaseException:
-        executor.shutdown(wait=False, cancel_futures=True)
-        for child in multiprocessing.active_children():  # ours: a package may keep one busy for long
-            child.terminate()
-            child.join()
-        raise
-    executor.shutdown()
 
 
 def _cluster(address: str, stack: contextlib.ExitStack) -> tuple[Executor, int]:
@@ -177,7 +165,7 @@ def _kinds(text: str | None) -> frozenset[str]:
     return frozenset(found)
 
 
-def _rendering(args: argparse.Namespace, job: Job) -> Rendering:
+def _rendering(args: argparse.Namespace, job: Job, *, colour: bool) -> Rendering:
     if args.format == "json":
         from splitlock.report.scan import Json
 
@@ -193,40 +181,7 @@ def _rendering(args: argparse.Namespace, job: Job) -> Rendering:
         return Sarif(args.policy, __version__, rules.items())
     from splitlock.report.scan_text import Text
 
-    terminal = not args.output and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    return Text(args.policy, verbose=args.verbose, quiet=args.quiet, colour=terminal)
-
-
-@contextlib.contextmanager
-def _output(path: str | None) -> Iterator[Output]:
-    """Where the report goes. Standard output goes through `sys.stdout`, where a progress bar steps aside."""
-    if path is None:
-        yield Output(sys.stdout)
-        return
-    try:
-        file = open(path, "w", encoding="utf-8", newline="")  # noqa: SIM115  # closed below
-    except OSError as error:
-        raise SplitlockError(f"-o {path}: {error.strerror}; name a file that can be written", 2) from None
-    with file:
-        yield Output(file)
-
-
-class Output:
-    """A text stream that takes the renderings' bytes."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self.standard = stream is sys.stdout
-        self.stream = stream
-
-    def write(self, raw: bytes) -> None:
-        """Write it now: a report is there as far as the scan is."""
-        stream = sys.stdout if self.standard else self.stream  # a progress bar replaces it
-        if raw:
-            try:
-                stream.write(raw.decode("utf-8", "replace"))
-                stream.flush()
-            except OSError as error:
-                raise SplitlockError(f"the report cannot be written: {error.strerror}", 2) from None
+    return Text(args.policy, verbose=args.verbose, quiet=args.quiet, colour=colour)
 
 
 def _jobs(text: str) -> int:

@@ -3,9 +3,10 @@
 Formats: deb(5) (an ar file with a compressed tar in it), RPM's version 3 and 4 package format (headers, then a
 compressed cpio archive), tar as in tar(5) with GNU's and pax's long names, cpio "newc" as in cpio(5).
 
-The tests compare with tarfile, dpkg-deb and rpm2cpio. Libraries would not do here: tarfile and rpmfile keep the list
-of members and believe any size in a header, rpmfile and python-debian decompress a zstd archive into memory whole, and
-python-debian's ar reader never ends on a negative size.
+The tests compare with tarfile, dpkg-deb and rpm2cpio. Libraries would not do here. Tried with crafted files:
+python-debian 1.1.1 never ends on a negative size in an ar header, nor rpmfile 2.2.1 on one in a cpio header; both hold
+a zstd archive in memory whole, twice (python-debian by the program unzstd); both, and tarfile, keep a list of all
+members; rpmfile asks for as much memory as a header says a file has.
 """
 
 from __future__ import annotations

@@ -44,6 +44,7 @@ _DICTIONARY = 256 << 20  # what a decoder may take: xz -9 needs 65 MiB, `zstd --
 _BLOCK = 64 << 20  # the largest xz block that is decoded at once; dpkg-deb's have 24 MiB
 _ZSTD_PIECE = 1 << 10  # zstd's worst ratio is 1 : 32768, and a call gives out all that it was fed
 _LZ4_BLOCK = 8 << 20  # of the legacy format
+_STREAMS, _STREAM = 1000, 1 << 10  # streams behind one another, and one more for so many bytes that they give
 _THREADS = 4  # more hold more blocks in memory
 _NUMBER = 9  # bytes of the longest number in an xz index
 
@@ -116,7 +117,11 @@ def stream(read: Callable[[int], bytes], kind: str) -> Iterator[bytes]:
             yield from _lz4(read)
             return
         data = read(CHUNK)
+        streams = given = 0
         while True:
+            streams += 1
+            if streams > _STREAMS + given // _STREAM:
+                raise ImageError(f"{kind} data in {streams:,} streams with next to nothing in them")
             decompressor = _decompressor(kind)
             while not decompressor.eof:
                 if not data and decompressor.needs_input:
@@ -126,6 +131,7 @@ def stream(read: Callable[[int], bytes], kind: str) -> Iterator[bytes]:
                 chunk = decompressor.decompress(data, CHUNK)
                 data = b""
                 if chunk:
+                    given += len(chunk)
                     yield chunk
             data = decompressor.unused_data or read(CHUNK)
             if compression(data[:8]) != kind:
@@ -150,8 +156,8 @@ def _damage(kind: str) -> Iterator[None]:
     try:
         yield
     except (lzma.LZMAError, zlib.error, OSError, EOFError, ValueError) as error:
-        if isinstance(error, ImageError):
-            raise
+        if isinstance(error, ImageError) or (isinstance(error, OSError) and error.errno):
+            raise  # the latter: reading failed, not decompressing
         raise ImageError(f"damaged {kind} data: {str(error).strip() or 'unreadable'}") from None
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 import struct
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import namedtuple
 from functools import cached_property
 from itertools import accumulate
@@ -21,8 +21,18 @@ from operator import add
 
 from splitlock._errors import ImageError
 from splitlock.image.elf import (
-    ET_REL, PF_X, PHDR, PT_LOAD, SHF_EXECINSTR, SHT_DYNSYM, SHT_NOBITS, SHT_SYMTAB, STT_FUNC, STT_GNU_IFUNC, text_at
-)  # fmt: skip
+    ET_REL,
+    PF_X,
+    PHDR,
+    PT_LOAD,
+    SHF_EXECINSTR,
+    SHT_DYNSYM,
+    SHT_NOBITS,
+    SHT_SYMTAB,
+    STT_FUNC,
+    STT_GNU_IFUNC,
+    text_at,
+)
 from splitlock.image.sections import Sections
 from splitlock.image.signature import Signature, read_signature
 
@@ -41,9 +51,14 @@ _KSYMTAB_NAME = re.compile(rb"\0__ksymtab_([^\0]+)(?=\0)")
 
 _SYMBOL = 24  # bytes of a symbol: two 32-bit words (name; info, other, section), two of 64 bits (value, size)
 # st_info and st_other of functions, as the low half of the second word
-_FUNCTION_SYMBOLS = [
+_FUNCTION_SYMBOLS = frozenset(
     other << 8 | bind << 4 | kind for kind in (STT_FUNC, STT_GNU_IFUNC) for bind in (0, 1, 2) for other in range(4)
-]
+)
+# What a damaged or hostile file can make us read again and again, or keep, has limits far above any real one's.
+_MODINFO = 4 << 20  # bytes; a driver with thousands of aliases has some 200,000
+_NAMES = 64 << 20  # names times bytes of the string table: below this it does not matter how they overlap
+_NAME = 1 << 16  # bytes of an undefined symbol's name that are looked at for that
+_ALIKE = 16  # undefined symbols of one name; there is one
 
 Relocation = namedtuple("Relocation", "offset type addend")
 
@@ -108,9 +123,9 @@ class KernelImage(Sections):
                 continue
             name = text_at(self.names, at)
             if offset + size > self.size:
-                raise ImageError(f"section {name} outside the file (truncated?)")
+                raise ImageError(f"section {_shown(name)} outside the file (truncated?)")
             if flags & SHF_COMPRESSED:
-                raise ImageError(f"executable section {name} is compressed")
+                raise ImageError(f"executable section {_shown(name)} is compressed")
             found.append(Code(self, index, name, address, offset, size))
         return found
 
@@ -124,6 +139,8 @@ class KernelImage(Sections):
                 if offset + filesz > self.size:
                     raise ImageError(f"segment {index} outside the file (truncated?)")
                 found.append(Code(self, index, f"segment {index}", vaddr, offset, filesz))
+        if sum(code.size for code in found) > self.size:
+            raise ImageError("segments overlap in the file")
         return found
 
     @cached_property
@@ -131,7 +148,10 @@ class KernelImage(Sections):
         """What MODULE_INFO() and its like left: key to values, in the file's order."""
         found: dict[str, list[str]] = {}
         for index in self.named(b".modinfo"):
-            for entry in self.contents(index).decode("utf-8", "replace").split("\0"):
+            raw = self.contents(index)
+            if len(raw) > _MODINFO:
+                raise ImageError(f".modinfo of {len(raw):,} bytes")
+            for entry in raw.decode("utf-8", "replace").split("\0"):
                 key, separator, value = entry.partition("=")
                 if key in found:
                     found[key].append(value)
@@ -155,6 +175,8 @@ class KernelImage(Sections):
         words, _, strings = self._symbols
         # a symbol's second word is st_info, st_other, st_shndx: below 10000h means undefined
         names = [n for n, info in zip(words[0::6].tolist(), words[1::6].tolist(), strict=True) if info < 0x10000 and n]
+        if len(names) * len(strings) > _NAMES:
+            _check_names(strings, names)
         text = strings.decode("utf-8", "replace") + "\0" if strings.isascii() else ""
         if not text:
             return frozenset([text_at(strings, name) for name in names])
@@ -173,22 +195,20 @@ class KernelImage(Sections):
 
     def _linked_exports(self) -> frozenset[str]:
         """Those of a linked and stripped kernel: each entry holds its own distance from the name."""
-        found = set()
+        tables = self.named(b"__ksymtab_strings")
+        if not tables:
+            return frozenset()
+        start, strings = self.header(tables[0])[3], self.contents(tables[0])
+        places = set()
         for index in (*self.named(b"__ksymtab"), *self.named(b"__ksymtab_gpl")):
-            at = self.header(index)[3]
+            at = self.header(index)[3] + 4 - start
             raw = self.contents(index)
-            for entry, (_, distance, _) in enumerate(_KSYMTAB.iter_unpack(raw[: len(raw) // 12 * 12])):
-                name = self._string_at(at + 12 * entry + 4 + distance)
-                if name:
-                    found.add(name)
-        return frozenset(found)
-
-    def _string_at(self, address: int) -> str:
-        for index in self.named(b"__ksymtab_strings"):
-            _, _, _, start, offset, size, *_ = self.header(index)
-            if start <= address < start + size:
-                return text_at(self.data, offset + address - start)
-        return ""
+            distances = _KSYMTAB.iter_unpack(raw[: len(raw) // _KSYMTAB.size * _KSYMTAB.size])
+            places |= {at + _KSYMTAB.size * entry + distance for entry, (_, distance, _) in enumerate(distances)}
+        names = [place for place in places if 0 <= place < len(strings)]
+        if len(names) * len(strings) > _NAMES:
+            _check_names(strings, names)
+        return frozenset([text_at(strings, name) for name in names]) - {""}
 
     def functions(self, code: Code) -> tuple[list[int], list[int], list[int]]:
         """Of a section: sorted starts of functions, the end that counts from each one on, and places of names.
@@ -203,19 +223,19 @@ class KernelImage(Sections):
         return known
 
     def _find_functions(self, code: Code) -> tuple[list[int], list[int], list[int]]:
-        words, quads, _ = self._symbols
         base = 0 if self.type == ET_REL else code.address
         found: list[tuple[int, int, int]] = []  # start, size, where the name is
         if self.kinds:
-            wanted = {code.index << 16 | low for low in _FUNCTION_SYMBOLS}
-            names, values, sizes = words[0::6], quads[1::3], quads[2::3]
-            picked = [at for at, info in enumerate(words[1::6].tolist()) if info in wanted]
-            found = [(values[at] - base, sizes[at], names[at]) for at in picked]
+            found = [(value - base, size, name) for value, size, name in self._function_symbols.get(code.index, ())]
         if self.type != ET_REL:
-            found += [(low - base, high - low, 0) for low, high in self._frames]
+            frames = self._frames
+            inside = slice(bisect_left(frames, (base,)), bisect_left(frames, (base + code.size,)))
+            found += [(low - base, high - low, 0) for low, high in frames[inside]]
         found = sorted([each for each in found if 0 <= each[0] < code.size])
         if not found:
-            places = [at - code.address for at in self._unwind_places if 0 <= at - code.address < code.size]
+            known = self._unwind_places
+            inside = slice(bisect_left(known, code.address), bisect_left(known, code.address + code.size))
+            places = [at - code.address for at in known[inside]]
             return places, [*places[1:], code.size][: len(places)], [0] * len(places)
         # of several at one start the longest, which comes last, and one with a name
         spans = {start: (size, name) for start, size, name in found}
@@ -223,12 +243,22 @@ class KernelImage(Sections):
         return list(spans), list(ends), [name for _, name in spans.values()]
 
     @cached_property
+    def _function_symbols(self) -> dict[int, list[tuple[int, int, int]]]:
+        """Value, size and place of the name of each function symbol, by section number."""
+        words, quads, _ = self._symbols
+        names, infos, values, sizes = words[0::6], words[1::6].tolist(), quads[1::3], quads[2::3]
+        found: dict[int, list[tuple[int, int, int]]] = {}
+        for at in [at for at, info in enumerate(infos) if info & 0xFFFF in _FUNCTION_SYMBOLS]:
+            found.setdefault(infos[at] >> 16, []).append((values[at], sizes[at], names[at]))
+        return found
+
+    @cached_property
     def _frames(self) -> list[tuple[int, int]]:
         from splitlock.image.elf import Elf
         from splitlock.image.functions import frame_ranges
 
         try:
-            return frame_ranges(Elf(self.data))
+            return sorted(frame_ranges(Elf(self.data)))
         except ImageError:
             return []  # malformed call frames only cost us starts
 
@@ -245,7 +275,7 @@ class KernelImage(Sections):
             raw = memoryview(self.contents(index))
             distances = raw[: len(raw) // 4 * 4].cast("i").tolist()
             found += map(add, distances, range(start, start + 4 * len(distances), 4))
-        return sorted(found)
+        return sorted(set(found))
 
     def function(self, code: Code, offset: int) -> str | None:
         """The name of the function over an offset in a section, None when no symbol tells."""
@@ -268,6 +298,11 @@ class KernelImage(Sections):
         for index in self.of_type(SHT_RELA):
             if self.header(index)[7] == code.index:
                 raw = self.contents(index)
+                if len(numbers) > _ALIKE:
+                    wanted = frozenset(numbers)
+                    table = _RELA.iter_unpack(raw[: len(raw) // _RELA.size * _RELA.size])
+                    found += [Relocation(at, kind, addend) for at, kind, n, addend in table if n in wanted]
+                    continue
                 for number in numbers:
                     found += _against(raw, number)
         return sorted(r for r in found if r.offset < code.size)
@@ -289,3 +324,16 @@ def _against(raw: bytes, symbol: int) -> list[Relocation]:
             found.append(Relocation(offset, kind, addend))
         at = raw.find(number, at + 1)
     return found
+
+
+def _check_names(strings: bytes, names: list[int]) -> None:
+    """Whether names keep to themselves, as far as linkers let them (one can be the end of another)."""
+    find = strings.find
+    ends = [(at, find(b"\0", at, at + _NAME)) for at in names]
+    if sum(end - at if end >= 0 else _NAME for at, end in ends) > 4 * len(strings) + _NAME:
+        raise ImageError("names of symbols overlap")
+
+
+def _shown(name: str) -> str:
+    """A section's name for an error of one line."""
+    return "".join(c if c.isprintable() else "?" for c in name)

@@ -76,43 +76,53 @@ def files(paths: Iterable[str]) -> Iterator[File | Failure]:
         try:
             mode = os.stat(path).st_mode
         except (OSError, ValueError) as error:
-            yield Failure(_shown(path), None, _reason(error))
+            yield Failure(shown(path), None, _reason(error))
             continue
         if stat.S_ISDIR(mode):
-            yield from _walk(path, os.path.realpath(path), set())
+            yield from _walk(path)
         else:
             yield File(path, True)
 
 
-def _walk(directory: str, root: str, seen: set[tuple[int, int]]) -> Iterator[File | Failure]:
-    try:
-        info = os.stat(directory)
-        if (info.st_dev, info.st_ino) in seen:
-            return
-        seen.add((info.st_dev, info.st_ino))
-        with os.scandir(directory) as found:
-            entries = sorted(found, key=lambda entry: entry.name)
-    except OSError as error:
-        yield Failure(_shown(directory), None, _reason(error))
-        return
-    for entry in entries:
+def _walk(top: str) -> Iterator[File | Failure]:
+    root = os.path.realpath(top)
+    seen: set[tuple[int, int]] = set()
+    waiting: list[str | os.DirEntry[str]] = [top]  # what comes next is last; a directory to go into is a path
+    while waiting:
+        entry = waiting.pop()
+        if isinstance(entry, str):
+            try:
+                waiting += _entries(entry, seen)
+            except OSError as error:
+                yield Failure(shown(entry), None, _reason(error))
+            continue
         try:
             linked = entry.is_symlink()
             if linked:
                 os.stat(entry.path)  # a link to itself or to nothing has a reason to name
             if entry.is_dir():
                 if not (linked and entry.name in _KERNEL_S_OWN):
-                    yield from _walk(entry.path, root, seen)
+                    waiting.append(entry.path)
             elif entry.is_file() and not (linked and os.path.realpath(entry.path).startswith(root + "/")):
                 yield File(entry.path, False)
         except OSError as error:
             if not (linked and entry.name in _KERNEL_S_OWN):  # headers that are not installed
-                yield Failure(_shown(entry.path), None, _reason(error))
+                yield Failure(shown(entry.path), None, _reason(error))
+
+
+def _entries(directory: str, seen: set[tuple[int, int]]) -> list[os.DirEntry[str]]:
+    """What is in a directory, the last name first; nothing in one that was `seen`."""
+    info = os.stat(directory)
+    if (info.st_dev, info.st_ino) in seen:
+        return []
+    seen.add((info.st_dev, info.st_ino))
+    with os.scandir(directory) as found:
+        return sorted(found, key=lambda entry: entry.name, reverse=True)
 
 
 def read(file: File, *, limit: int = LIMIT) -> Iterator[Member | Failure]:
     """The ELF files in one file: itself, what is compressed in it, or the members of a package."""
-    path = _shown(file.path)
+    path = shown(file.path)
     try:
         fd = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO must not hold us up
     except (OSError, ValueError) as error:
@@ -131,7 +141,7 @@ def read(file: File, *, limit: int = LIMIT) -> Iterator[Member | Failure]:
             yield Member(path, None, _elf(form, _whole(fd, info.st_size), limit))
         elif file.given:
             raise ImageError("not an ELF file, a kernel, a module or a package")
-    except (OSError, ImageError) as error:
+    except (OSError, ImageError, MemoryError) as error:
         yield Failure(path, None, _reason(error))
     finally:
         os.close(fd)
@@ -207,10 +217,12 @@ def _whole(fd: int, size: int) -> bytes:
     return data
 
 
-def _shown(path: str) -> str:
+def shown(path: str) -> str:
     """A path as text that can be written anywhere: bytes that are no UTF-8 as escapes."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, MemoryError):
+        return "not enough memory"
     return (error.strerror or str(error)) if isinstance(error, OSError) else str(error)

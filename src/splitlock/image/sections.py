@@ -5,22 +5,15 @@ Field names are those of elf(5). Every structure that is read lies within the fi
 
 from __future__ import annotations
 
-import struct
-
 from splitlock._errors import ImageError
-from splitlock.image.elf import EM_X86_64, ET_DYN, ET_EXEC, SHT_NOBITS
+from splitlock.image.elf import EM_X86_64, ET_DYN, ET_EXEC, ET_REL, SHDR, SHT_NOBITS, read_header, text_at
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from mmap import mmap
+    from splitlock.image.elf import Buffer
 
-    Buffer = bytes | mmap
-
-ET_REL = 1
+SHT_NULL = 0
 _SHN_XINDEX = 0xFFFF
-
-_EHDR = struct.Struct("<16sHHIQQQIHHHHHH")
-_SHDR = struct.Struct("<IIQQQQIIQQ")
 
 
 class Sections:
@@ -29,12 +22,8 @@ class Sections:
     def __init__(self, data: Buffer) -> None:
         self.data = data
         self.size = len(data)
-        if self.size < _EHDR.size or data[:4] != b"\x7fELF":
-            raise ImageError("not an ELF file")
-        if data[4] != 2 or data[5] != 1:
-            raise ImageError("not a 64-bit little-endian ELF file")
-        (_, self.type, machine, _, _, self.phoff, shoff, _, _, self.phentsize, self.phnum, shentsize, shnum,
-         shstrndx) = _EHDR.unpack_from(data)  # fmt: skip
+        (self.type, machine, _, _, self.phoff, shoff, _, _,
+         self.phentsize, self.phnum, shentsize, shnum, shstrndx) = read_header(data)  # fmt: skip
         if machine != EM_X86_64:
             raise ImageError(f"not x86-64 code (e_machine {machine})")
         if self.type not in (ET_REL, ET_EXEC, ET_DYN):
@@ -44,13 +33,18 @@ class Sections:
         self._shoff = shoff
         self.names = b""
         if shoff:
-            if shentsize != _SHDR.size:
-                raise ImageError(f"section headers of {shentsize} bytes, not {_SHDR.size}")
+            if shentsize != SHDR.size:
+                raise ImageError(f"section headers of {shentsize} bytes, not {SHDR.size}")
             if shnum == 0 or shstrndx == _SHN_XINDEX:  # 65,280 sections or more: the numbers are in section 0
-                first = _SHDR.unpack(self.bytes_at(shoff, _SHDR.size, "section header 0"))
+                first = SHDR.unpack(self.bytes_at(shoff, SHDR.size, "section header 0"))
                 shnum, shstrndx = shnum or first[5], first[6] if shstrndx == _SHN_XINDEX else shstrndx
-            quads = memoryview(self.bytes_at(shoff, shnum * _SHDR.size, "the section headers")).cast("Q")
+            quads = memoryview(self.bytes_at(shoff, shnum * SHDR.size, "the section headers")).cast("Q")
             self.kinds, self.flags = quads[0::8].tolist(), quads[1::8].tolist()
+            sizes = quads[4::8].tolist()
+            if sum(sizes) > self.size:  # else nothing can be read twice
+                pairs = zip(self.kinds, sizes, strict=True)
+                if sum(size for both, size in pairs if both >> 32 not in (SHT_NULL, SHT_NOBITS)) > self.size:
+                    raise ImageError("the sections are larger than the file (truncated, or they overlap)")
             if shstrndx:
                 self.names = self.contents(shstrndx)
         elif self.type == ET_REL:
@@ -73,7 +67,7 @@ class Sections:
         """sh_name, sh_type, sh_flags, sh_addr, sh_offset, sh_size, sh_link, sh_info, sh_addralign, sh_entsize."""
         if index >= len(self.kinds):
             raise ImageError(f"section {index} of {len(self.kinds)} is referred to")
-        return _SHDR.unpack_from(self.data, self._shoff + index * _SHDR.size)
+        return SHDR.unpack_from(self.data, self._shoff + index * SHDR.size)
 
     def of_type(self, kind: int) -> list[int]:
         """Numbers of the sections with that sh_type."""
@@ -85,16 +79,10 @@ class Sections:
 
     def named(self, name: bytes) -> list[int]:
         """Numbers of the sections of that name: its places among the names first, as sections are many."""
-        found = []
+        places = set()
         name += b"\0"
         at = self.names.find(name)
         while at >= 0:  # one name can be the end of another
-            found += [i for i, both in enumerate(self.kinds) if both & 0xFFFFFFFF == at]
+            places.add(at)
             at = self.names.find(name, at + 1)
-        return found
-
-
-def text_at(strings: Buffer, at: int) -> str:
-    """The NUL-terminated string at an offset."""
-    end = strings.find(b"\0", at)
-    return strings[at : end if end >= 0 else len(strings)].decode("utf-8", "replace")
+        return [i for i, both in enumerate(self.kinds) if both & 0xFFFFFFFF in places] if places else []

@@ -31,6 +31,7 @@ _HASHES = {
     },
     **{bytes.fromhex("6086480165030402") + bytes([n]): f"sha3-{bits}" for n, bits in ((8, 256), (9, 384), (10, 512))},
 }
+_LONGEST = 64  # bytes of an object identifier; those of hashes have 9
 _SEQUENCE, _SET, _INTEGER, _OID, _CONTEXT_0, _KEY_ID = 0x30, 0x31, 0x02, 0x06, 0xA0, 0x80
 
 
@@ -83,9 +84,10 @@ def _signer(der: bytes) -> tuple[Signature, int]:
     signer, key = "", b""
     tag, inner, after = _enter(der, at)
     if tag == _SEQUENCE:  # issuer and serial number
-        signer = _common_name(der, inner)
-        _, value, stop = _enter(der, _skip(der, inner), _INTEGER)
-        key = der[value:stop]
+        who = der[:after]  # nothing in it reaches beyond it: the last byte that is read is the algorithm's
+        signer = _common_name(who, inner)
+        _, value, stop = _enter(who, _skip(who, inner), _INTEGER)
+        key = who[value:stop]
     elif tag == _KEY_ID:
         key = der[inner:after]
     _, at, _ = _enter(der, after, _SEQUENCE)
@@ -126,7 +128,7 @@ def _skip(der: bytes, at: int) -> int:
 
 def _dotted(raw: bytes) -> str:
     """An object identifier in dotted form."""
-    if not raw:
+    if not 0 < len(raw) <= _LONGEST:
         return ""
     parts, value = [min(raw[0] // 40, 2), raw[0] - 40 * min(raw[0] // 40, 2)], 0
     for byte in raw[1:]:

@@ -2,20 +2,19 @@
 
 Files are handed out in batches and results taken back in the order of the input, a bounded number ahead, so
 that memory does not grow with what is scanned. A worker reads its files itself; to executors on other machines,
-which do not see them, their contents are sent.
+which do not see them, their contents are sent. A worker that dies costs only the file that it died of.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import signal
 from collections import deque, namedtuple
 from concurrent.futures import BrokenExecutor
 
 from splitlock._errors import ImageError
 from splitlock.image.module import ET_REL
-from splitlock.image.package import Failure, Member, files, read
+from splitlock.image.package import Failure, Member, files, read, shown
 from splitlock.image.package import File as Input
 from splitlock.modules.scan import SLD_AWARE, scan
 from splitlock.modules.verdict import judge
@@ -65,9 +64,9 @@ def audit(
             except BrokenExecutor:  # after a worker died nothing more is taken
                 waiting.append((None, batch))
             if len(waiting) >= _AHEAD * workers:
-                yield _result(*waiting.popleft())
+                yield _result(*waiting.popleft(), job)
         while waiting:
-            yield _result(*waiting.popleft())
+            yield _result(*waiting.popleft(), job)
     finally:
         for future, _ in waiting:
             if future is not None:
@@ -118,21 +117,34 @@ def _size(path: str) -> int:
         return 0  # reading it says why
 
 
-def _result(future: Future[Batch] | None, batch: list[Item]) -> Batch:
-    why = "not scanned: a process died that scanned this or another file (out of memory?); use fewer, -j 1"
+def _result(future: Future[Batch] | None, batch: list[Item], job: Job) -> Batch:
     if future is not None:
         try:
             return future.result()
         except BrokenExecutor:
             pass
         except Exception as error:  # a cluster's own failures are of its own kinds
-            why = f"not scanned: {type(error).__name__}: {error}".partition("\n")[0]
-    return Batch([_failed(item.path, getattr(item, "member", None), why) for item in batch], 0)
+            return _not_scanned(batch, f"{type(error).__name__}: {error}".partition("\n")[0])
+    return _by_itself(batch, job)
 
 
-def ignore_interrupts() -> None:
-    """What a worker process starts with: Ctrl-C is its parent's to handle."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _by_itself(batch: list[Item], job: Job) -> Batch:
+    """The result of a portion that a worker died of, or beside: from a process of its own, then file by file."""
+    from splitlock.modules.workers import Workers
+
+    with Workers(1) as worker:
+        try:
+            result: Batch = worker.submit(examine, batch, job).result()
+            return result
+        except BrokenExecutor:
+            if len(batch) == 1:
+                return _not_scanned(batch, "the process that scanned it died (out of memory?)")
+    parts = [_by_itself([item], job) for item in batch]
+    return Batch([file for part in parts for file in part.files], sum(part.clean for part in parts))
+
+
+def _not_scanned(batch: list[Item], why: str) -> Batch:
+    return Batch([_failed(shown(item.path), getattr(item, "member", None), f"not scanned: {why}") for item in batch], 0)
 
 
 def examine(items: list[Item], job: Job) -> Batch:
@@ -159,6 +171,8 @@ def _examined(member: Member, job: Job, kinds: frozenset[str]) -> File | None:
         verdict = judge(result, policy, member.data)
     except ImageError as error:
         return _failed(member.path, member.member, str(error))
+    except MemoryError:
+        return _failed(member.path, member.member, "not enough memory")
     if verdict.verdict == "allow" and not job.every and not result.findings:
         return None
     info = result.modinfo

@@ -9,9 +9,12 @@ and costs the others that do. Solved exactly, by branch and bound over sets that
 - a branch ends when its cost and the dearest that is left to cover exceed the best known; at equal cost, when its
   symbols do, with one more for each wanted module left, of those that share no choice.
 
-Cost first, then the number of symbols, then the symbols' names in order. An export that several modules provide
-goes when all of these fail; this makes no better sets, as to remove it brings down no more than to remove what makes
-them fail. Costs are those of the whole set, with such effects.
+Cost first, then the number of symbols. Among the sets that are equal in both, the one whose least preferred symbol (see
+`_objections`) is preferred most, then its next one, and so on: found by asking the same search whether a set exists
+among the most preferred choices only, for how many of them by bisection.
+
+An export that several modules provide goes when all of these fail; this makes no better sets, as to remove it brings
+down no more than to remove what makes them fail. Costs are those of the whole set, with such effects.
 """
 
 from __future__ import annotations
@@ -19,6 +22,9 @@ from __future__ import annotations
 from collections import namedtuple
 
 from splitlock._errors import SplitlockError
+from splitlock.modules.exports import VMLINUX
+from splitlock.modules.paravirt import CR4_WRITER
+from splitlock.modules.scan import SLD_AWARE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,21 +32,27 @@ if TYPE_CHECKING:
 
     from splitlock.modules.exports import Kernel
 
-_STEPS = 20_000  # of each of two searches, some seconds; 20 of Debian's modules, taken at random, take 3,000
+_STEPS = 20_000  # some seconds; 20 of Debian's modules, taken at random, take up to 1,200
+_STEPS_TO_PREFER = 2_000  # to choose among sets as good; 10 take up to 260, 20 often more
 
 Cut = namedtuple("Cut", "symbols alternatives optimal")
-Cut.__doc__ = (
-    """What to remove: symbols, sorted; for each the other symbols of the same effect; whether none costs less."""
-)
-_Choice = namedtuple("_Choice", "cover cost names")  # sets of modules as bits; symbols of this effect, sorted
+Cut.__doc__ = """What to remove.
+
+`symbols`: sorted; `alternatives`: for each the other symbols of the same effect, the preferred first; `optimal`: the
+search went to its end, so that no set costs less, and none that costs the same has fewer symbols.
+"""
+# sets of modules as bits; symbols of this effect, the preferred first; what is to be said against the first of them
+_Choice = namedtuple("_Choice", "cover cost names objections")
 
 
 def cut(kernel: Kernel, wanted: Iterable[str]) -> Cut:
-    """The exports to remove so that the `wanted` modules fail. Raises SplitlockError for one that imports nothing."""
+    """The exports to remove so that the `wanted` modules fail. Raises SplitlockError where none does that."""
     targets = sorted(set(wanted))
     for name in targets:
+        if name in kernel.unresolved:
+            raise SplitlockError(f"--break {name}: does not load anyhow: it needs what nobody exports; leave it out", 2)
         if not kernel.modules[name].imports:
-            raise SplitlockError(f"{name} imports nothing: no removed export keeps it from loading", 2)
+            raise SplitlockError(f"--break {name}: imports nothing, so that no export keeps it from loading", 2)
     search = _Search(kernel, targets)
     chosen = search.run()
     symbols = sorted(choice.names[0] for choice in chosen)
@@ -48,11 +60,27 @@ def cut(kernel: Kernel, wanted: Iterable[str]) -> Cut:
     return Cut(symbols, alternatives, search.optimal)
 
 
+def _objections(kernel: Kernel, targets: list[str], symbol: str) -> tuple[bool, int, bool, bool, str]:
+    """What is to be said against removing a symbol, where others would do as well; the least is preferred.
+
+    Another module's export (the kernel can stop exporting its own); importers that are not to be broken; not being
+    one of the two symbols that only hypervisors need; a leading underscore. Then its name decides.
+    """
+    return (
+        VMLINUX not in kernel.exporters[symbol],
+        len(set(kernel.users[symbol]).difference(targets)),
+        symbol not in (CR4_WRITER, SLD_AWARE),
+        symbol.startswith("_"),
+        symbol,
+    )
+
+
 class _Search:
     def __init__(self, kernel: Kernel, targets: list[str]) -> None:
         self._kernel = kernel
         self._bits = {name: 1 << i for i, name in enumerate((*targets, *(kernel.modules.keys() - set(targets))))}
         self._all = (1 << len(targets)) - 1
+        self._unresolved = sum(self._bits[name] for name in kernel.unresolved)
         self._shared = any(len(exporters) > 1 for exporters in kernel.exporters.values())
         self.steps = 0
         self.optimal = False  #: whether the search went to its end
@@ -78,14 +106,18 @@ class _Search:
         dependents = {} if self._shared else self._dependents()
         effects: dict[int, list[str]] = {}
         by_users: dict[tuple[str, ...], int] = {}  # many symbols have the same users
-        for symbol in sorted(symbols):
+        for symbol in symbols:
             users = tuple(kernel.users[symbol])
             effect = by_users.get(users)
             if effect is None:
                 effect = by_users[users] = self._effect(symbol, users, dependents)
             if effect & self._all:
                 effects.setdefault(effect, []).append(symbol)
-        return [_Choice(e & self._all, e & ~self._all, names) for e, names in effects.items()]
+        found = []
+        for effect, names in effects.items():
+            ranked = sorted(_objections(kernel, targets, name) for name in names)
+            found.append(_Choice(effect & self._all, effect & ~self._all, [each[-1] for each in ranked], ranked[0]))
+        return found
 
     def _effect(self, symbol: str, users: tuple[str, ...], dependents: dict[str, int]) -> int:
         """The modules that no longer load without one symbol."""
@@ -94,7 +126,7 @@ class _Search:
         effect = 0
         for user in users:
             effect |= dependents[user]
-        return effect
+        return effect & ~self._unresolved
 
     def _dependents(self) -> dict[str, int]:
         """Each module with those that fail when it does, where no symbol has two exporters."""
@@ -130,18 +162,27 @@ class _Search:
         """The best set of choices."""
         self._explore(_undominated(self._open), [])
         self.optimal = self.steps <= _STEPS
-        if not self.optimal:
-            return self._best
+        if self.optimal:
+            self._prefer()
+        return self._best
+
+    def _prefer(self) -> None:
+        """Make the best the one of all as good whose least preferred choice is preferred most, and so on."""
         self.steps = 0
-        self._open = [c for c in self._open if c.cost.bit_count() <= self._score[0]]
-        prefix: list[_Choice] = []  # then the first by name of those as good
-        for choice in sorted(self._open, key=lambda c: c.names[0]):
-            if self.steps > _STEPS or len(prefix) == self._score[1]:
-                break
-            later = [c for c in self._open if c.names[0] > choice.names[0]]
-            if self._explore(later, [*prefix, choice], any_will_do=True):
-                prefix.append(choice)
-        return prefix if len(prefix) == self._score[1] and self.steps <= _STEPS else self._best
+        free = sorted((c for c in self._open if c.cost.bit_count() <= self._score[0]), key=lambda c: c.objections)
+        fixed: list[_Choice] = []
+        while len(fixed) < self._score[1]:
+            low, high = 0, len(free)  # with the first `high` there is such a set
+            while low < high:
+                middle = (low + high) // 2
+                if self._explore(free[:middle], fixed, any_will_do=True):
+                    high = middle
+                else:
+                    low = middle + 1
+            if self.steps > _STEPS_TO_PREFER:
+                return
+            fixed.append(free[high - 1])
+            del free[high - 1 :]
 
     def _explore(self, choices: list[_Choice], chosen: list[_Choice], *, any_will_do: bool = False) -> bool:
         """Look for a set that starts with `chosen` and is better than the best, or as good where any will do."""
@@ -155,15 +196,15 @@ class _Search:
         self, choices: list[_Choice], chosen: list[_Choice], covered: int, cost: int, any_will_do: bool
     ) -> bool:
         self.steps += 1
-        if self.steps > _STEPS:
+        if self.steps > (_STEPS_TO_PREFER if any_will_do else _STEPS):
             return False
         left = self._all & ~covered
         if not left:
             value = self._value(chosen)
-            if value < self._score:
+            if value < self._score or (any_will_do and value == self._score):
                 self._score, self._best = value, list(chosen)
                 return True
-            return any_will_do and value == self._score
+            return False
         useful = [c for c in choices if c.cover & left and (cost | c.cost).bit_count() <= self._score[0]]
         narrow: list[_Choice] = []
         dearest, apart, shared = 0, 0, 0
@@ -186,7 +227,7 @@ class _Search:
             return False
         found = False
         for choice in sorted(
-            narrow, key=lambda c: ((c.cost & ~cost).bit_count(), -(c.cover & left).bit_count(), c.names)
+            narrow, key=lambda c: ((c.cost & ~cost).bit_count(), -(c.cover & left).bit_count(), c.objections)
         ):
             if self._branch(useful, [*chosen, choice], covered | choice.cover, cost | choice.cost, any_will_do):
                 found = True
@@ -195,8 +236,8 @@ class _Search:
         return found
 
 
-def _dearness(choice: _Choice) -> tuple[int, int, list[str]]:
-    return choice.cost.bit_count(), -choice.cover.bit_count(), choice.names
+def _dearness(choice: _Choice) -> tuple[int, int, tuple[bool, int, bool, bool, str]]:
+    return choice.cost.bit_count(), -choice.cover.bit_count(), choice.objections
 
 
 def _undominated(choices: list[_Choice]) -> list[_Choice]:

@@ -16,7 +16,7 @@ from splitlock.image.package import Failure, members
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from splitlock.image.package import Member
 
@@ -40,8 +40,8 @@ class Kernel:
     exporters  of each symbol: the names of modules, or `VMLINUX`; a symbol that is imported and exported by none
                of the modules is taken to be the kernel's where the kernel's exports are not known
     users      of each symbol that is imported: the names of modules
-    unresolved modules that import what nobody exports: these do not load anyhow (none where the kernel's exports are
-               not known)
+    unresolved modules that import what nobody exports: these do not load anyhow, and are no loss (none where the
+               kernel's exports are not known)
     source     where the kernel's own exports are known from; None where not
     failures   what could not be read
     """
@@ -69,8 +69,8 @@ class Kernel:
         if exported is None:
             for symbol in self.users:
                 self.exporters.setdefault(symbol, [VMLINUX])
-        orphans = self.users.keys() - self.exporters.keys()
-        self.unresolved = sorted(self.without(orphans)) if orphans else []
+        self.unresolved: list[str] = []
+        self.unresolved = sorted(self.without(self.users.keys() - self.exporters.keys()))
 
     @property
     def releases(self) -> list[str]:
@@ -80,32 +80,31 @@ class Kernel:
     def without(self, symbols: Iterable[str]) -> list[str]:
         """The modules that no longer load without these exports: the users of these first."""
         removed = set(symbols)
-        failed: dict[str, None] = {}
-        waiting = sorted({user for symbol in removed for user in self.users.get(symbol, ())}, reverse=True)
-        failed.update(dict.fromkeys(reversed(waiting)))
-        while waiting:
-            for symbol in self.modules[waiting.pop()].exports:
-                if symbol not in self.users or symbol in removed:
-                    continue
-                if all(exporter in failed for exporter in self.exporters[symbol]):
+        failed = set(self.unresolved)
+        lost = sorted({user for symbol in removed for user in self.users.get(symbol, ())} - failed)
+        failed.update(lost)
+        for module in lost:  # which grows
+            for symbol in self.modules[module].exports - removed:
+                if symbol in self.users and failed.issuperset(self.exporters[symbol]):
                     removed.add(symbol)
-                    new = [user for user in self.users[symbol] if user not in failed]
-                    failed.update(dict.fromkeys(new))
-                    waiting += new
-        return list(failed)
+                    more = [user for user in self.users[symbol] if user not in failed]
+                    failed.update(more)
+                    lost += more
+        return lost
 
     def losses(self, symbols: Iterable[str]) -> list[Loss]:
         """As `without`, with the reasons: those who use one of the symbols first, each part by name."""
         removed = frozenset(symbols)
         failed = set(self.without(removed))
+        gone = failed.union(self.unresolved)
         found = []
         for name in failed:
             imports = self.modules[name].imports
             through = {
                 exporter
                 for symbol in imports - removed
-                if failed.issuperset(exporters := self.exporters.get(symbol, ("",)))
-                for exporter in exporters
+                if gone.issuperset(self.exporters[symbol])
+                for exporter in failed.intersection(self.exporters[symbol])
             }
             found.append(Loss(name, sorted(imports & removed), sorted(through)))
         return sorted(found, key=lambda loss: (not loss.direct, loss.module))
@@ -113,9 +112,27 @@ class Kernel:
     def named(self, name: str) -> str:
         """The module that is meant by a name, with `-` or `_`, with or without `.ko`. Raises SplitlockError if none."""
         plain = module_name(name)
-        if plain not in self.modules:
-            raise SplitlockError(f"{name}: no such module among the {len(self.modules):,} read (see --modules)", 2)
-        return plain
+        if plain in self.modules:
+            return plain
+        where = f"no such module among the {len(self.modules):,} read{_similar(plain, self.modules)}"
+        raise SplitlockError(f"--break {name}: {where}; name one of these, or another kernel's --modules", 2)
+
+    def known(self, symbol: str, option: str) -> str:
+        """The symbol, where somebody exports or imports it. Raises SplitlockError, naming the option, if nobody."""
+        if symbol in self.users or symbol in self.exporters:
+            return symbol
+        similar = _similar(symbol, self.users.keys() | self.exporters.keys())
+        if self.source is not None:
+            why = f"neither the kernel nor a module exports it{similar}; name a symbol that one does"
+        else:
+            why = f"no module imports or exports it{similar}; whether the kernel exports it, its --symvers would tell"
+        raise SplitlockError(f"{option} {symbol}: {why}", 2)
+
+
+def _similar(word: str, words: Iterable[str]) -> str:
+    from difflib import get_close_matches
+
+    return "".join(f" (did you mean {found}?)" for found in get_close_matches(word, sorted(words), 1, 0.8))
 
 
 def module_name(path: str) -> str:
@@ -123,11 +140,10 @@ def module_name(path: str) -> str:
     return os.path.basename(path).partition(".")[0].replace("-", "_")
 
 
-def load(paths: Iterable[str], symvers: str | None = None, progress: Callable[[int], None] | None = None) -> Kernel:
+def load(paths: Sequence[str], symvers: str | None = None, progress: Callable[[], None] | None = None) -> Kernel:
     """Read the modules in files, directories and packages (and the kernel, where they hold one); raises SplitlockError.
 
-    `symvers`: a Module.symvers, which says what the kernel exports. `progress` is called with the number of modules
-    that have been read.
+    `symvers`: a Module.symvers, which says what the kernel exports. `progress` is called for each file that was read.
     """
     exported = read_symvers(symvers) if symvers is not None else None
     source = symvers
@@ -136,6 +152,8 @@ def load(paths: Iterable[str], symvers: str | None = None, progress: Callable[[i
     symbols: dict[str, str] = {}  # one copy of each name: they come 185,000 times in a kernel
     built_in: set[str] = set()
     for member in members(paths):
+        if progress:
+            progress()
         if isinstance(member, Failure):
             failures.append(member)
             continue
@@ -152,10 +170,9 @@ def load(paths: Iterable[str], symvers: str | None = None, progress: Callable[[i
             continue
         if module is not None:
             modules[module.name] = _preferred(module, modules.get(module.name))
-            if progress:
-                progress(len(modules))
-    if not modules and not failures:
-        raise SplitlockError("no kernel modules there; name a kernel's modules directory or package with --modules", 2)
+    if not modules:
+        why = [": ".join(filter(None, failure)) for failure in failures] or [f"no kernel modules in {' '.join(paths)}"]
+        raise SplitlockError(f"--modules {why[0]}; name a kernel's modules directory or its package", 2)
     if built_in:
         exported = dict.fromkeys(built_in, VMLINUX)
     return Kernel(modules.values(), exported, source if exported is not None else None, failures)
@@ -167,19 +184,21 @@ def read_symvers(path: str) -> dict[str, str]:
     Lines are `CRC<TAB>symbol<TAB>module<TAB>kind<TAB>namespace` (Documentation/kbuild/modules.rst).
     """
     found = {}
+    why = ""
     try:
         with open(path, encoding="utf-8") as lines:
             for number, line in enumerate(lines, 1):
                 fields = line.rstrip("\n").split("\t")
                 if len(fields) < 4 or not fields[0].startswith("0x"):
-                    raise SplitlockError(f"--symvers {path}: line {number} is not of a Module.symvers", 2)
+                    why = f"line {number} is not of a Module.symvers"
+                    break
                 found[fields[1]] = VMLINUX if fields[2] == VMLINUX else module_name(fields[2])
     except OSError as error:
-        raise SplitlockError(f"--symvers {path}: {error.strerror}", 2) from None
+        why = error.strerror or str(error)
     except UnicodeDecodeError:
-        raise SplitlockError(
-            f"--symvers {path}: not a text file; give the Module.symvers of linux-headers", 2
-        ) from None
+        why = "not a text file"
+    if why:
+        raise SplitlockError(f"--symvers {path}: {why}; give the Module.symvers of the kernel's headers", 2)
     return found
 
 

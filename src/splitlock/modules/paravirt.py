@@ -59,7 +59,7 @@ def _layout(places: dict[str, int], cpuid: int) -> dict[int, Operation]:
 
 _WITH_WBINVD = Layout((0, 0), ((6, 1), (6, 12)), _layout({**_COMMON, "wbinvd": 21}, 22))
 _WITHOUT_WBINVD = Layout((6, 17), None, _layout(_COMMON, 21))
-_VERSION = re.compile(r"(\d+)\.(\d+)")
+_VERSION = re.compile(r"([0-9]{1,4})\.([0-9]{1,4})")
 
 
 def layout_for(vermagic: str) -> tuple[Layout, bool]:

@@ -16,6 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from splitlock.modules.scan import Scan
 
+_LARGEST = 1 << 20  # bytes of a policy file
 DIRECTORY = Path(__file__).parent / "policies"
 SHIPPED = ("refuse", "disable", "kernel-2020")
 #: Kinds that are no instruction's: of relocations, of imports; and those that only a linear decode gives.
@@ -141,12 +142,16 @@ def _read(path: Path, name: str) -> Policy:
     import tomllib
 
     try:
-        raw = tomllib.loads(path.read_text("utf-8"))
+        with path.open("rb") as file:
+            text = file.read(_LARGEST)  # it may be a device that never ends
+        if len(text) == _LARGEST:
+            raise SplitlockError(f"--policy {name}: a megabyte or more; name a policy in TOML", 2)
+        raw = tomllib.loads(text.decode())
     except OSError as error:
         raise SplitlockError(f"--policy {name}: {error.strerror}; name a TOML file that can be read", 2) from None
     except UnicodeDecodeError as error:
         raise SplitlockError(f"--policy {name}: not UTF-8 at byte {error.start}; TOML files are", 2) from None
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # numbers of 5,000 digits, thousands of brackets
         raise SplitlockError(f"--policy {name}: no valid TOML: {error}", 2) from None
     try:
         file = msgspec.convert(raw, _File)

@@ -18,9 +18,11 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_right
 from collections import namedtuple
+from itertools import islice
 
 from iced_x86 import Decoder, FlowControl, Instruction
 
+from splitlock._errors import ImageError
 from splitlock.image.module import Code, KernelImage
 from splitlock.modules import paravirt
 from splitlock.modules.foreign import loads_foreign_code
@@ -28,6 +30,7 @@ from splitlock.x86.privileged import DEFAULT, FREQUENT, PATTERN, PATTERN_FREQUEN
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sized
     from mmap import mmap
 
     from splitlock.modules.paravirt import Operation
@@ -38,6 +41,9 @@ SLD_AWARE = "handle_guest_split_lock"
 EXACT, POSSIBLE = "exact", "possible"
 _LONGEST = 15  # bytes an instruction can have
 _FIELD = 4  # bytes of a relocated displacement
+# Limits on what a file can make us keep. None of Debian's has 1,000 findings; 400 MB of code have 800,000 candidates.
+_FINDINGS = 100_000
+_CANDIDATES = 4_000_000  # in a section
 _CALLS = {
     FlowControl.CALL, FlowControl.UNCONDITIONAL_BRANCH, FlowControl.INDIRECT_CALL, FlowControl.INDIRECT_BRANCH
 }  # fmt: skip
@@ -69,14 +75,16 @@ def scan(data: bytes | mmap, kinds: frozenset[str] = DEFAULT, *, text: bool = Fa
         layout, certain = paravirt.layout_for(modinfo.get("vermagic", [""])[0])
     pattern = PATTERN_FREQUENT if kinds & FREQUENT else PATTERN
     for code in image.code:
-        candidates = [
-            match.start() - code.offset for match in pattern.finditer(data, code.offset, code.offset + code.size)
-        ]
+        matches = islice(pattern.finditer(data, code.offset, code.offset + code.size), _CANDIDATES)
+        candidates = [match.start() - code.offset for match in matches]
+        if len(candidates) == _CANDIDATES:
+            raise ImageError(f"more than {_CANDIDATES:,} places that may be privileged instructions: this is no code")
         hidden = paravirt.operations(code, layout) if layout else {}
         if paravirt.CR4_WRITER in imports:
             hidden |= paravirt.cr4_writes(code)
         if candidates or hidden:
             findings += _Section(code, kinds, hidden, certain).look([*candidates, *hidden])
+            _limit(findings)
     foreign = loads_foreign_code(imports)
     if foreign:
         findings.append(Finding("FOREIGN-CODE", "possible", None, None, None, None, f"imports {', '.join(foreign)}"))
@@ -102,6 +110,11 @@ def undecodable(image: KernelImage) -> str | None:
                 if instruction.is_invalid:
                     return f"no instruction at .text+{instruction.ip:#x}"
     return None
+
+
+def _limit(found: Sized) -> None:
+    if len(found) > _FINDINGS:
+        raise ImageError(f"more than {_FINDINGS:,} privileged instructions: this is no kernel code")
 
 
 class _Section:
@@ -196,6 +209,7 @@ class _Section:
             return False
         if kind in self.kinds:
             ip = instruction.ip
+            _limit(self.findings)
             function = self.code.image.function(self.code, ip)
             text = spell(instruction, operation.operand if operation else None)
             self.findings.setdefault(ip, Finding(kind, certainty, self.code.section, ip, function, text, evidence))

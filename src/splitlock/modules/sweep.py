@@ -1,8 +1,9 @@
 """A linear decode of `.text` from its first byte to its last, as the patches of April 2020 did it.
 
 It is blind where they were: to other sections, and to what follows data bytes that put it out of step.
-Their decoder was laxer than ours: it took most unknown opcodes for complete instructions, and called
-text malformed only where an instruction was incomplete. Here everything undecodable is MALFORMED.
+Their decoder was laxer than ours. Text was malformed where insn_complete() was false after insn_get_length(): past
+the end of the text, or past 15 bytes; an opcode that it does not know is complete, without operands (patch "x86,module:
+Detect VMX vs SLD conflicts", 7 April 2020; arch/x86/lib/insn.c). Here everything undecodable is MALFORMED.
 """
 
 from __future__ import annotations

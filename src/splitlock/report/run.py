@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Final, Literal
+
 import msgspec
 
-SCHEMA = "splitlock/run/1"
+from splitlock.report.document import Document
+
+SCHEMA: Final = "splitlock/run/1"
 
 
 class Frame(msgspec.Struct, kw_only=True):
@@ -63,10 +67,10 @@ class Unmonitored(msgspec.Struct, kw_only=True, omit_defaults=True):
     sites: int | None = None  #: locked instructions in it, where that can be told
 
 
-class Report(msgspec.Struct, kw_only=True):
+class Report(Document, kw_only=True):
     """A whole run."""
 
-    schema: str
+    schema: Literal["splitlock/run/1"]
     command: list[str]
     mode: str
     exit_status: int
@@ -74,15 +78,3 @@ class Report(msgspec.Struct, kw_only=True):
     sites: list[Site]
     watched: Watched
     unmonitored: list[Unmonitored]
-
-    @classmethod
-    def from_json(cls, raw: bytes | str) -> Report:
-        """The report in a JSON text. Raises msgspec.ValidationError when it is none."""
-        report = msgspec.json.decode(raw, type=cls)
-        if report.schema != SCHEMA:
-            raise msgspec.ValidationError(f"schema {report.schema!r}, not {SCHEMA!r}")
-        return report
-
-    def to_json(self) -> bytes:
-        """As JSON, indented, with a newline at the end."""
-        return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"

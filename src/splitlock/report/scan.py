@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
-SCHEMA = "splitlock/scan/1"
+from splitlock.report.document import Document
+
+SCHEMA: Final = "splitlock/scan/1"
 
 
 class Finding(msgspec.Struct, kw_only=True):
@@ -87,21 +89,13 @@ class Summary(msgspec.Struct, kw_only=True):
         self.allow += count
 
 
-class Report(msgspec.Struct, kw_only=True):
+class Report(Document, kw_only=True):
     """A whole scan."""
 
-    schema: str
+    schema: Literal["splitlock/scan/1"]
     policy: str
     files: list[File]
     summary: Summary
-
-    @classmethod
-    def from_json(cls, raw: bytes | str) -> Report:
-        """The report in a JSON text. Raises msgspec.ValidationError when it is none."""
-        report = msgspec.json.decode(raw, type=cls)
-        if report.schema != SCHEMA:
-            raise msgspec.ValidationError(f"schema {report.schema!r}, not {SCHEMA!r}")
-        return report
 
 
 class Json:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from splitlock.report.lines import WIDTH, count, cut, wrap
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from splitlock.report.scan import File, Finding, Summary
 
-_WIDTH = 80
 _MARGIN = " " * 9
 _NO_BREAK = "\xa0"
 _COLOURS = {"allow": "32", "refuse": "1;31", "disable": "1;33", "error": "35"}
@@ -32,18 +33,18 @@ class Text:
         if self.quiet and file.verdict == "allow":
             return b""
         verdict = file.verdict
-        lines = _wrap(f"{verdict:<8} {file.name or _last(file)}: {file.reason}", "", _MARGIN)
+        lines = wrap(f"{verdict:<8} {file.name or _last(file)}: {file.reason}", "", _MARGIN)
         if self.verbose or verdict != "allow":
             place = f"{file.path}: {file.member}" if file.member else file.path
-            lines.append(_MARGIN + _tail(place, _WIDTH - len(_MARGIN)))
+            lines.append(_MARGIN + _tail(place, WIDTH - len(_MARGIN)))
         if self.verbose and verdict != "error":
-            lines += _wrap(", ".join(_facts(file)), _MARGIN, _MARGIN)
+            lines += wrap(", ".join(_facts(file)), _MARGIN, _MARGIN)
         if verdict == "allow" and not self.verbose:
             lines += _kinds(file)
         else:
             lines += _findings(file, self.verbose)
         if file.log:
-            lines += _wrap(f"log: {file.log}", _MARGIN, _MARGIN + "     ")
+            lines += wrap(f"log: {file.log}", _MARGIN, _MARGIN + "     ")
         text = _shown(lines)
         if self.colour:
             text = f"\x1b[{_COLOURS[verdict]}m{verdict}\x1b[0m" + text[len(verdict) :]
@@ -63,9 +64,8 @@ class Text:
             )
             if number or word == "allowed"
         ]
-        files = f"{summary.files:,} file" + ("" if summary.files == 1 else "s")
         lines = [] if summary.complete else ["interrupted: what follows is what was scanned until then"]
-        lines += _wrap(f"{files} scanned, policy {self.policy}: {', '.join(counts)}", "", "  ")
+        lines += wrap(f"{count(summary.files, 'file')} scanned, policy {self.policy}: {', '.join(counts)}")
         if summary.kinds:
             kinds = sorted(summary.kinds.items(), key=lambda item: (-item[1].instructions - item[1].evidence, item[0]))
             words = []
@@ -73,7 +73,7 @@ class Text:
                 sure = kind.instructions + kind.evidence
                 word = f"{name} {sure:,}" + (f" (+{kind.possible:,} possible)" if kind.possible else "")
                 words.append(word.replace(" ", _NO_BREAK))
-            lines += _wrap(f"found: {', '.join(words)}", "", "  ")
+            lines += wrap(f"found: {', '.join(words)}")
         return _shown(lines).encode("utf-8", "replace")
 
 
@@ -84,7 +84,7 @@ def _kinds(file: File) -> list[str]:
         key = finding.kind, finding.certainty == "possible" and finding.evidence == "instruction"
         counts[key] = counts.get(key, 0) + 1
     words = [f"{kind} {count:,}{' possible' if doubt else ''}" for (kind, doubt), count in counts.items()]
-    return _wrap(", ".join(word.replace(" ", _NO_BREAK) for word in words), _MARGIN, _MARGIN) if words else []
+    return wrap(", ".join(word.replace(" ", _NO_BREAK) for word in words), _MARGIN, _MARGIN) if words else []
 
 
 def _findings(file: File, verbose: bool) -> list[str]:
@@ -111,9 +111,9 @@ def _place(finding: Finding, head: str) -> list[str]:
         where.append(finding.function)
     what = finding.evidence if finding.evidence != "instruction" else finding.instruction or ""
     line = head + "  ".join([*where, what])
-    if len(line) <= _WIDTH or not where:
-        return _wrap(line, "", _MARGIN + " " * 19) if len(line) > _WIDTH else [line]
-    return [_cut(head + "  ".join(where), _WIDTH), _MARGIN + " " * 19 + what]
+    if len(line) <= WIDTH or not where:
+        return wrap(line, "", _MARGIN + " " * 19) if len(line) > WIDTH else [line]
+    return [cut(head + "  ".join(where)), _MARGIN + " " * 19 + what]
 
 
 def _facts(file: File) -> list[str]:
@@ -138,19 +138,5 @@ def _shown(lines: Iterable[str]) -> str:
     return "".join("".join(c if c.isprintable() else "?" for c in line) + "\n" for line in kept)
 
 
-def _cut(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: width - 1] + "…"
-
-
 def _tail(text: str, width: int) -> str:
     return text if len(text) <= width else "…" + text[-(width - 1) :]
-
-
-def _wrap(text: str, first: str, then: str) -> list[str]:
-    lines, line = [], first
-    for word in text.split(" "):
-        if len(line) + len(word) > _WIDTH and line.strip():
-            lines.append(line.rstrip())
-            line = then
-        line += word + " "
-    return [*lines, line.rstrip()]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 
+from splitlock.report.lines import WIDTH, count, cut, printable, wrap
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from splitlock.report.run import Report, Site
 
-_WIDTH = 80
 _STACK = 8  # frames shown
 _SITES = 20  # sites shown
 
@@ -21,8 +22,8 @@ def render(report: Report, most: int = _SITES) -> str:
     threads = max(len(tasks), max((s.threads for s in report.sites), default=0))
     if report.sites:
         lines.append(
-            f"{_count(len(report.sites), 'site')} took {_count(report.hits, 'split lock')} "
-            f"({_count(processes, 'process', 'processes')}, {_count(threads, 'thread')})"
+            f"{count(len(report.sites), 'site')} took {count(report.hits, 'split lock')} "
+            f"({count(processes, 'process', 'processes')}, {count(threads, 'thread')})"
         )
         width = max(len(f"{s.hits:,}") for s in report.sites)
         before: list[str] = []
@@ -33,8 +34,8 @@ def render(report: Report, most: int = _SITES) -> str:
             before = details
         if len(report.sites) > most:
             rest = report.sites[most:]
-            hits = _count(sum(s.hits for s in rest), "split lock")
-            lines.append(f"... and {_count(len(rest), 'more site')} with {hits} (-v or --format json lists them)")
+            hits = count(sum(s.hits for s in rest), "split lock")
+            lines.append(f"... and {count(len(rest), 'more site')} with {hits} (-v or --format json lists them)")
     lines += summary(
         bool(report.sites),
         report.watched.sites,
@@ -45,29 +46,22 @@ def render(report: Report, most: int = _SITES) -> str:
     return "\n".join(map(printable, lines)) + "\n"
 
 
-def printable(text: str) -> str:
-    """Names are what others chose: control characters and bytes that are no UTF-8 are shown as escapes."""
-    if text.replace("\n", "").isprintable():
-        return text
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
-
-
 def summary(
     found: bool, sites: int, images: int, processes: int, unmonitored: list[tuple[str, str, int | None, int | None]]
 ) -> list[str]:
     """The lines that say what was watched and what was not; `unmonitored` as (name, reason, bytes, sites)."""
     lines = []
     if not found:
-        lines.append(f"no split locks in what was watched ({_count(processes, 'process', 'processes')})")
+        lines.append(f"no split locks in what was watched ({count(processes, 'process', 'processes')})")
     nothing = "" if unmonitored else " · unmonitored: nothing"
-    lines.append(f"watched {_count(sites, 'site')} in {_count(images, 'image')}{nothing}")
+    lines.append(f"watched {count(sites, 'site')} in {count(images, 'image')}{nothing}")
     if unmonitored:
         lines.append("unmonitored:")
     for name, reason, size, locked in unmonitored:
-        held = "" if locked is None else f", {_count(locked, 'possible locked instruction')}"
+        held = "" if locked is None else f", {count(locked, 'possible locked instruction')}"
         much = "" if size is None else f"{size:,} bytes"
         line = f"{_short(name)}: {reason}: {much}{held}" if much else f"{_short(name)}: {reason}"
-        lines += _wrap(printable(line.replace("\n", "\\n")), "  ", "    ")
+        lines += wrap(printable(line.replace("\n", "\\n")), "  ", "    ")
     return lines
 
 
@@ -75,31 +69,24 @@ def _site(site: Site, width: int) -> tuple[list[str], list[str]]:
     """Which instruction it is, and what it did."""
     indent = " " * (width + 2)
     name = site.function or "?"
-    place = f"{_cut(_short(site.image), 40)}+{site.offset}"
+    place = f"{cut(_short(site.image), 40)}+{site.offset}"
     where = f"{_tail(site.source)}  {place}" if site.source else place
-    room = _WIDTH - len(indent) - len(where) - 2
-    head = [f"{site.hits:>{width},}  {_cut(name, max(room, 20))}  {where}", f"{indent}{site.instruction}"]
+    room = WIDTH - len(indent) - len(where) - 2
+    head = [f"{site.hits:>{width},}  {cut(name, max(room, 20))}  {where}", f"{indent}{site.instruction}"]
     lines = []
     for frame in site.frames[1:]:
-        lines.append(_cut(f"{indent}inlined into {frame.function or '?'}  {_tail(frame.source)}".rstrip(), _WIDTH))
+        lines.append(cut(f"{indent}inlined into {frame.function or '?'}  {_tail(frame.source)}".rstrip()))
     if site.samples:
         first = site.samples[0]
-        lines.append(
-            _cut(f"{indent}{site.operand_size} bytes at {first.operand}, {first.past_line} past the line", _WIDTH)
-        )
+        lines.append(cut(f"{indent}{site.operand_size} bytes at {first.operand}, {first.past_line} past the line"))
         lines.append(f"{indent}{drawing(site.operand_size, first.past_line)}")
-        callers = [_cut(entry.rpartition(" ")[0] or entry, 60) for entry in first.stack[1 : _STACK + 1]]
+        callers = [cut(entry.rpartition(" ")[0] or entry, 60) for entry in first.stack[1 : _STACK + 1]]
         if callers:
-            lines += _wrap(" ← ".join(callers), indent, indent)
+            lines += wrap(" ← ".join(callers), indent, indent)
         names = {s.comm for s in site.samples}
         who = ", ".join(sorted(names)[:4])
-        lines.append(
-            _cut(
-                f"{indent}{who}: {_count(site.threads, 'thread')} of "
-                f"{_count(site.processes, 'process', 'processes')}, first {first.pid}/{first.tid}",
-                _WIDTH,
-            )
-        )
+        tasks = f"{count(site.threads, 'thread')} of {count(site.processes, 'process', 'processes')}"
+        lines.append(cut(f"{indent}{who}: {tasks}, first {first.pid}/{first.tid}"))
     return head, lines
 
 
@@ -109,10 +96,6 @@ def drawing(size: int, past: int) -> str:
     return f"[{before}|{'#' * past}{'.' * (32 - past)}]"
 
 
-def _count(number: int, one: str, many: str = "") -> str:
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
-
-
 def _short(path: str) -> str:
     return os.path.basename(path) if path.startswith("/") else path
 
@@ -120,17 +103,3 @@ def _short(path: str) -> str:
 def _tail(source: str | None) -> str:
     """The file's own name and line."""
     return os.path.basename(source) if source else ""
-
-
-def _cut(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: width - 1] + "…"
-
-
-def _wrap(text: str, first: str, then: str) -> list[str]:
-    lines, line = [], first
-    for word in text.split(" "):
-        if len(line) + len(word) + 1 > _WIDTH and line.strip():
-            lines.append(line.rstrip())
-            line = then
-        line += word + " "
-    return [*lines, line.rstrip()]

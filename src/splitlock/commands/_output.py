@@ -1,0 +1,51 @@
+"""Where a report goes: to a file that was named, or to standard output, where a progress bar steps aside."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import nullcontext
+
+from splitlock._errors import SplitlockError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import BinaryIO
+
+    from splitlock.commands._progress import Bar
+
+
+class Output:
+    """The file at `path`, or standard output for None. Raises SplitlockError where it cannot be written.
+
+    `bar`: on the same terminal; what is written then are whole lines.
+    """
+
+    def __init__(self, path: str | None, bar: Bar | None = None) -> None:
+        self.path = path
+        self._bar = bar
+        try:
+            self._file: BinaryIO = sys.stdout.buffer if path is None else open(path, "wb")  # noqa: SIM115
+        except OSError as error:
+            raise SplitlockError(f"-o {path}: {error.strerror}; name a file that can be written", 2) from None
+
+    def __enter__(self) -> Output:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.path is not None:
+            self._file.close()
+
+    def write(self, raw: bytes) -> None:
+        """Write it now. Ends the program where it goes to one that has seen enough, such as head(1)."""
+        if not raw:
+            return
+        try:
+            with self._bar.hidden() if self._bar is not None else nullcontext():
+                self._file.write(raw)
+                self._file.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._file.fileno())  # or flushing it would fail again
+            sys.exit(2)
+        except OSError as error:
+            raise SplitlockError(f"{self.path or 'standard output'}: {error.strerror}: no report", 2) from None

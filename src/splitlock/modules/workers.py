@@ -1,0 +1,53 @@
+"""Processes to scan in. One that dies, as when the kernel is out of memory, takes only its own work along."""
+
+from __future__ import annotations
+
+import signal
+from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor
+from multiprocessing import get_context
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from concurrent.futures import Future
+    from typing import Any
+
+
+class Workers(Executor):
+    """A number of processes. When one dies all the work that was handed in fails, but new processes do what comes next.
+
+    Left by an exception, as by Ctrl-C, it ends the processes rather than wait for them.
+    """
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+        self._pool = self._new()
+
+    def _new(self) -> ProcessPoolExecutor:
+        # fork: the decoder, once imported, is there in all of them
+        return ProcessPoolExecutor(self._number, mp_context=get_context("fork"), initializer=_ignore_interrupts)
+
+    def submit(self, function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future[Any]:
+        """As concurrent.futures has it."""
+        try:
+            return self._pool.submit(function, *arguments, **named)
+        except BrokenExecutor:
+            self._pool.shutdown()
+            self._pool = self._new()
+            return self._pool.submit(function, *arguments, **named)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """As concurrent.futures has it."""
+        self._pool.shutdown(wait, cancel_futures=cancel_futures)
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        busy = list((self._pool._processes or {}).values()) if kind is not None else []
+        self.shutdown(wait=kind is None, cancel_futures=True)
+        for process in busy:  # a package may keep one so for long
+            process.terminate()
+            process.join()
+
+
+def _ignore_interrupts() -> None:
+    """Ctrl-C is the parent's to handle."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
