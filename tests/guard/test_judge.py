@@ -15,7 +15,6 @@ import pytest
 from guard.native import Native, native, sanitized
 from modules.debian import unpacked
 from modules.test_toy_verdicts import VERDICTS
-from modules.test_toys import toys  # noqa: F401  # a fixture
 
 from splitlock._errors import ImageError
 from splitlock.guard import config, layout
@@ -88,7 +87,7 @@ def test_a_whole_kernel(gate: Native, kind: str, capsys: pytest.CaptureFixture[s
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", VERDICTS)
-def test_toys(gate: Native, toys: dict[str, Path], name: str) -> None:  # noqa: F811
+def test_toys(gate: Native, toys: dict[str, Path], name: str) -> None:
     data = toys[name].read_bytes()
     refuse, disable, _, broken = VERDICTS[name]
     for policy, wanted in (("refuse", refuse), ("disable", disable), ("break:__vmalloc", broken)):
@@ -101,7 +100,7 @@ def test_toys(gate: Native, toys: dict[str, Path], name: str) -> None:  # noqa: 
 @pytest.mark.slow
 def test_possible_findings_count_where_a_policy_says_so(
     gate: Native,
-    toys: dict[str, Path],  # noqa: F811
+    toys: dict[str, Path],
     tmp_path: Path,
 ) -> None:
     strict = tmp_path / "strict.toml"
