@@ -54,9 +54,11 @@ fuzz: setup  ## fuzz the readers, MINUTES=20 each; by coverage where atheris can
 	@for target in image package signature text; do \
 		$(BIN)/python tests/fuzz/run.py $$target --minutes $(or $(MINUTES),20) || exit 1; done
 
-bench: setup  ## measure against native, QEMU and valgrind; rewrites docs/benchmarks.md
+bench: setup  ## measure against native, QEMU, valgrind, objdump; rewrites docs/benchmarks.md
 	@scripts/setup.sh $(BENCH_PACKAGES)
 	@$(BIN)/python benchmarks/bench.py --markdown docs/benchmarks.md
+	@package=$$(scripts/kernels.sh build/kernels amd64) && \
+		$(BIN)/python benchmarks/audit.py "$${package#amd64 }" --markdown docs/benchmarks.md
 
 schema: setup  ## regenerate docs/*.schema.json from the reports' types
 	@$(BIN)/python scripts/schema.py

@@ -19,6 +19,7 @@ import jsonschema
 import pytest
 from modules.debian import packages
 
+from splitlock.commands import main
 from splitlock.image.package import Member, members
 from splitlock.report.scan import Report
 
@@ -267,3 +268,14 @@ def test_help_fits(scan: Scan) -> None:
     done = scan("--help")
     assert "examples:" in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+def test_a_mistake_of_ours_is_no_finding(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def mistaken(_: object) -> int:
+        raise ValueError("a mistake")
+
+    for verb, status in (("scan", 2), ("exports", 2), ("run", 125)):
+        monkeypatch.setattr(f"splitlock.commands.{verb}.run", mistaken)
+        words = {"run": ["--", "true"], "exports": ["--users", "vmap"]}.get(verb, [])
+        assert main([verb, *words]) == status
+        assert "ValueError: a mistake" in capsys.readouterr().err

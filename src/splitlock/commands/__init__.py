@@ -88,6 +88,11 @@ def main(argv: list[str] | None = None) -> int:
             sys.stderr = open(os.devnull, "w")  # noqa: SIM115  # as long as the process
     except KeyboardInterrupt:
         status = 130
+    except Exception:  # a mistake of ours must not look like a finding, which 1 is
+        import traceback
+
+        traceback.print_exc()
+        status = 125 if wanted == "run" else 2
     return status
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import bz2
 import lzma
 import os
+import threading
 import zlib
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -46,6 +47,7 @@ _ZSTD_PIECE = 1 << 10  # zstd's worst ratio is 1 : 32768, and a call gives out a
 _LZ4_BLOCK = 8 << 20  # of the legacy format
 _STREAMS, _STREAM = 1000, 1 << 10  # streams behind one another, and one more for so many bytes that they give
 _THREADS = 4  # more hold more blocks in memory
+_WAITING = 4  # results: what the caller finds on the way, a kernel in a kernel package, takes it a second
 _NUMBER = 9  # bytes of the longest number in an xz index
 
 _MAGIC = (
@@ -243,14 +245,19 @@ def _lz4(read: Callable[[int], bytes]) -> Iterator[bytes]:
 def _ahead(jobs: Iterator[Callable[[], bytes]], workers: int) -> Generator[bytes]:
     """The results of `jobs` in order until one is empty, worked out on other threads while the caller is busy."""
     workers = min(workers, len(os.sched_getaffinity(0)))
-    pool = ThreadPoolExecutor(workers)  # liblzma, zlib and libzstd run without the interpreter's lock
+    pool = ThreadPoolExecutor(workers, initializer=_step_back)  # the libraries run without the interpreter's lock
     try:
-        waiting: deque[Future[bytes]] = deque(pool.submit(job) for job in islice(jobs, workers + 1))
+        waiting: deque[Future[bytes]] = deque(pool.submit(job) for job in islice(jobs, workers + _WAITING))
         while waiting and (chunk := waiting.popleft().result()):
             waiting.extend(pool.submit(job) for job in islice(jobs, 1))
             yield chunk
     finally:  # wait: the caller closes the file that the jobs read
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _step_back() -> None:
+    """Let the caller's thread go first: what it does with the results takes longest, and nothing else does it."""
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), min(19, os.nice(0) + 5))
 
 
 def _xz_blocks(fd: int, start: int, end: int) -> list[tuple[int, int, int]]:

@@ -187,7 +187,7 @@ def read_symvers(path: str) -> dict[str, str]:
     why = ""
     try:
         with open(path, encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
+            for number, line in enumerate(iter(lambda: lines.readline(4096), ""), 1):  # it may be a device
                 fields = line.rstrip("\n").split("\t")
                 if len(fields) < 4 or not fields[0].startswith("0x"):
                     why = f"line {number} is not of a Module.symvers"
