@@ -91,8 +91,11 @@ def test_same_output_and_status(environment: dict[str, str], name: str) -> None:
 
 @pytest.mark.parametrize(
     "suite",
-    ["test_signal", "test_threading", "test_subprocess", "test_multiprocessing_fork", "test_mmap", "test_ctypes"],
-)
+    [
+        "test_signal", "test_threading", "test_mmap", "test_ctypes",
+        *(pytest.param(suite, marks=pytest.mark.slow) for suite in ("test_subprocess", "test_multiprocessing_fork")),
+    ],
+)  # fmt: skip
 def test_cpythons_own_tests(environment: dict[str, str], tmp_path: Path, suite: str) -> None:
     """Debian's CPython and its test suite: the same verdict, and as many tests run."""
     command = [PYTHON, "-m", "test", "-v", suite]
