@@ -23,7 +23,8 @@ from splitlock.modules.policy import load
 
 VERIFIER_LIMIT = 100_000  # instructions that the verifier may look at; it gives up at a million
 PROGRAMS = {
-    "read_file", "load_data", "read_part", "load_part", "keep_unlink", "keep_rename", "keep_mount", "judge_test"
+    "read_file", "load_data", "read_part", "load_part", "keep_unlink", "keep_rmdir", "keep_rename", "keep_mount",
+    "check_file", "check_data", "judge_test",
 }  # fmt: skip
 
 

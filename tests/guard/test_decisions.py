@@ -44,7 +44,7 @@ def _found(made: layout.Decision, *kinds: str) -> layout.Decision:
         made.finding[at].section = b".text"
         for bitmap in (made.kinds, made.because):
             bitmap[number // 64] |= 1 << number % 64
-    made.total = len(kinds)
+    made.total = made.named = len(kinds)
     return made
 
 

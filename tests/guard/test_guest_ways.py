@@ -130,6 +130,10 @@ ATTEMPTS = {
     "umount -l of bpffs": "umount -l /sys/fs/bpf",
     "another bpffs over it": "mount -t bpf bpf /sys/fs/bpf; umount /sys/fs/bpf",
     "the directory renamed": "mv /sys/fs/bpf/splitlock /sys/fs/bpf/aside; mv /sys/fs/bpf/aside /sys/fs/bpf/splitlock",
+    "the directory renamed, and left so": "mv /sys/fs/bpf/splitlock /sys/fs/bpf/y",
+    "another directory in its place": "mkdir /sys/fs/bpf/y; mv -T /sys/fs/bpf/y /sys/fs/bpf/splitlock;"
+    " rmdir /sys/fs/bpf/y",
+    "rmdir of the pins' directory": "rmdir /sys/fs/bpf/splitlock",
     "bpftool link detach": "for i in $(bpftool link | cut -d: -f1 | grep '^[0-9]'); do bpftool link detach id $i; done",
     "bpftool map update of the policy": "for map in /sys/fs/bpf/splitlock/config;"
     " do bpftool map delete pinned $map key 0 0 0 0;"

@@ -85,7 +85,6 @@ def test_a_whole_kernel(gate: Native, kind: str, capsys: pytest.CaptureFixture[s
     assert not differences
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", VERDICTS)
 def test_toys(gate: Native, toys: dict[str, Path], name: str) -> None:
     data = toys[name].read_bytes()
@@ -97,7 +96,6 @@ def test_toys(gate: Native, toys: dict[str, Path], name: str) -> None:
         assert decision.name == name.encode()
 
 
-@pytest.mark.slow
 def test_possible_findings_count_where_a_policy_says_so(
     gate: Native,
     toys: dict[str, Path],

@@ -139,6 +139,18 @@ def test_mapped_files_are_read_alike(tmp_path: Path) -> None:
 
 
 @needs_tools
+def test_the_first_symbol_is_none(tmp_path: Path) -> None:
+    """The loader passes it by, with a name, too."""
+    raw = bytearray(assemble(tmp_path, function("one", "call other; ret")).read_bytes())
+    (table,) = (s for s in ELFFile(io.BytesIO(raw)).iter_sections() if s.name == ".symtab")
+    assert isinstance(table, SymbolTableSection)
+    (name,) = (s["st_name"] for s in table.iter_symbols() if s.name == "other")
+    at = table["sh_offset"]
+    raw[at : at + 4] = (name + 2).to_bytes(4, "little")
+    assert KernelImage(bytes(raw)).imports == {"other"}
+
+
+@needs_tools
 def test_a_symbol_whose_name_is_the_end_of_another(tmp_path: Path) -> None:
     made = assemble(tmp_path, function("one", "call [rip+pv_ops+0xc0]; call [rip+my_pv_ops+0xc0]; ret"))
     image = KernelImage(made.read_bytes())

@@ -49,6 +49,10 @@ def code(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return raw.read_bytes()
 
 
+def test_getsec_of_64_bits() -> None:
+    assert classify(decoded(b"\x48\x0f\x37")) == classify(decoded(b"\x0f\x37")) == "GETSEC"  # GETSECQ to iced-x86
+
+
 @needs_tools
 def test_assembled_instructions_are_what_they_are(code: bytes) -> None:
     found = [(classify(instruction), instruction) for instruction in Decoder(64, code)]

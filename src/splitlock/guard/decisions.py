@@ -42,7 +42,7 @@ def when(nanoseconds: int) -> str:
 def record(there: layout.Decision, config: layout.Config, words: Words | None, time: str) -> Decision:
     """A decision made under `config`, in words."""
     name = _text(there.name)
-    found = [_finding(each) for each in there.finding[: min(there.total, layout.FINDINGS)]]
+    found = [_finding(each) for each in there.finding[: there.named]]
     because = layout.kinds(there.because)
     first = next((finding.kind for finding in found if finding.kind in because), because[0] if because else "")
     doubt = layout.DOUBTS[there.doubt] if there.doubt < len(layout.DOUBTS) else "unreadable"
@@ -87,7 +87,7 @@ def from_scan(
 ) -> Decision:  # fmt: skip
     """The decision of the fanotify gate, from what the scanner says; without a verdict `doubt` says why."""
     counted = [] if found is None else found.findings
-    findings = [
+    every = [
         Finding(
             kind=each.kind,
             evidence=next((word for word in layout.EVIDENCE.values() if each.evidence.startswith(word)), each.evidence),
@@ -97,6 +97,11 @@ def from_scan(
         )
         for each in counted
     ]
+    # one of each kind and evidence, its first place, as the gate in the kernel names them
+    first: dict[tuple[str, str], Finding] = {}
+    for each in every:
+        first.setdefault((each.kind, each.evidence), each)
+    findings = list(first.values())
     pid, uid, comm = process(tid)
     return Decision(
         time=when(time.time_ns()),
@@ -109,7 +114,7 @@ def from_scan(
         size=len(data),
         source="file",
         findings=findings[: layout.FINDINGS],
-        total=len(findings),
+        total=len(every),
         verdict="refuse" if verdict is None else verdict.verdict,
         refused=refused,
         listed=False,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from contextlib import contextmanager
 from ctypes import c_uint64
 
@@ -26,7 +27,10 @@ if TYPE_CHECKING:
 PINS = f"{kernel.BPFFS}/splitlock"
 MAPS = ("config", "allowed", "decisions", "counters", "pins")
 JUDGES = ("read_file", "load_data")  #: the programs that decide
-KEEPERS = ("keep_unlink", "keep_rename", "keep_mount")  #: those that keep the pins
+#: ask, after a judge, whether it was called; attached before it, as the kernel calls the newest first,
+#: and detached before it (`remove` goes by name)
+CHECKS = ("check_file", "check_data")
+KEEPERS = ("keep_unlink", "keep_rmdir", "keep_rename", "keep_mount")  #: those that keep the pins
 TEST = "judge_test"  #: for BPF_PROG_TEST_RUN only
 _PER_CPU = (5, 6)  # enum bpf_map_type: PERCPU_HASH, PERCPU_ARRAY
 _ZERO = bytes(4)  # the key of an array's only entry
@@ -122,7 +126,7 @@ def start(config: layout.Config, *, replace: bool = False, object_path: str | No
             with opened("allowed") as before:
                 for digest in before.keys(32):
                     maps["allowed"].write(digest, (1).to_bytes(8, "little"))
-        judges = sorted(made.programs.keys() - set(KEEPERS))
+        judges = [*CHECKS, *sorted(made.programs.keys() - {*KEEPERS, *CHECKS})]
         for name in judges:
             made.attach(name)
         prove()
@@ -161,6 +165,14 @@ def take_down(directory: str = PINS) -> None:
         remove(directory)
     except OSError as error:
         raise SplitlockError(f"{error.filename or directory}: {error.strerror}; the gate stays up", 2) from None
+
+
+def wait_until_gone() -> None:
+    """Until the canary is no longer refused: the kernel detaches a while after a pin is gone (6.12: a second). 5 s at most."""
+    for _ in range(50):
+        if kernel.canary(layout.CANARY) != layout.CANARY_ERRNO:
+            return
+        time.sleep(0.1)
 
 
 def remove(directory: str) -> None:

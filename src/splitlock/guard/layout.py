@@ -9,7 +9,7 @@ from ctypes import Structure, c_char, c_int32, c_uint8, c_uint16, c_uint32, c_ui
 
 from splitlock.x86.privileged import KINDS as _INSTRUCTIONS
 
-VERSION = 1
+VERSION = 2
 RULES, PATTERNS, SYMBOLS, FINDINGS = 32, 64, 64, 24
 NAME, SYMBOL, SECTION = 56, 64, 24  # bytes
 FOREIGN = "FOREIGN-CODE"
@@ -93,8 +93,8 @@ class Decision(Structure):
     _fields_ = [
         ("time", c_uint64), ("duration", c_uint64), ("size", c_uint64),
         ("kinds", c_uint64 * 2), ("because", c_uint64 * 2), ("imports", c_uint64),
-        ("pid", c_uint32), ("uid", c_uint32), ("total", c_uint32), ("facts", c_uint16),
-        ("verdict", c_uint8), ("doubt", c_uint8), ("rule", c_int32),
+        ("pid", c_uint32), ("uid", c_uint32), ("total", c_uint32), ("named", c_uint32), ("facts", c_uint16),
+        ("verdict", c_uint8), ("doubt", c_uint8), ("rule", c_int32), ("padding", c_uint32),
         ("refused", c_uint8), ("digested", c_uint8), ("allowed", c_uint8), ("from_memory", c_uint8),
         ("digest", c_uint8 * 32), ("comm", c_char * 16), ("name", c_char * NAME), ("build_id", c_char * 24),
         ("finding", Finding * FINDINGS),

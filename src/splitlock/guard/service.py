@@ -106,6 +106,7 @@ def stop() -> str:
             except SplitlockError as error:
                 told = f"what it had not handed out is lost: {error}\n"
         gate.take_down()
+        gate.wait_until_gone()
         state.forget()
     return f"{told}the gate is down: modules load unjudged\n"
 

@@ -173,8 +173,9 @@ class KernelImage(Sections):
     def imports(self) -> frozenset[str]:
         """Names of the undefined symbols that something else must provide."""
         words, _, strings = self._symbols
-        # a symbol's second word is st_info, st_other, st_shndx: below 10000h means undefined
-        names = [n for n, info in zip(words[0::6].tolist(), words[1::6].tolist(), strict=True) if info < 0x10000 and n]
+        # A symbol's second word is st_info, st_other, st_shndx: below 10000h means undefined. The first symbol is
+        # none, whatever is in it: the loader begins with the second (simplify_symbols).
+        names = [n for n, info in zip(words[6::6].tolist(), words[7::6].tolist(), strict=True) if info < 0x10000 and n]
         if len(names) * len(strings) > _NAMES:
             _check_names(strings, names)
         text = strings.decode("utf-8", "replace") + "\0" if strings.isascii() else ""

@@ -33,7 +33,7 @@ FREQUENT = frozenset(GROUPS["frequent"])
 DEFAULT = frozenset(KINDS) - FREQUENT
 
 _SPELLINGS = {
-    "SYSRETQ": "SYSRET", "SYSEXITQ": "SYSEXIT",
+    "SYSRETQ": "SYSRET", "SYSEXITQ": "SYSEXIT", "GETSECQ": "GETSEC",
     "IRETD": "IRET", "IRETQ": "IRET", "POPFD": "POPF", "POPFQ": "POPF",
 }  # fmt: skip
 _BY_MNEMONIC: dict[int, str] = {

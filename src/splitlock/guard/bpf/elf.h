@@ -110,16 +110,41 @@ GATE_INLINE void gate_build_id(struct gate_work *w)
 	}
 }
 
+/* The tables by which the kernel writes to code, by their sections' names: patch.h. */
+#define GATE_PATCHING 11
+GATE_TABLE(__u64, gate_patching_names, GATE_PATCHING * 4) = {
+	0x74736e69746c612e, 0x736e6f6974637572, 0x0, GATE_TABLE_ALTERNATIVE, /* .altinstructions */
+	0x736e69617261702e, 0x6e6f697463757274, 0x73, GATE_TABLE_PARAVIRT, /* .parainstructions */
+	0x745f706d756a5f5f, 0x656c6261, 0x0, GATE_TABLE_JUMP, /* __jump_table */
+	0x5f6369746174732e, 0x7469735f6c6c6163, 0x7365, GATE_TABLE_CALL, /* .static_call_sites */
+	0x746e756f636d5f5f, 0x636f6c5f, 0x0, GATE_TABLE_MCOUNT, /* __mcount_loc */
+	0x7469735f6966632e, 0x7365, 0x0, GATE_TABLE_CFI, /* .cfi_sites */
+	0x636f6c5f706d732e, 0x736b, 0x0, GATE_TABLE_SITES, /* .smp_locks */
+	0x696c6f707465722e, 0x73657469735f656e, 0x0, GATE_TABLE_SITES, /* .retpoline_sites */
+	0x5f6e72757465722e, 0x7365746973, 0x0, GATE_TABLE_SITES, /* .return_sites */
+	0x69735f6c6c61632e, 0x736574, 0x0, GATE_TABLE_SITES, /* .call_sites */
+	0x646e655f7462692e, 0x6c6165735f7262, 0x0, GATE_TABLE_SITES, /* .ibt_endbr_seal */
+};
+
+GATE_INLINE __u8 gate_table_kind(const __u64 *name)
+{
+	for (int i = 0; i < GATE_PATCHING; i++)
+		if (name[0] == gate_patching_names[4 * i] && name[1] == gate_patching_names[4 * i + 1] && name[2] == gate_patching_names[4 * i + 2])
+			return gate_patching_names[4 * i + 3];
+	return GATE_TABLE_NONE;
+}
+
 /* One section header, number w->item: what it is to us. */
 GATE_FUNCTION int gate_section(struct gate_work *w)
 {
 	GATE_GIVEN(w, 1);
 	__u64 number = w->item, type, flags, offset, size;
-	__u64 text[2] = {};
+	__u64 text[3] = {}, length;
 
 	if (number >= GATE_SECTIONS || gate_header(w, number))
 		return 1;
 	w->bases[number] = GATE_NO_CODE;
+	w->tables[number] = GATE_TABLE_NONE;
 	type = GATE_SH_TYPE(w->header);
 	flags = GATE_SH_FLAGS(w->header);
 	offset = GATE_SH_OFFSET(w->header);
@@ -175,8 +200,13 @@ GATE_FUNCTION int gate_section(struct gate_work *w)
 	}
 	if (type == GATE_SHT_NOTE && !w->decision.build_id[0])
 		gate_build_id(w);
-	if (gate_read_string(w, text, sizeof(text), w->names.offset + GATE_SH_NAME(w->header)) == 9 &&
-	    text[0] == 0x6f666e69646f6d2e /* .modinfo */) {
+	length = gate_read_string(w, text, sizeof(text), w->names.offset + GATE_SH_NAME(w->header));
+	if (length > 10 && length < 20) {
+		w->tables[number] = gate_table_kind(text);
+		if (w->tables[number] == GATE_TABLE_ALTERNATIVE)
+			w->alternatives = 1;
+	}
+	if (length == 9 && text[0] == 0x6f666e69646f6d2e /* .modinfo */) {
 		w->modinfo.offset = offset;
 		if (w->modinfo.size || type == GATE_SHT_NOBITS || !(flags & GATE_SHF_ALLOC)) {
 			gate_doubt(w, GATE_MALFORMED);

@@ -37,6 +37,10 @@ struct path {
 	struct dentry *dentry;
 } __attribute__((preserve_access_index));
 
+struct alt_instr {
+	int instr_offset;
+} __attribute__((preserve_access_index));
+
 enum kernel_read_file_id { READING_MODULE = 2, READING_MODULE_COMPRESSED = 3 };
 enum kernel_load_data_id { LOADING_MODULE = 2 };
 
@@ -89,6 +93,14 @@ struct {
 	__type(key, __u32);
 	__type(value, struct gate_work);
 } work SEC(".maps");
+
+/* What a task has had judged and let in, until it is asked for: its number, and where the module is. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4096);
+	__type(key, __u64);
+	__type(value, __u64);
+} judged SEC(".maps");
 
 static const __u32 zero = 0;
 
@@ -228,10 +240,41 @@ static __always_inline int judge(const void *data, __u64 size, __u32 from_memory
 	if (!run.w || !c)
 		return give_up(GATE_UNREADABLE, size, from_memory);
 	gate_start(run.w, c, (__u64)data, size, 0);
+	if (bpf_core_type_exists(struct alt_instr))
+		run.w->alternative = bpf_core_type_size(struct alt_instr);
 	gate_judge_work(&run);
 	answer = conclude(&run.w->decision, c, began, from_memory);
 	give_back(run.w);
 	return answer;
+}
+
+/* What is let in is vouched for to the program below. */
+static __always_inline int vouch(int value, __u64 data)
+{
+	__u64 task = bpf_get_current_pid_tgid();
+
+	if (!value)
+		bpf_map_update_elem(&judged, &task, &data, BPF_ANY);
+	return value;
+}
+
+/* Has this module been judged? Before Linux 6.2 a program on a hook is passed over while another task, which this one has
+ * pushed off the same processor, is in the middle of it (prog->active; kernel/bpf/trampoline.c, __bpf_prog_enter): with full
+ * preemption only. So another program asks, on the same hook, after the judge; it is so short that hardly any task is
+ * interrupted in it, and one would have to be in each of the two. It asks only while
+ * the pins are locked: the kernel detaches programs one after the other, in whatever order. */
+static __always_inline int vouched(__u64 data, __u64 size, __u32 from_memory)
+{
+	struct gate_pins *kept = bpf_map_lookup_elem(&pins, &zero);
+	__u64 task = bpf_get_current_pid_tgid();
+	__u64 *known = bpf_map_lookup_elem(&judged, &task);
+
+	if (!kept || !kept->locked)
+		return 0;
+	if (!known || *known != data)
+		return give_up(GATE_UNREADABLE, size, from_memory);
+	bpf_map_delete_elem(&judged, &task);
+	return 0;
 }
 
 /* What a hook answers, so that the verifier of 6.12 sees that it is an error number or 0. In C the compiler would check one
@@ -253,7 +296,7 @@ int BPF_PROG(read_file, void *file, char *data, long long size, int id, int befo
 		return answer(before);
 	if (id != bpf_core_enum_value(enum kernel_read_file_id, READING_MODULE))
 		return 0; /* READING_MODULE_COMPRESSED, where there is one: it comes again decompressed, as READING_MODULE */
-	return answer(judge(data, size, 0));
+	return answer(vouch(judge(data, size, 0), (__u64)data));
 }
 
 SEC("lsm/kernel_post_load_data")
@@ -263,7 +306,23 @@ int BPF_PROG(load_data, char *data, long long size, int id, char *description, i
 		return answer(before);
 	if (id != bpf_core_enum_value(enum kernel_load_data_id, LOADING_MODULE))
 		return 0;
-	return answer(judge(data, size, 1));
+	return answer(vouch(judge(data, size, 1), (__u64)data));
+}
+
+SEC("lsm/kernel_post_read_file")
+int BPF_PROG(check_file, void *file, char *data, long long size, int id, int before)
+{
+	if (before || id != bpf_core_enum_value(enum kernel_read_file_id, READING_MODULE))
+		return answer(before);
+	return answer(vouched((__u64)data, size, 0));
+}
+
+SEC("lsm/kernel_post_load_data")
+int BPF_PROG(check_data, char *data, long long size, int id, char *description, int before)
+{
+	if (before || id != bpf_core_enum_value(enum kernel_load_data_id, LOADING_MODULE))
+		return answer(before);
+	return answer(vouched((__u64)data, size, 1));
 }
 
 /* Contents that come in parts never get to the hooks above (fs/kernel_read_file.c: only whole files are shown). */
@@ -290,6 +349,8 @@ static __always_inline int keep(struct inode *directory, int before)
 
 	if (before || !kept || !kept->locked)
 		return before;
+	if (!directory) /* a name that is not there yet */
+		return 0;
 	return directory->i_ino == kept->inode && directory->i_sb->s_dev == kept->device ? -GATE_ERRNO_REFUSED : 0;
 }
 
@@ -303,7 +364,16 @@ SEC("lsm/inode_rename")
 int BPF_PROG(keep_rename, struct inode *from, struct dentry *old, struct inode *to, struct dentry *new, int before)
 {
 	before = keep(from, before);
-	return answer(keep(to, before)); /* what is renamed to takes the place of what is there */
+	before = keep(to, before); /* what is renamed to takes the place of what is there */
+	before = keep(old->d_inode, before); /* the directory itself: the gate would be looked for in vain */
+	return answer(keep(new->d_inode, before));
+}
+
+/* The kernel removes no directory with something in it; this is said here, too, for one whose pins were taken by force. */
+SEC("lsm/inode_rmdir")
+int BPF_PROG(keep_rmdir, struct inode *directory, struct dentry *dentry, int before)
+{
+	return answer(keep(dentry->d_inode, before));
 }
 
 SEC("lsm/sb_umount")

@@ -16,7 +16,7 @@ typedef uint64_t __u64;
 typedef int64_t __s64;
 #endif
 
-#define GATE_VERSION 1
+#define GATE_VERSION 2
 
 /* What the hooks answer, negative: */
 #define GATE_ERRNO_REFUSED 1	/* EPERM */
@@ -127,10 +127,12 @@ struct gate_decision {
 	__u64 imports;		/* of the symbols asked for */
 	__u32 pid, uid;		/* of the process that loads */
 	__u32 total;		/* findings, named below or not */
+	__u32 named;		/* entries of `finding`: one of each kind and evidence, its first place */
 	__u16 facts;		/* enum gate_fact */
 	__u8 verdict;		/* enum gate_verdict: what the policy says, under --audit too */
 	__u8 doubt;		/* enum gate_doubt */
 	__s32 rule;		/* its number in the policy, -1 when none applied */
+	__u32 padding;
 	__u8 refused;		/* 1: it was kept out */
 	__u8 digested;		/* 1: digest is set */
 	__u8 allowed;		/* 1: let in because its digest is on the list of `guard allow` */

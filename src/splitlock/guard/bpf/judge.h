@@ -153,6 +153,8 @@ GATE_INLINE void gate_look(struct gate_run *run)
 		return;
 	}
 	gate_sweep(run, GATE_SWEEP);
+	if ((w->claimed[0] & ~w->found[1][0]) | (w->claimed[1] & ~w->found[1][1])) /* a call that no relocation of code shows */
+		gate_doubt(w, GATE_MALFORMED);
 	if (c->possible && !decision->doubt)
 		gate_sweep(run, GATE_TARGETS);
 	if (decision->doubt)

@@ -32,6 +32,25 @@ struct gate_span {
 	__u64 offset, size;	/* in the file */
 };
 
+/* A section with relocations that is no code: enum gate_table. */
+struct gate_patching {
+	__u64 section;		/* its number */
+	__u64 offset, size;	/* in the file */
+	__u64 kind;
+	struct gate_span relocations;
+	__u64 entry, fields;	/* bytes of an entry, and how many of its fields are relocated, 4 bytes apart */
+	__u64 next, field;	/* in the section: the next entry, and its next field */
+	__u32 wide;		/* 1: addresses, of 8 bytes, not distances */
+	__u32 alternatives;	/* 1: this pass looks at alternatives, and at them alone */
+};
+
+/* A place in code that a relocation points at. */
+struct gate_place {
+	__u64 symbol, value;	/* its number, 0: none yet */
+	__u64 base, size, offset; /* of its section: the first place, bytes, where in the file */
+	__u64 at;		/* in the section */
+};
+
 struct gate_work {
 	__u32 busy;		/* somebody is at it */
 	__u32 user;		/* 1: the module is in a process's memory (tests) */
@@ -66,6 +85,14 @@ struct gate_work {
 	__u64 field;		/* in the section: what it fills in */
 	__u64 record;		/* where it is in fields[] */
 
+	struct gate_patching table;
+	struct gate_place site, origin;
+	struct { __u64 from, to, inner; } group; /* places: alternatives for one range */
+	__u64 claimed[2];	/* bits: kinds of the pv_ops that .parainstructions names */
+	__u64 alternative;	/* bytes of the running kernel's struct alt_instr; 0: not known */
+	__u32 alternatives;	/* 1: there are some */
+	__u32 patches;		/* 1: edges[] holds something */
+
 	__u64 pending;		/* bits: bytes within an instruction of the sweep at which something begins */
 	__u64 over;		/* in the section: that instruction */
 	__u64 other, main;	/* in the section: a decoding that started there, and the sweep that it is to meet */
@@ -81,12 +108,20 @@ struct gate_work {
 	struct gate_decision decision;
 	__u32 bases[GATE_SECTIONS]; /* first places of executable sections */
 	__u16 relas[GATE_SECTIONS]; /* numbers of the sections with their relocations */
+	__u8 tables[GATE_SECTIONS]; /* enum gate_table */
 	__u8 code[GATE_CODE];
 	__u64 marks[GATE_WINDOW / 64 + 2];
+	__u64 edges[GATE_WINDOW / 64 + 2]; /* where an instruction must begin: patch.h */
+	__u64 patched[GATE_WINDOW / 64 + 2]; /* bytes, but the first, of ranges that alternatives replace */
 #ifndef __bpf__
 	struct gate_finding *all; /* every finding, for tests */
 	__u32 room;
 #endif
+};
+
+enum gate_table { /* by which the kernel writes to code: patch.h */
+	GATE_TABLE_NONE, GATE_TABLE_ALTERNATIVE, GATE_TABLE_PARAVIRT, GATE_TABLE_JUMP, GATE_TABLE_CALL, GATE_TABLE_MCOUNT,
+	GATE_TABLE_CFI, GATE_TABLE_SITES,
 };
 
 enum gate_phase {

@@ -10,7 +10,7 @@
 #define SPLITLOCK_SWEEP_H
 
 #include "decode.h"
-#include "elf.h"
+#include "patch.h"
 
 #define GATE_APART_COST 16	/* of an instruction decoded apart, read by itself: as many symbols */
 
@@ -46,6 +46,7 @@ GATE_FUNCTION int gate_note(struct gate_work *w, __u64 at, __u64 kind, __u64 evi
 		finding = &w->decision.finding[i];
 		if (finding->evidence)
 			continue;
+		w->decision.named = i + 1;
 		finding->offset = at;
 		finding->kind = kind;
 		finding->evidence = evidence;
@@ -180,6 +181,8 @@ GATE_FUNCTION int gate_apart(struct gate_work *w)
 		w->other = w->over + bit;
 		w->main = w->now.at;
 		w->apart = 1;
+		if (w->phase == GATE_SWEEP && w->patches && gate_is_edge(w, w->now.base + w->other))
+			gate_doubt(w, GATE_MALFORMED); /* the kernel would patch the middle of an instruction */
 		return 0;
 	}
 	if (w->budget < GATE_APART_COST) {
@@ -204,6 +207,14 @@ GATE_FUNCTION int gate_apart(struct gate_work *w)
 		return 0;
 	}
 	w->other = at + GATE_LENGTH(made);
+	if (w->phase == GATE_SWEEP && w->patches) { /* the same of instructions that only a symbol leads to */
+		bit = w->now.base + at - w->window;
+		if (bit >= GATE_EDGES)
+			gate_doubt(w, GATE_TOO_BIG);
+		else if ((w->edges[bit >> 6] >> (bit & 63) | w->edges[(bit >> 6) + 1] << 1 << (63 - (bit & 63))) &
+			 ((1ull << GATE_LENGTH(made)) - 2))
+			gate_doubt(w, GATE_MALFORMED);
+	}
 	if (GATE_KIND(made))
 		gate_note(w, at, GATE_KIND(made) - 1, GATE_INSTRUCTION, w->phase != GATE_SWEEP);
 	return 0;
@@ -288,12 +299,24 @@ GATE_BODY(gate_step_turn)
 GATE_INLINE void gate_begin_window(struct gate_run *run, __u64 place)
 {
 	struct gate_work *w = run->w;
+	__u64 size;
 
 	w->window = place;
-	GATE_CLEAR(w->marks, sizeof(w->marks));
+	size = w->places - place;
+	if (size > GATE_WINDOW)
+		size = GATE_WINDOW;
+	size = (size + 191) >> 6 << 3; /* no more than there is code */
+	GATE_FORGET(size);
+	if (size > sizeof(w->marks))
+		return;
+	GATE_CLEAR(w->marks, size);
 	w->begun = 1;
-	if (w->phase == GATE_SWEEP)
+	if (w->phase == GATE_SWEEP) {
+		GATE_CLEAR(w->edges, size);
+		GATE_CLEAR(w->patched, size);
 		gate_symbols(run);
+		gate_patches(run);
+	}
 	w->first = 0;
 }
 
