@@ -168,7 +168,7 @@ def take_down(directory: str = PINS) -> None:
 
 
 def wait_until_gone() -> None:
-    """Until the canary is no longer refused, 5 s at most: the kernel detaches a while after a pin is gone (6.12: a second)."""
+    """Until the canary is no longer refused, 5 s at most: the kernel detaches a while after a pin is gone."""
     for _ in range(50):
         if kernel.canary(layout.CANARY) != layout.CANARY_ERRNO:
             return
