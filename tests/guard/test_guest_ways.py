@@ -160,5 +160,8 @@ def test_stop_lets_all_in_again(guest: Machine, gate: str) -> None:
 
 def test_the_kernel_has_nothing_to_complain_of(guest: Machine, gate: str) -> None:
     said = guest.run("dmesg").ok().out
-    for word in ("BUG:", "Oops", "Call Trace", "WARNING:", "rcu_sched self-detected"):
+    for word in ("BUG:", "Oops", "rcu_sched self-detected", "blocked for more than"):
         assert word not in said, said[said.index(word) - 500 :][:3000]
+    # 6.12 warns of modules that were altered so that their returns are not patched: of some ways, gate or not
+    warnings = [each for each in said.split("cut here")[1:] if "Unpatched return thunk" not in each]
+    assert not warnings, warnings[0][:3000]
