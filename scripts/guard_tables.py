@@ -127,6 +127,32 @@ def rows(found: dict[int, int]) -> tuple[list[bytes], dict[int, list[int]]]:
     return list(distinct), needed
 
 
+# What gate_decode_any returns, and what gate_common asks for besides: decode.h.
+CALL, BRANCH_8, BRANCH_32, COMMON_KNOWN, COMMON_MODRM, COMMON_MEMORY, COMMON_FIRST = (
+    1 << bit for bit in (16, 17, 18, 28, 29, 30, 31)
+)
+_CALLS = {0xE8, 0xE9, 0xEB}
+_MEMORY, _FIRST = {0x8D}, {0xC6, 0xC7}  # LEA; MOV of an immediate, whose row is good for /0 (XABORT and XBEGIN are /7)
+
+
+def common(found: dict[int, int], needed: dict[int, list[int]]) -> list[int]:
+    """The entries of gate_common: length of the immediate and flags, for opcodes that come without prefixes but REX."""
+    made = []
+    lengths = immediate_lengths()
+    for at in range(512):
+        entry = found.get(at, 0)
+        alone = at not in needed or at in _MEMORY | _FIRST
+        fixed = lengths[8 * (entry & 7)] == lengths[8 * (entry & 7) + 4]  # REX.W makes no difference
+        if not entry & VALID or entry & REGISTER or not alone or not fixed or at in (0xF6, 0xF7, 0xFF):
+            made.append(0)
+            continue
+        size = lengths[8 * (entry & 7)]
+        branch = (BRANCH_8 if size == 1 else BRANCH_32) if entry & RELATIVE else 0
+        form = COMMON_MODRM * bool(entry & MODRM) | COMMON_MEMORY * (at in _MEMORY) | COMMON_FIRST * (at in _FIRST)
+        made.append(COMMON_KNOWN | size | size << 20 | branch | CALL * (at in _CALLS) | form)
+    return made
+
+
 def modrm_lengths() -> list[int]:
     """Bytes that a ModRM byte stands for, itself included; 128 more where a SIB byte can add a displacement."""
     made = []
@@ -210,6 +236,7 @@ def generate() -> str:
         table("gate_groups", groups),
         table("gate_row_sets", [row for four in sets for row in four], "GATE_ROW_SETS * 4"),
         table("gate_rows", flat, "GATE_ROWS * 256"),
+        table("gate_common", common(found, needed), type_="__u32"),
         table("gate_modrm", modrm_lengths()),
         table("gate_immediate", immediate_lengths()),
         table("gate_keep", keep),

@@ -99,6 +99,18 @@ def test_every_opcode(gate: Native) -> None:
     assert not differences
 
 
+def test_short_way_says_what_the_long_one_says(gate: Native) -> None:
+    """Lengths, kinds and flags of all that the short way can decode, and of what it must leave alone."""
+    tails = [bytes([modrm, sib]) + bytes(range(1, 13)) for modrm in range(256) for sib in (0, 0x25)]
+    for prefix in (b"", b"\x48", b"\x41", b"\x66", b"\x48\x48", b"\xf3"):
+        for escape in (b"", b"\x0f"):
+            for opcode in range(256):
+                raws = [(prefix + escape + bytes([opcode]) + tail)[:16] for tail in tails]
+                assert all(map(gate.decodes_alike, raws)), f"{prefix.hex()} {escape.hex()} {opcode:02x}"
+    chance = random.Random(SEED)
+    assert all(gate.decodes_alike(made_up(chance)) for _ in range(100_000))
+
+
 def libraries() -> Iterator[Path]:
     for name in LIBRARIES:
         path = Path("/lib/x86_64-linux-gnu") / name

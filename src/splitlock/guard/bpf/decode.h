@@ -41,10 +41,15 @@
 #define GATE_DISPLACEMENT (1u << 19)	/* four bytes of it lie before the immediate, if there is one */
 #define GATE_IMMEDIATE(made) ((made) >> 20 & 15) /* its bytes, the last ones */
 
-#define GATE_AT(code, at) ((__u64)(code)[at])
+/* In gate_common: there is something to know; a ModRM byte follows, which must name memory, or whose middle field must be 0. */
+#define GATE_COMMON_KNOWN (1u << 28)
+#define GATE_COMMON_MODRM (1u << 29)
+#define GATE_COMMON_MEMORY (1u << 30)
+#define GATE_COMMON_FIRST (1u << 31)
+#define GATE_COMMON_MASK 0xf0000000u
 
 /* The instruction at w->at in w->code, of which 32 bytes can be read whatever is in them. */
-GATE_FUNCTION __u32 gate_decode(struct gate_work *w)
+GATE_FUNCTION __u32 gate_decode_any(struct gate_work *w)
 {
 	GATE_GIVEN(w, 0);
 	__u64 start = w->at, at = start, state = 0, table = 0, made = 0, modrm = 0;
@@ -140,6 +145,40 @@ GATE_FUNCTION __u32 gate_decode(struct gate_work *w)
 		       (byte == 0xff && (modrm >> 3 & 7) >= 2 && (modrm >> 3 & 7) <= 5)))
 		made |= GATE_CALL;
 	return made;
+}
+
+/* The same, and three times as fast for most of what compilers make: at most a REX prefix, one or two opcode bytes, nothing
+ * that depends on more than the opcode and the form of its operand. gate_common holds what gate_decode_any would return for
+ * the opcode and its immediate, or 0. */
+GATE_INLINE __u32 gate_decode(struct gate_work *w)
+{
+	__u64 start = w->at, at = start, byte, table = 0, length;
+	__u32 made;
+
+	if (at > GATE_CODE - 32)
+		return 0;
+	byte = w->code[at++];
+	if ((byte & 0xf0) == 0x40)
+		byte = w->code[at++];
+	if (byte == 0x0f) {
+		byte = w->code[at++];
+		table = 256;
+	}
+	made = GATE_PICK(gate_common, 512, table | byte);
+	if (made & GATE_COMMON_MODRM) {
+		byte = w->code[at];
+		if ((made & GATE_COMMON_MEMORY && byte >= 0xc0) || (made & GATE_COMMON_FIRST && byte & 0x38))
+			return gate_decode_any(w);
+		length = gate_modrm[byte];
+		if (length & 128)
+			length = (length & 127) + ((w->code[at + 1] & 7) == 5 ? 4 : 0);
+		if (length >= 5)
+			made |= GATE_DISPLACEMENT;
+		made += length;
+	} else if (!made) {
+		return gate_decode_any(w);
+	}
+	return (made & ~GATE_COMMON_MASK) + (at - start);
 }
 
 #endif

@@ -15,28 +15,6 @@
 char LICENSE[] SEC("license") = "Dual MIT/GPL";
 
 /* What is needed of the kernel's own types; offsets and values are those of the running kernel (CO-RE). */
-struct super_block {
-	unsigned int s_dev;
-} __attribute__((preserve_access_index));
-
-struct inode {
-	struct super_block *i_sb;
-	unsigned long i_ino;
-} __attribute__((preserve_access_index));
-
-struct dentry {
-	struct inode *d_inode;
-} __attribute__((preserve_access_index));
-
-struct vfsmount {
-	struct super_block *mnt_sb;
-} __attribute__((preserve_access_index));
-
-struct path {
-	struct vfsmount *mnt;
-	struct dentry *dentry;
-} __attribute__((preserve_access_index));
-
 struct alt_instr {
 	int instr_offset;
 } __attribute__((preserve_access_index));
@@ -74,13 +52,6 @@ struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
-	__type(value, struct gate_pins);
-} pins SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
 	__type(value, struct gate_decision);
 } tested SEC(".maps");
 
@@ -103,6 +74,20 @@ struct {
 } judged SEC(".maps");
 
 static const __u32 zero = 0;
+
+/* What a hook answers, so that the verifier of 6.12 sees that it is an error number or 0. In C the compiler would check one
+ * register and return another. */
+static __always_inline int answer(int value)
+{
+	long checked = value;
+
+	__asm__ volatile("if %0 s> 0 goto +1\n"
+			 "if %0 s> -4096 goto +1\n"
+			 "%0 = -1" : "+r"(checked)); /* EPERM */
+	return checked;
+}
+
+#include "keep.h"
 
 struct gate_search {
 	__u32 turn;
@@ -277,18 +262,6 @@ static __always_inline int vouched(__u64 data, __u64 size, __u32 from_memory)
 	return 0;
 }
 
-/* What a hook answers, so that the verifier of 6.12 sees that it is an error number or 0. In C the compiler would check one
- * register and return another. */
-static __always_inline int answer(int value)
-{
-	long checked = value;
-
-	__asm__ volatile("if %0 s> 0 goto +1\n"
-			 "if %0 s> -4096 goto +1\n"
-			 "%0 = -1" : "+r"(checked)); /* EPERM */
-	return checked;
-}
-
 SEC("lsm/kernel_post_read_file")
 int BPF_PROG(read_file, void *file, char *data, long long size, int id, int before)
 {
@@ -340,50 +313,6 @@ int BPF_PROG(load_part, int id, _Bool contents, int before)
 	if (before || contents || id != bpf_core_enum_value(enum kernel_load_data_id, LOADING_MODULE))
 		return answer(before);
 	return answer(give_up(GATE_PARTIAL, 0, 1));
-}
-
-/* Keep the pins while they are locked: a catch against mistakes, since root can unlock them as we do. */
-static __always_inline int keep(struct inode *directory, int before)
-{
-	struct gate_pins *kept = bpf_map_lookup_elem(&pins, &zero);
-
-	if (before || !kept || !kept->locked)
-		return before;
-	if (!directory) /* a name that is not there yet */
-		return 0;
-	return directory->i_ino == kept->inode && directory->i_sb->s_dev == kept->device ? -GATE_ERRNO_REFUSED : 0;
-}
-
-SEC("lsm/inode_unlink")
-int BPF_PROG(keep_unlink, struct inode *directory, struct dentry *dentry, int before)
-{
-	return answer(keep(directory, before));
-}
-
-SEC("lsm/inode_rename")
-int BPF_PROG(keep_rename, struct inode *from, struct dentry *old, struct inode *to, struct dentry *new, int before)
-{
-	before = keep(from, before);
-	before = keep(to, before); /* what is renamed to takes the place of what is there */
-	before = keep(old->d_inode, before); /* the directory itself: the gate would be looked for in vain */
-	return answer(keep(new->d_inode, before));
-}
-
-/* The kernel removes no directory with something in it; this is said here, too, for one whose pins were taken by force. */
-SEC("lsm/inode_rmdir")
-int BPF_PROG(keep_rmdir, struct inode *directory, struct dentry *dentry, int before)
-{
-	return answer(keep(dentry->d_inode, before));
-}
-
-SEC("lsm/sb_umount")
-int BPF_PROG(keep_mount, struct vfsmount *mount, int flags, int before)
-{
-	struct gate_pins *kept = bpf_map_lookup_elem(&pins, &zero);
-
-	if (before || !kept || !kept->locked)
-		return answer(before);
-	return answer(mount->mnt_sb->s_dev == kept->device ? -GATE_ERRNO_REFUSED : 0);
 }
 
 SEC("syscall")

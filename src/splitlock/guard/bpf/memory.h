@@ -58,6 +58,7 @@ struct gate_work {
 	struct gate_span sections, names, symbols, strings, modinfo; /* headers, their names, .symtab, .strtab, .modinfo */
 	__u64 count;		/* of section headers */
 	__u64 places;		/* bytes of code, all sections */
+	__u64 contents;		/* bytes of sections, all that are in the file */
 	__u64 fits;		/* bits: rules that can apply to the module */
 	__u64 names_fit;	/* bits: patterns that fit its name */
 	__u64 wanted[2];	/* bits: kinds that are looked for */
@@ -68,12 +69,14 @@ struct gate_work {
 
 	struct gate_cursor now, saved;
 	__u64 loaded;		/* in the section: where code[] starts */
-	__u64 limit;		/* in the section: up to where code[] serves */
+	__u64 filled;		/* bytes of the section in code[] */
+	__u64 stop;		/* in code[]: instructions that begin from here on are left for the next time */
+	__u64 place;		/* code[]'s first place, counted from where the marks begin */
 	__u64 window;		/* the first place that the marks cover */
 	__u64 item;		/* what a loop over records is at */
 	__u64 items;		/* how many there are in code[] */
 	__u64 budget;		/* symbols and diverted instructions still to be looked at */
-	__u64 at;		/* in code[]: what gate_decode looks at */
+	__u64 at;		/* in code[]: the instruction, or the record, that is looked at */
 	__u64 prefixes;		/* of the instruction it looks at */
 	__u32 phase;		/* enum gate_phase */
 	__u32 first;		/* 1: this pass over the symbols looks at imports as well */

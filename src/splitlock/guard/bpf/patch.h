@@ -12,7 +12,7 @@
 #ifndef SPLITLOCK_PATCH_H
 #define SPLITLOCK_PATCH_H
 
-#include "elf.h"
+#include "symbols.h"
 
 #define GATE_EDGES (GATE_WINDOW + 64) /* bits */
 

@@ -10,133 +10,10 @@
 #define SPLITLOCK_SWEEP_H
 
 #include "decode.h"
+#include "fields.h"
 #include "patch.h"
 
 #define GATE_APART_COST 16	/* of an instruction decoded apart, read by itself: as many symbols */
-
-/* A finding: one of each kind and evidence is named, all are counted. `at`: in the section at w->now. */
-GATE_FUNCTION int gate_note(struct gate_work *w, __u64 at, __u64 kind, __u64 evidence, __u64 possible)
-{
-	GATE_GIVEN(w, 1);
-	__u64 bit = 1ull << (kind & 63), word = kind >> 6 & 1, listed = 0, which;
-	struct gate_finding *finding;
-
-	/* 1, 2, 4, 8: GATE_INSTRUCTION... */
-	which = (evidence >> 1) - (evidence >> 3);
-	which &= 3;
-	if (evidence == GATE_INSTRUCTION && !(w->wanted[word] & bit))
-		return 0;
-	listed = w->found[which][word] & bit;
-	w->found[which][word] |= bit;
-	w->decision.kinds[word] |= bit;
-#ifndef __bpf__
-	if (w->all && w->decision.total < w->room) {
-		struct gate_finding *each = &w->all[w->decision.total];
-
-		memset(each, 0, sizeof(*each));
-		*each = (struct gate_finding){ .offset = at, .kind = kind, .evidence = evidence, .possible = possible };
-		if (evidence != GATE_IMPORTS && !gate_header(w, w->now.section))
-			gate_read_string(w, each->section, GATE_SECTION, w->names.offset + GATE_SH_NAME(w->header));
-	}
-#endif
-	w->decision.total++;
-	if (listed)
-		return 0;
-	for (int i = 0; i < GATE_FINDINGS; i++) {
-		finding = &w->decision.finding[i];
-		if (finding->evidence)
-			continue;
-		w->decision.named = i + 1;
-		finding->offset = at;
-		finding->kind = kind;
-		finding->evidence = evidence;
-		finding->possible = possible;
-		if (evidence != GATE_IMPORTS && !gate_header(w, w->now.section))
-			gate_read_string(w, finding->section, GATE_SECTION, w->names.offset + GATE_SH_NAME(w->header));
-		break;
-	}
-	return 0;
-}
-
-/* Go on to the next relocation of the section. They are sorted, as assemblers leave them. */
-GATE_FUNCTION int gate_next_field(struct gate_work *w)
-{
-	GATE_GIVEN(w, 1);
-	__u64 at = w->relocation * 24, record = w->relocation % GATE_FIELDS, size, last = w->field;
-
-	if (at + 24 > w->relocations.size) {
-		w->field = ~0ull;
-		return 0;
-	}
-	if (!record) {
-		size = w->relocations.size - at;
-		if (size > sizeof(w->fields))
-			size = sizeof(w->fields);
-		GATE_FORGET(size);
-		if (size > sizeof(w->fields) || gate_read(w, w->fields, size, w->relocations.offset + at)) {
-			gate_doubt(w, GATE_UNREADABLE);
-			return 1;
-		}
-	}
-	w->relocation++;
-	w->record = record * 3;
-	w->field = w->fields[record * 3];
-	if (w->relocation > 1 && w->field < last)
-		gate_doubt(w, GATE_MALFORMED);
-	return 0;
-}
-
-/* The relocations within the instruction at `at`. They may fill in all of a displacement or an immediate and nothing
- * else, or the loader would write other instructions than these; and some make it a privileged operation
- * (modules/paravirt.py). */
-GATE_FUNCTION int gate_fields(struct gate_work *w, const struct gate_config *c, __u64 at, __u32 made)
-{
-	GATE_GIVEN(w, 1);
-	GATE_GIVEN(c, 1);
-	__u64 end = at + GATE_LENGTH(made), immediate = end - GATE_IMMEDIATE(made), record, number, type, addend, size;
-
-	for (int i = 0; i < 8; i++) {
-		if (w->field >= end)
-			return 0;
-		record = w->record;
-		if (record > (GATE_FIELDS - 1) * 3)
-			break;
-		number = w->fields[record + 1] >> 32;
-		type = w->fields[record + 1] & 0xffffffff;
-		addend = w->fields[record + 2];
-		size = type == GATE_R_64 || type == GATE_R_PC64 ? 8 : 0;
-		if (type == GATE_R_PC32 || type == GATE_R_PLT32 || type == GATE_R_32 || type == GATE_R_32S)
-			size = 4; /* all others the loader does not know */
-		if (type == GATE_R_NONE) {
-			if (gate_next_field(w))
-				break;
-			continue;
-		}
-		if (!(w->field == immediate && size && size == GATE_IMMEDIATE(made)) &&
-		    !(w->field == immediate - 4 && size == 4 && made & GATE_DISPLACEMENT))
-			break;
-		if (w->field + 4 != end) {
-			/* what is not at the end is no call's */
-		} else if (number == w->numbers[1][0] || number == w->numbers[1][1] || number == w->numbers[1][2] ||
-			   number == w->numbers[1][3]) {
-			gate_note(w, at, GATE_KIND_MOV_CR4, GATE_CR4, !(made & GATE_CALL));
-		} else if (number == w->numbers[0][0] || number == w->numbers[0][1] || number == w->numbers[0][2] ||
-			   number == w->numbers[0][3]) {
-			if (type == GATE_R_PC32 || type == GATE_R_PLT32)
-				addend += 4; /* counted from the end of the field, which here is the instruction's */
-			if (!(addend & 7) && addend >> 3 < sizeof(c->pv_ops)) {
-				__u64 kind = GATE_PICK(c->pv_ops, 64, addend >> 3);
-
-				if (kind)
-					gate_note(w, at, kind - 1, GATE_PV_OPS, !(made & GATE_CALL));
-			}
-		}
-		if (gate_next_field(w))
-			break;
-	}
-	gate_doubt(w, GATE_MALFORMED);
-	return 1;
-}
 
 /* The instruction at `at` of the section, wherever code[] is. What goes beyond the section is none. */
 GATE_FUNCTION __u32 gate_decode_at(struct gate_work *w, __u64 at)
@@ -158,7 +35,7 @@ GATE_FUNCTION __u32 gate_decode_at(struct gate_work *w, __u64 at)
 		return 0;
 	}
 	w->at = GATE_SPARE;
-	made = gate_decode(w);
+	made = gate_decode_any(w);
 	return GATE_LENGTH(made) > size ? 0 : made;
 }
 
@@ -225,64 +102,66 @@ GATE_BODY(gate_apart_turn)
 	return gate_apart(run->w) != 0;
 }
 
-/* Mark where the branch at w->now.at lands. Its field has been relocated already, or is to be: then it is 0. */
-GATE_FUNCTION int gate_target(struct gate_work *w, __u64 at, __u32 made)
+/* Mark where the branch that ends at `end` in code[] lands. Its field has been relocated already, or is to be: then it is 0. */
+GATE_FUNCTION int gate_target(struct gate_work *w, __u64 end, __u32 made)
 {
 	GATE_GIVEN(w, 1);
-	__u64 end = w->now.at + GATE_LENGTH(made), target;
+	__u64 target;
 
-	at += GATE_LENGTH(made);
-	if (at < 4 || at > GATE_SPARE + 16)
+	if (end < 4 || end > GATE_SPARE + 16)
 		return 0;
+	target = w->loaded + end;
 	if (made & GATE_BRANCH_8)
-		target = end + (__s64)(signed char)w->code[at - 1];
+		target += (__s64)(signed char)w->code[end - 1];
 	else
-		target = end + (__s64)(__s32)(w->code[at - 4] | (__u32)w->code[at - 3] << 8 | (__u32)w->code[at - 2] << 16 |
-					      (__u32)w->code[at - 1] << 24);
+		target += (__s64)(__s32)(w->code[end - 4] | (__u32)w->code[end - 3] << 8 | (__u32)w->code[end - 2] << 16 |
+					 (__u32)w->code[end - 1] << 24);
 	if (target < w->now.size)
 		gate_mark(w, w->now.base + target);
 	return 0;
 }
 
-/* The instruction at w->now.at, which is in code[]. 1: at the end of what is there, or something begins within it. */
-GATE_FUNCTION int gate_step(struct gate_work *w, const struct gate_config *c)
+/* The instruction at w->at in code[]. 1: at the end of what is there, or something begins within it. This is what takes the
+ * time: it reads and writes as little as it can. */
+GATE_INLINE int gate_step(struct gate_work *w, const struct gate_config *c)
 {
 	GATE_GIVEN(w, 1);
 	GATE_GIVEN(c, 1);
-	__u64 at = w->now.at, bit, length, marks;
+	__u64 at = w->at, length, bit, marks;
 	__u32 made;
 
-	if (at >= w->limit)
+	if (at >= w->stop)
 		return 1;
-	w->at = at - w->loaded;
 	made = gate_decode(w);
 	length = GATE_LENGTH(made);
-	if (!length || length > w->now.size - at) {
+	if (!length || length > w->filled - at) { /* only at the section's end is there not more than that */
 		if (w->phase == GATE_SWEEP) {
 			gate_doubt(w, GATE_UNDECODABLE);
 			return 1;
 		}
 		length = 1;
 	}
+	w->at = at + length;
 	if (w->phase == GATE_TARGETS) {
 		if (made & (GATE_BRANCH_8 | GATE_BRANCH_32))
-			gate_target(w, at - w->loaded, made);
-	} else {
-		if (w->phase == GATE_SWEEP) {
-			if (GATE_KIND(made))
-				gate_note(w, at, GATE_KIND(made) - 1, GATE_INSTRUCTION, 0);
-			if (w->field < at + length)
-				gate_fields(w, c, at, made);
-		}
-		bit = w->now.base + at - w->window;
-		if (bit < GATE_WINDOW) {
-			marks = w->marks[bit >> 6] >> (bit & 63) | w->marks[(bit >> 6) + 1] << 1 << (63 - (bit & 63));
-			w->pending = marks & ((1ull << length) - 2);
-		}
+			gate_target(w, at + length, made);
+		return 0;
 	}
-	w->now.at = at + length;
-	w->over = at;
-	return w->pending || w->decision.doubt;
+	if (w->phase == GATE_SWEEP) {
+		if (GATE_KIND(made))
+			gate_note(w, w->loaded + at, GATE_KIND(made) - 1, GATE_INSTRUCTION, 0);
+		if (w->field < w->loaded + at + length && gate_fields(w, c, w->loaded + at, made))
+			return 1;
+	}
+	bit = w->place + at;
+	if (bit >= GATE_WINDOW)
+		return 1;
+	marks = GATE_PART(__u64, (__u8 *)w->marks + (bit >> 3)) >> (bit & 7) & ((1ull << length) - 2);
+	if (!marks)
+		return 0;
+	w->pending = marks;
+	w->over = w->loaded + at;
+	return 1;
 }
 
 GATE_BODY(gate_step_turn)
@@ -384,14 +263,16 @@ GATE_FUNCTION int gate_refill(struct gate_work *w, const struct gate_config *c)
 		size = GATE_CHUNK;
 	/* Instructions that begin in the last bytes are left for the next time, unless the section ends here. */
 	w->loaded = w->now.at;
-	w->limit = w->now.at + size;
-	if (w->limit < w->now.size)
-		w->limit -= 16;
-	if (w->limit - w->loaded > w->window + GATE_WINDOW - place)
-		w->limit = w->loaded + (w->window + GATE_WINDOW - place);
+	w->filled = w->stop = size;
+	if (size < w->now.size - w->now.at)
+		w->stop -= 16;
+	w->place = place - w->window;
+	if (w->stop > GATE_WINDOW - w->place)
+		w->stop = GATE_WINDOW - w->place;
 	GATE_FORGET(size);
 	if (size > GATE_CHUNK)
 		return 1;
+	w->at = 0;
 	if (gate_read(w, w->code, size, w->now.offset + w->now.at)) {
 		gate_doubt(w, GATE_UNREADABLE);
 		return 1;
@@ -407,6 +288,7 @@ GATE_BODY(gate_sweep_turn)
 	if (result)
 		return result == 1;
 	GATE_LOOP(gate_step_turn, run);
+	w->now.at = w->loaded + w->at;
 	w->apart = 0;
 	if (w->pending)
 		GATE_LOOP(gate_apart_turn, run);
