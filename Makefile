@@ -16,7 +16,9 @@ help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## */\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r target what; do \
 		printf '  make %-10s %s\n' "$$target" "$$what"; done
 
-$(VENV)/installed: pyproject.toml
+COMPILED := setup.py $(wildcard src/splitlock/guard/bpf/*.[ch])
+
+$(VENV)/installed: pyproject.toml $(COMPILED)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
 	@touch $@

@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tables import Table, machine, median, number, rewrite_section, spread, version
+from tables import Table, machine, median, number, publish, spread, version
 
 SCAN = [sys.executable, "-m", "splitlock", "scan", "-q"]
 # What the article's patch looked for, and little more: what somebody without splitlock would type.
@@ -153,10 +153,7 @@ def main() -> None:
         "; ".join(map(version, ([*SCAN[:3], "--version"], ["objdump", "--version"], ["dpkg-deb", "--version"]))),
         f"{arguments.package.name}; {arguments.rounds} rounds, interleaved; median, least..greatest",
     ]
-    report = "\n\n".join(["\n".join(heading), *(table.text() for table in tables)]) + "\n"
-    print(report, end="")
-    if arguments.markdown:
-        rewrite_section(arguments.markdown, "audit", f"```\n{report}```\n")
+    publish("audit", heading, tables, arguments.markdown)
 
 
 if __name__ == "__main__":

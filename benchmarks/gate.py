@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from guard.guests import decisions, gate_payload, start
 from guard.machine import QEMU, Machine, boot_order, kernel
 from modules.debian import unpacked
-from tables import Table, machine, number, rewrite_section, spread, version
+from tables import Table, machine, number, publish, spread, version
 
 # what Debian 12 has loaded on a desktop, a server and a virtual machine, as far as a guest without hardware loads it
 BOOT_SET = (
@@ -121,10 +121,7 @@ def main() -> None:
         f"{version([QEMU, '--version'])}, TCG, 2 CPUs; guest Linux {kernel('amd64').release}",
         f"{arguments.rounds} rounds of {arguments.loads} loads, without and with the gate in turns",
     ]
-    report = "\n\n".join(["\n".join(heading), *(table.text() for table in tables)]) + "\n"
-    print(report, end="")
-    if arguments.markdown:
-        rewrite_section(arguments.markdown, "guard", f"```\n{report}```\n")
+    publish("guard", heading, tables, arguments.markdown)
 
 
 if __name__ == "__main__":

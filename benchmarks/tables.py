@@ -73,3 +73,11 @@ def rewrite_section(path: Path, name: str, section: str) -> None:
     if not found or not closed:
         raise SystemExit(f"{path}: the lines {begin} and {end} are not both there")
     path.write_text(f"{before}{begin}\n\n{section}\n{end}{after}")
+
+
+def publish(name: str, heading: list[str], tables: Sequence[Table], markdown: Path | None) -> None:
+    """Print the tables under a heading; put them between NAME:begin and NAME:end of `markdown` where one is given."""
+    report = "\n\n".join(["\n".join(heading), *(table.text() for table in tables)]) + "\n"
+    print(report, end="")
+    if markdown:
+        rewrite_section(markdown, name, f"```\n{report}```\n")

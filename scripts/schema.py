@@ -10,7 +10,13 @@ import msgspec
 from splitlock.report import exports, guard, run, scan
 
 DOCS = Path(__file__).parents[1] / "docs"
-REPORTS = {"run": run.Report, "scan": scan.Report, "exports": exports.Report, "guard": guard.Decision}
+REPORTS = {
+    "run": run.Report,
+    "scan": scan.Report,
+    "exports": exports.Report,
+    "guard": guard.Decision,
+    "guard-status": guard.Status,
+}
 
 
 def main() -> None:

@@ -27,7 +27,6 @@ _MODULE = """.section .modinfo,"a"; .asciz "name=toy"; .asciz "vermagic=6.1.0 SM
 .section .gnu.linkonce.this_module,"aw"; .zero 64
 .text; .globl f; .type f,@function; f: {}; ret; .size f,.-f"""
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
-needs_library = pytest.mark.skipif(not judge.LIBRARY.exists(), reason="libgate.so is not built")
 
 
 @pytest.fixture
@@ -86,8 +85,6 @@ def test_wrong_usage(guard: Guard, arguments: list[str], says: str) -> None:
 
 @pytest.mark.parametrize("command", ["start", "stop", "status", "log"])
 def test_needs_root(command: str) -> None:
-    if os.geteuid() == 0 and not shutil.which("setpriv"):
-        pytest.skip("needs setpriv (util-linux) to become nobody")
     code = f"from splitlock.commands import main; raise SystemExit(main(['guard', '{command}']))"
     words = [sys.executable, "-c", code]
     if os.geteuid() == 0:
@@ -105,7 +102,6 @@ def test_help_fits(guard: Guard) -> None:
         assert max(map(len, done.stdout.splitlines())) <= 80
 
 
-@needs_library
 def test_test(guard: Guard, toys: dict[str, Path]) -> None:
     assert (guard("test", toys["good"]).returncode, guard("test", toys["bad"]).returncode) == (0, 1)
     done = guard("test", "--format", "json", toys["good"], toys["bad"], toys["msr"], "/nonexistent.ko")
@@ -126,10 +122,7 @@ def test_test(guard: Guard, toys: dict[str, Path]) -> None:
     assert guard("test", "--policy", "disable", toys["msr"]).returncode == 0
 
 
-@needs_library
 def test_compressed_modules_are_judged_by_their_contents(guard: Guard, toys: dict[str, Path]) -> None:
-    if not shutil.which("xz"):
-        pytest.skip("needs xz")
     subprocess.run(["xz", "-k", toys["bad"]], check=True)
     said = [json.loads(guard("test", "--format", "json", f"{toys['bad']}{end}").stdout) for end in ("", ".xz")]
     assert said[0]["digest"] == said[1]["digest"]
@@ -138,8 +131,7 @@ def test_compressed_modules_are_judged_by_their_contents(guard: Guard, toys: dic
 @needs_root
 def test_a_kernel_that_cannot_be_guarded_is_told_and_nothing_is_left(guard: Guard) -> None:
     """On this kernel, unless it can: then it is brought up and taken down."""
-    if not judge.OBJECT.exists():
-        pytest.skip("gate.bpf.o is not built: needs clang and libbpf-dev")
+    judge.built(judge.OBJECT)
     if gate.pins():
         pytest.skip("a gate is up on this machine; it is not ours to take down")
     done = guard("start", "--gate", "bpf")
@@ -160,8 +152,6 @@ def test_a_kernel_that_cannot_be_guarded_is_told_and_nothing_is_left(guard: Guar
 
 @needs_root
 def test_fanotify_gate(guard: Guard, watched: Path, toys: dict[str, Path], tmp_path: Path) -> None:
-    if not shutil.which("insmod"):
-        pytest.skip("needs insmod (kmod)")
     if gate.pins():
         pytest.skip("a gate is up on this machine")
     log = watched / "guard.jsonl"  # what the gate opens itself is a question to the gate
@@ -193,17 +183,17 @@ def test_fanotify_gate(guard: Guard, watched: Path, toys: dict[str, Path], tmp_p
     assert f"its process, {found['pid']}, is gone: everything is let in" in " ".join(dead.stdout.split())
 
 
-@pytest.mark.parametrize("audit", [False, True])
-def test_units(guard: Guard, tmp_path: Path, audit: bool) -> None:
+@pytest.mark.parametrize("options", [[], ["--audit", "--digests"]])
+def test_units(guard: Guard, tmp_path: Path, options: list[str]) -> None:
     own = tmp_path / "a policy.toml"
     own.write_text('[[rule]]\nverdict = "refuse"\nkinds = ["vmx"]\n')
     root = tmp_path / "root"
     root.mkdir()
-    done = guard("install", "--root", root, "--policy", own, *(["--audit"] if audit else []))
+    done = guard("install", "--root", root, "--policy", own, *options)
     assert (done.returncode, done.stderr) == (0, "")
     units = root / "etc/systemd/system"
     text = (units / "splitlock-guard.service").read_text()
-    assert f'guard start --policy "{own}"{" --audit" if audit else ""}\n' in text
+    assert " ".join(["guard start --policy", f'"{own}"', *options]) + "\n" in text
     assert "@" not in text
     assert (units / "sysinit.target.wants/splitlock-guard.service").is_symlink()
     if shutil.which("systemd-analyze"):
@@ -218,7 +208,6 @@ def test_units(guard: Guard, tmp_path: Path, audit: bool) -> None:
 
 
 def test_metrics() -> None:
-    pytest.importorskip("prometheus_client")
     code = (
         "import urllib.request; from splitlock.guard import metrics; metrics.serve('127.0.0.1:39417');"
         "print(urllib.request.urlopen('http://127.0.0.1:39417/metrics').read().decode())"

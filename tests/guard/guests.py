@@ -6,19 +6,17 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import pytest
 from guard import ways
 from guard.machine import Done, Machine, kernel, splitlock_payload
-from modules.debian import ROOT
 
-OBJECT = ROOT / "src" / "splitlock" / "guard" / "bpf" / "gate.bpf.o"
+from splitlock.guard import judge
+
 REFUSED = "EPERM"
 
 
 def gate_payload(directory: Path, kind: str, *, with_ways: bool = True) -> Path:
     """A payload with this splitlock, its gate, and what ways/ has for a kernel of ways.HEADERS."""
-    if not OBJECT.exists():
-        pytest.skip(f"{OBJECT.relative_to(ROOT)} is not built: needs clang and libbpf-dev")
+    judge.built(judge.OBJECT)
     splitlock_payload(directory)
     if with_ways:
         ways.payload(kind, kernel(kind).release, directory)

@@ -110,16 +110,17 @@ class Kernel:
     initramfs: Path
 
 
-def _need(*programs: str) -> None:
+def need(*programs: str) -> None:
+    """Fail where a program is missing that `make test` installs."""
     missing = [program for program in programs if not shutil.which(program)]
     if missing:
-        pytest.skip(f"needs {', '.join(missing)}")
+        pytest.fail(f"not installed: {', '.join(missing)}; make setup")
 
 
 @cache
 def base() -> Path:
-    """The image of the guests' root file system; skips the test where it cannot be built."""
-    _need("mmdebstrap", "mkfs.ext4")
+    """The image of the guests' root file system; skips the test where it cannot be built, as without a network."""
+    need("mmdebstrap", "mkfs.ext4")
     done = subprocess.run([ROOT / "scripts" / "guest.sh", STORE], capture_output=True, text=True, check=False)
     if done.returncode:
         pytest.skip(f"no guest image: {done.stderr.strip()}")
@@ -142,7 +143,7 @@ def image(directory: Path, target: Path, label: str) -> Path:
 @cache
 def kernel(kind: str) -> Kernel:
     """One of the kernels that scripts/kernels.sh knows, made ready to boot (once, in build/guests)."""
-    _need("mkfs.ext4", "depmod", "cpio")
+    need("mkfs.ext4", "depmod", "cpio", "busybox")
     tree = unpacked(kind)
     (modules,) = (tree / "lib" / "modules").iterdir()
     directory = STORE / f"{kind}-{packages(kind)[kind].stem}-{_digest(_INIT, _SERVICE, _AGENT_INIT, AGENT.read_text())}"
@@ -194,8 +195,7 @@ def boot_order(modules: Path, names: Sequence[str]) -> list[Path]:
 
 def _initramfs(modules: Path) -> bytes:
     busybox = shutil.which("busybox")
-    if not busybox:
-        pytest.skip("needs busybox (busybox-static)")
+    assert busybox
     root = Path(tempfile.mkdtemp())
     try:
         for place in ("bin", "modules"):
@@ -275,7 +275,7 @@ class Machine:
         qemu: Sequence[str] = (),
     ) -> None:
         """`memory` in MiB; `payload`: a directory that the guest has as /payload; `qemu`: more of its options."""
-        _need(QEMU)
+        need(QEMU)
         self.kernel = kernel
         self.seconds = 0.0  #: from QEMU's start to the first answer
         self._directory = Path(tempfile.mkdtemp(prefix="guest"))

@@ -14,8 +14,9 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
+from guard.elves import CLEAN, FUNCTION, LAUNCH, TEXT, module
 from guard.native import SOURCES, Kernel, Native, kernel, native
-from guard.test_judge import CLEAN, FUNCTION, LAUNCH, TEXT, made_up_files, module
+from guard.test_judge import made_up_files
 from modules.debian import unpacked
 
 from splitlock.guard import config, judge, layout
@@ -40,11 +41,9 @@ def gate() -> Native:
 
 
 def test_programs_are_those_that_others_name() -> None:
-    if not judge.OBJECT.exists():
-        pytest.skip("not built")
     from splitlock.guard.bpfobject import Object
 
-    with Object(str(judge.OBJECT)) as made:
+    with Object(judge.built(judge.OBJECT)) as made:
         assert set(made.programs) == PROGRAMS
 
 

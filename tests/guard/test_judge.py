@@ -8,10 +8,11 @@ import statistics
 import struct
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from guard.elves import ALLOC, CLEAN, E_SHNUM, FUNCTION, LAUNCH, TEXT, module
 from guard.native import Native, native, sanitized
 from modules.debian import unpacked
 from modules.test_toy_verdicts import VERDICTS
@@ -26,10 +27,6 @@ KERNELS = ("amd64", "rt-amd64", "cloud-amd64", "xz")
 POLICIES = ("refuse", "disable", "break:__vmalloc,vmap")
 GRAVITY = {"allow": 0, "disable": 1, "refuse": 2}
 ROUNDS = 400  # of bending, a file and policy
-
-E_SHNUM = 60  # offset in the ELF header
-SHDR = struct.Struct("<IIQQQQIIQQ")
-SYM = struct.Struct("<IBBHQQ")
 
 
 @pytest.fixture(scope="module")
@@ -110,51 +107,7 @@ def test_possible_findings_count_where_a_policy_says_so(
     assert layout.VERDICTS[gate.judge(toys["decoy"].read_bytes(), asked).verdict] == "allow"
 
 
-# Files made up here: what no compiler makes.
-
-
-def module(
-    sections: list[tuple[bytes, int, int, bytes]],
-    symbols: Sequence[tuple[bytes, int, int, int]] = (),
-    relocations: Sequence[tuple[int, int, int, int]] = (),
-    modinfo: bytes = b"name=made\0",
-) -> bytes:
-    """A module: sections (name, type, flags, contents) from number 1 on, symbols (name, info, section, value) likewise,
-    relocations of the first section (offset, type, symbol, addend). Its string table is the last section but one."""
-    strings = b"\0" + b"".join(name + b"\0" for name, *_ in symbols)
-    table, at = bytes(24), 1
-    for name, info, section, value in symbols:
-        table += SYM.pack(at, info, 0, section, value, 0)
-        at += len(name) + 1
-    rela = b"".join(struct.pack("<QIIq", offset, kind, symbol, addend) for offset, kind, symbol, addend in relocations)
-    count = len(sections)
-    whole = [
-        *((*each, 0, 0) for each in sections),
-        (b".modinfo", 1, 2, modinfo, 0, 0),
-        (b".rela", 4, 0x40, rela, count + 3, 1),
-        (b".symtab", 2, 0, table, count + 4, 1),
-        (b".strtab", 3, 0, strings, 0, 0),
-    ]
-    names = b"\0" + b"".join(name + b"\0" for name, *_ in whole) + b".shstrtab\0"
-    whole.append((b".shstrtab", 3, 0, names, 0, 0))
-    out, headers = bytearray(64), [bytes(64)]
-    for name, kind, flags, contents, link, info in whole:
-        headers.append(
-            SHDR.pack(names.index(b"\0" + name + b"\0") + 1, kind, flags, 0, len(out), len(contents), link, info, 1, 0)
-        )
-        if kind != 8:
-            out += contents
-    struct.pack_into(
-        "<16sHHIQQQIHHHHHH", out, 0, b"\x7fELF\2\1\1", 1, 62, 1, 0, 0, len(out), 0, 64, 0, 0, 64, len(headers),
-        len(headers) - 1,
-    )  # fmt: skip
-    return bytes(out + b"".join(headers))
-
-
-CLEAN = b"\x31\xc0\xc3"  # xor eax, eax; ret
-LAUNCH = b"\x0f\x01\xc2\xc3"
-ALLOC, TEXT, WRITE = 2, 6, 7
-FUNCTION = 0x12
+# Files made up: what no compiler makes.
 
 
 def verdict(gate: Native, data: bytes, policy: str = "refuse") -> tuple[str, str | None]:

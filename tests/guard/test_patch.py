@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Sequence
-
 import pytest
+from guard.elves import ALLOC, CLEAN, TEXT, Relocation, linked
 from guard.native import Native, native
-from guard.test_judge import ALLOC, ALLOWED, CLEAN, MALFORMED, REFUSED, SHDR, SYM, TEXT, gate_config
+from guard.test_judge import ALLOWED, MALFORMED, REFUSED, gate_config
 
 from splitlock.guard import layout
 from splitlock.modules.policy import load
 
 PC32, WIDE, PC64 = 2, 1, 24
-Relocation = tuple[int, int, int, int]  # offset, type, section whose symbol it is, addend
 HALVES = b"\x0f\x01\xd0" + b"\x90" * 8 + b"\xc3"  # xgetbv; nop...
 FAR = 300_000  # beyond the first window of marks
 
@@ -21,41 +18,6 @@ FAR = 300_000  # beyond the first window of marks
 @pytest.fixture(scope="module")
 def gate() -> Native:
     return native()
-
-
-def linked(
-    *sections: tuple[bytes, int, bytes, Sequence[Relocation]],
-    symbols: Sequence[tuple[bytes, int, int]] = (),
-) -> bytes:
-    """A module of sections (name, flags, contents, relocations), from number 1 on, and of symbols (name, section,
-    value); a symbol for each section is there."""
-    count = len(sections)
-    names = b"\0" + b"".join(name + b"\0" for name, *_ in symbols)
-    table, at = bytes(24), 1
-    for number in range(1, count + 1):
-        table += SYM.pack(0, 3, 0, number, 0, 0)
-    for name, section, value in symbols:
-        table += SYM.pack(at, 0x12, 0, section, value, 0)
-        at += len(name) + 1
-    relocated = [(number, each[3]) for number, each in enumerate(sections, 1) if each[3]]
-    symtab = count + len(relocated) + 1
-    whole = [(name, 1, flags, contents, 0, 0) for name, flags, contents, _ in sections]
-    for number, relocations in relocated:
-        rela = b"".join(struct.pack("<QIIq", *each) for each in relocations)
-        whole.append((b".rela" + sections[number - 1][0], 4, 0x40, rela, symtab, number))
-    whole += [(b".symtab", 2, 0, table, symtab + 1, 1), (b".strtab", 3, 0, names, 0, 0)]
-    strings = b"\0" + b"".join(name + b"\0" for name, *_ in whole) + b".shstrtab\0"
-    whole.append((b".shstrtab", 3, 0, strings, 0, 0))
-    out, headers = bytearray(64), [bytes(64)]
-    for name, kind, flags, contents, link, info in whole:
-        where = strings.index(b"\0" + name + b"\0") + 1
-        headers.append(SHDR.pack(where, kind, flags, 0, len(out), len(contents), link, info, 1, 0))
-        out += contents
-    struct.pack_into(
-        "<16sHHIQQQIHHHHHH", out, 0, b"\x7fELF\2\1\1", 1, 62, 1, 0, 0, len(out), 0, 64, 0, 0, 64, len(headers),
-        len(headers) - 1,
-    )  # fmt: skip
-    return bytes(out + b"".join(headers))
 
 
 def said(gate: Native, data: bytes) -> tuple[str, str | None]:

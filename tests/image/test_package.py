@@ -20,9 +20,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import lz4.block  # type: ignore[import-untyped]
 import pytest
 import zstandard
+from fuzz.archives import legacy_lz4
 from modules.debian import packages
 
 from splitlock._errors import SplitlockError
@@ -38,19 +38,8 @@ COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
     "zst": lambda data: zstandard.compress(data, 3),
     "bz2": bz2.compress,
     "lzma": lambda data: lzma.compress(data, lzma.FORMAT_ALONE),
+    "lz4": legacy_lz4,
 }
-
-
-def legacy_lz4(data: bytes) -> bytes:
-    """As `lz4 -l`, which the kernel's build calls."""
-    parts = [b"\x02\x21\x4c\x18"]
-    for at in range(0, len(data), 8 << 20):
-        block = lz4.block.compress(data[at : at + (8 << 20)], store_size=False)
-        parts += [len(block).to_bytes(4, "little"), block]
-    return b"".join(parts)
-
-
-COMPRESSORS["lz4"] = legacy_lz4
 
 
 def found(*paths: Path | str, **more: int) -> dict[str, bytes]:

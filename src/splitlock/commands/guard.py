@@ -82,18 +82,19 @@ def prepare_parser(parser: Parser) -> None:
     log.add_argument("--listen", metavar="HOST:PORT", help="with --follow: counters for Prometheus")
     log.add_argument("--log", metavar="FILE", help="the file (default: the running gate's)")
     log.add_argument("-q", "--quiet", action="store_true", help="only what is not allowed")
-    log.add_argument("-v", "--verbose", action="store_true", help="every finding and the details of each load")
+    log.add_argument("-v", "--verbose", action="store_true", help="findings, one of each kind, and how it was loaded")
     allow = command("allow", "Let a module in whatever is found in it.")
     allow.add_argument("--remove", action="store_true", help="take it off the list (its file, or its digest)")
     allow.add_argument("module", metavar="MODULE", help="the module's file")
     test = _formats(command("test", "Tell what the gate says of a file, without loading it."))
     test.add_argument("--policy", help="(default: that of the running gate, else refuse)")
-    test.add_argument("-v", "--verbose", action="store_true", help="every finding")
+    test.add_argument("-v", "--verbose", action="store_true", help="findings, one of each kind")
     test.add_argument("paths", nargs="+", metavar="MODULE", help="a module's file, compressed or not")
     install = command("install", "Have systemd bring the gate up before modules are loaded.")
     install.add_argument("--root", metavar="DIR", default="/", help="of an image (default: /)")
     install.add_argument("--policy", default="refuse", help=_POLICY)
     install.add_argument("--audit", action="store_true", help="refuse nothing, log what would be")
+    install.add_argument("--digests", action="store_true", help="a SHA-256 for modules that are let in, too")
     install.add_argument("--uninstall", action="store_true", help="remove the units")
 
 
@@ -140,7 +141,7 @@ def _status(args: argparse.Namespace) -> int:
 
     from splitlock.guard import kernel
     from splitlock.guard.status import status
-    from splitlock.report.guard import render_status
+    from splitlock.report.guard_text import render_status
 
     kernel.check_root("status")
     found = status()
@@ -173,13 +174,14 @@ def _log(args: argparse.Namespace) -> int:
         shown.begin()
         service.follow(file, shown.show, journal=args.journal, listen=args.listen)
         return 0
-    found = service.logged(file)
+    found, failed = service.logged(file)
     shown.begin()
     for decision in found:
         shown.show(decision)
-    lost = service.lost()
-    if lost:
-        sys.stderr.write(f"splitlock: guard log: {lost}\n")
+    for line in service.told(file):
+        sys.stderr.write(f"splitlock: guard log: {line}\n")
+    if failed:
+        raise SplitlockError(failed, 2)
     return 0
 
 
@@ -192,14 +194,14 @@ class _Shown:
 
     def begin(self) -> None:
         """The table's head."""
-        from splitlock.report.guard import head
+        from splitlock.report.guard_text import head
 
         if self.args.format == "text":
             _write(head() + "\n")
 
     def show(self, decision: Decision) -> None:
         """One decision, now."""
-        from splitlock.report.guard import render
+        from splitlock.report.guard_text import render
 
         if self.args.quiet and (decision.verdict == "allow" or decision.listed):
             return
@@ -221,7 +223,7 @@ def _allow(args: argparse.Namespace) -> int:
 
 def _test(args: argparse.Namespace) -> int:
     from splitlock.guard.testing import Rules
-    from splitlock.report.guard import render_test
+    from splitlock.report.guard_text import render_test
 
     rules = Rules(args.policy)
     status = 0
@@ -251,7 +253,7 @@ def _install(args: argparse.Namespace) -> int:
         from splitlock.modules.policy import load
 
         build(load(args.policy))  # what the gate cannot judge is better known now than at boot
-        _write(install.install(args.root, args.policy, args.audit))
+        _write(install.install(args.root, args.policy, audit=args.audit, digests=args.digests))
     return 0
 
 

@@ -167,7 +167,7 @@ def _texts(pv_ops: paravirt.Layout) -> dict[int, Sequence[tuple[str, str]]]:
     }
 
 
-def words(policy: Policy, config: layout.Config) -> Words:
+def words(policy: Policy) -> Words:
     """What a policy says in words, which the gate does not keep: it is put into the decisions that are read back."""
     rules = [RuleWords(rule.verdict, rule.reason, why(rule), rule.log, sorted(rule.imports)) for rule in policy.rules]
-    return Words(policy.name, rules, [config.symbol[at].name.decode() for at in range(config.symbols)])
+    return Words(policy.name, rules)

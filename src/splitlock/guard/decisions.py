@@ -10,8 +10,10 @@ import ctypes
 import hashlib
 import time
 from datetime import UTC, datetime
+from operator import and_
 
 from splitlock.guard import layout
+from splitlock.modules.foreign import loads_foreign_code
 from splitlock.modules.scan import SLD_AWARE
 from splitlock.report.guard import Decision, Finding
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from splitlock.modules.verdict import Verdict
 
 SIZE = ctypes.sizeof(layout.Decision)
+_PLAIN = [word for bit, word in layout.EVIDENCE.items() if bit != layout.IMPORTS]  # evidence that says it all
 
 
 def decode(raw: bytes, config: layout.Config, words: Words | None) -> Decision:
@@ -42,8 +45,11 @@ def when(nanoseconds: int) -> str:
 def record(there: layout.Decision, config: layout.Config, words: Words | None, time: str) -> Decision:
     """A decision made under `config`, in words."""
     name = _text(there.name)
-    found = [_finding(each) for each in there.finding[: there.named]]
-    because = layout.kinds(there.because)
+    symbols = [_text(config.symbol[bit].name) for bit in layout.bits(there.imports)]
+    found = [_finding(each, symbols) for each in there.finding[: there.named]]
+    # `because` has the kinds of all rules with this verdict: the one that decides speaks of its own
+    own = config.rule[there.rule].kinds if there.rule >= 0 else (0, 0)
+    because = layout.kinds(map(and_, there.because, own))
     first = next((finding.kind for finding in found if finding.kind in because), because[0] if because else "")
     doubt = layout.DOUBTS[there.doubt] if there.doubt < len(layout.DOUBTS) else "unreadable"
     reason, log = "", ""
@@ -54,7 +60,7 @@ def record(there: layout.Decision, config: layout.Config, words: Words | None, t
     elif there.rule < 0 or (there.verdict == layout.ALLOW and words is not None and not _own_reason(words, there.rule)):
         reason = _allowed(there, config)
     elif words is not None and there.rule < len(words.rules):
-        reason, log = _answer(there, config, words, words.rules[there.rule], first, because, name)
+        reason, log = _answer(there, config, words.rules[there.rule], symbols, first, because, name)
     else:
         reason = f"rule {there.rule} of the policy"
     return Decision(
@@ -90,7 +96,7 @@ def from_scan(
     every = [
         Finding(
             kind=each.kind,
-            evidence=next((word for word in layout.EVIDENCE.values() if each.evidence.startswith(word)), each.evidence),
+            evidence=next((word for word in _PLAIN if each.evidence.startswith(word)), each.evidence),
             possible=each.certainty == "possible",
             section=each.section,
             offset=None if each.offset is None else f"{each.offset:#x}",
@@ -146,11 +152,14 @@ def _own_reason(words: Words, rule: int) -> str:
     return words.rules[rule].reason if rule < len(words.rules) else ""
 
 
-def _finding(there: layout.Finding) -> Finding:
+def _finding(there: layout.Finding, symbols: list[str]) -> Finding:
     section = _text(there.section)
+    evidence = layout.EVIDENCE.get(there.evidence, f"evidence {there.evidence}")
+    if there.evidence == layout.IMPORTS:
+        evidence += " " + ", ".join(loads_foreign_code(frozenset(symbols)))
     return Finding(
         kind=layout.KINDS[there.kind] if there.kind < len(layout.KINDS) else f"kind {there.kind}",
-        evidence=layout.EVIDENCE.get(there.evidence, f"evidence {there.evidence}"),
+        evidence=evidence,
         possible=bool(there.possible),
         section=section or None,
         offset=f"{there.offset:#x}" if section else None,
@@ -160,15 +169,14 @@ def _finding(there: layout.Finding) -> Finding:
 def _answer(
     there: layout.Decision,
     config: layout.Config,
-    words: Words,
     rule: RuleWords,
+    imported: list[str],
     kind: str,
     because: list[str],
     name: str,
 ) -> tuple[str, str]:
     """The reason of a rule, and the kernel's line, as modules.verdict has them."""
     what = ""
-    imported = [words.symbols[bit] for bit in layout.bits(there.imports) if bit < len(words.symbols)]
     symbols = sorted(set(rule.imports) & set(imported))
     if kind:
         more = [other for other in because if other != kind]

@@ -17,7 +17,7 @@ from splitlock._errors import SplitlockError
 from splitlock.guard import judge, kernel, layout
 from splitlock.guard.bpfobject import Object
 from splitlock.guard.kernel import Missing
-from splitlock.guard.libbpf import Map, library
+from splitlock.guard.libbpf import Map, library, recursion_misses
 from splitlock.guard.state import RUN
 
 TYPE_CHECKING = False
@@ -91,7 +91,7 @@ def live_config(directory: str = PINS) -> layout.Config:
 
 
 def counters(directory: str = PINS) -> dict[str, int]:
-    """How often the gate did what, since it came up."""
+    """How often the gate did what, since it came up. Raises SplitlockError."""
     with opened("counters", directory) as found:
         kind, _, size, _ = found.info()
         fields = size // 8
@@ -99,7 +99,18 @@ def counters(directory: str = PINS) -> dict[str, int]:
         values = (c_uint64 * (fields * copies))()
         found.read(_ZERO, values)
     names = [field[0] for field in layout.Counters._fields_]
-    return {name: sum(values[at::fields]) for at, name in enumerate(names[:fields])}
+    counted = {name: sum(values[at::fields]) for at, name in enumerate(names[:fields])}
+    return {**counted, "missed": _missed(directory)}
+
+
+def _missed(directory: str) -> int:
+    """How often the kernel did not run one of the gate's programs where it should have. Raises SplitlockError."""
+    try:
+        return sum(recursion_misses(f"{directory}/{name}") for name in pins(directory) if name.startswith("link_"))
+    except OSError as error:
+        raise SplitlockError(
+            f"{error.filename or directory}: {error.strerror}; is the gate up? (splitlock guard status)", 2
+        ) from None
 
 
 def start(config: layout.Config, *, replace: bool = False, object_path: str | None = None) -> None:

@@ -14,13 +14,13 @@ NAMES = ("splitlock-guard.service", "splitlock-guard-log.service")
 _WANTED_BY = {"splitlock-guard.service": "sysinit.target", "splitlock-guard-log.service": "multi-user.target"}
 
 
-def install(root: str, policy: str, audit: bool, command: str | None = None) -> str:
+def install(root: str, policy: str, *, audit: bool = False, digests: bool = False, command: str | None = None) -> str:
     """Write the units below `root` and enable them; what to say about it. Raises SplitlockError.
 
     `command`: how splitlock is started at boot; by default as it was now.
     """
     directory = _directory(root)
-    options = f" --policy {_quoted(_policy_path(policy))}" + (" --audit" if audit else "")
+    options = f" --policy {_quoted(_policy_path(policy))}" + " --audit" * audit + " --digests" * digests
     values = {"@SPLITLOCK@": command or _command(), "@OPTIONS@": options}
     said = []
     try:

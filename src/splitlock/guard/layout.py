@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
+from collections.abc import Iterable
 from ctypes import Structure, c_char, c_int32, c_uint8, c_uint16, c_uint32, c_uint64
 
 from splitlock.x86.privileged import KINDS as _INSTRUCTIONS
@@ -138,6 +138,6 @@ def bits(numbers: object) -> list[int]:
     return [64 * at + bit for at, word in enumerate(words) for bit in range(64) if word >> bit & 1]
 
 
-def kinds(words: ctypes.Array[c_uint64]) -> list[str]:
+def kinds(words: Iterable[int]) -> list[str]:
     """The kinds of a bitmap."""
     return [KINDS[number] if number < len(KINDS) else f"kind {number}" for number in bits(words)]

@@ -47,6 +47,7 @@ _FUNCTIONS: dict[str, tuple[object, ...]] = {
     "bpf_map_delete_elem": (c_int, c_int, c_void_p),
     "bpf_map_get_next_key": (c_int, c_int, c_void_p, c_void_p),
     "bpf_map_freeze": (c_int, c_int),
+    "bpf_prog_get_fd_by_id": (c_int, c_uint32),
     "bpf_obj_get_info_by_fd": (c_int, c_int, c_void_p, POINTER(c_uint32)),
     "bpf_prog_test_run_opts": (c_int, c_int, c_void_p),
     "libbpf_set_print": (c_void_p, _PRINT),
@@ -149,10 +150,7 @@ class Map:
 
     def info(self) -> tuple[int, int, int, int]:
         """Its type, and the sizes of key, value and (how many) entries: the start of struct bpf_map_info."""
-        raw = (c_uint32 * 32)()
-        size = c_uint32(ctypes.sizeof(raw))
-        if library().bpf_obj_get_info_by_fd(self.fd, byref(raw), byref(size)):
-            _raise()
+        raw = _info(self.fd)
         return raw[0], raw[2], raw[3], raw[4]
 
 
@@ -163,17 +161,32 @@ def _get(path: str) -> int:
     return fd
 
 
-def link_programs(path: str) -> int:
-    """The number of the program that the link pinned at `path` runs, 0 when it runs none. Raises OSError."""
-    fd = _get(path)
+def recursion_misses(path: str) -> int:
+    """How often the program of the link pinned at `path` was not run, as it was interrupted on the same processor.
+
+    0 where the kernel does not tell (before Linux 5.12). Raises OSError.
+    """
+    link = _get(path)
     try:
-        raw = (c_uint32 * 32)()
-        size = c_uint32(ctypes.sizeof(raw))
-        if library().bpf_obj_get_info_by_fd(fd, byref(raw), byref(size)):
+        program = library().bpf_prog_get_fd_by_id(_info(link)[2])  # struct bpf_link_info: type, id, prog_id
+        if program < 0:
             _raise(path)
-        return raw[2]  # struct bpf_link_info: type, id, prog_id
+        try:
+            raw = _info(program)
+            return raw[52] | raw[53] << 32  # struct bpf_prog_info, byte 208
+        finally:
+            os.close(program)
     finally:
-        os.close(fd)
+        os.close(link)
+
+
+def _info(fd: int) -> ctypes.Array[c_uint32]:
+    """What the kernel says of a map, a link or a program: the start of struct bpf_*_info. Raises OSError."""
+    raw = (c_uint32 * 64)()
+    size = c_uint32(ctypes.sizeof(raw))
+    if library().bpf_obj_get_info_by_fd(fd, byref(raw), byref(size)):
+        _raise()
+    return raw
 
 
 def _raise(path: str | None = None) -> None:

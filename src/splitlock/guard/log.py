@@ -1,8 +1,8 @@
 """The gate's log: its ring buffer drained into a file of JSON lines, and handed on.
 
 Who drains holds the gate's lock meanwhile, so that several may. A record leaves the ring buffer when it has been
-written; what the file does not take is told, and shown all the same. The file is opened by name for every batch: when
-logrotate has moved it away the next one is new.
+written; what the file does not take is told, shown all the same, and written with the next. The file is opened by name
+for every record: when logrotate has moved it away the next one is new.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from splitlock.guard.decisions import decode
 from splitlock.guard.libbpf import Map, RingBuffer
 from splitlock.guard.mitigate import disable
 from splitlock.guard.state import LOG, State, load
+from splitlock.report.lines import count
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from splitlock.report.guard import Decision
 
@@ -34,13 +35,17 @@ class LogFile:
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self.passed = 0  #: lines read that are no decisions
 
     def append(self, lines: bytes) -> None:
         """Write it. Raises SplitlockError."""
         try:
             os.makedirs(os.path.dirname(self.path) or ".", mode=0o755, exist_ok=True)
-            fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+            fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
             try:
+                size = os.fstat(fd).st_size
+                if size and os.pread(fd, 1, size - 1) != b"\n":  # half a line: the disk was full, or power was lost
+                    lines = b"\n" + lines
                 while lines:
                     lines = lines[os.write(fd, lines) :]
             finally:
@@ -49,22 +54,30 @@ class LogFile:
             raise SplitlockError(f"--log {self.path}: {error.strerror}; decisions stay in force, unlogged", 2) from None
 
     def read(self) -> Iterator[Decision]:
-        """The decisions that are in it; lines that are none are passed over (a machine that lost power leaves such)."""
-        import msgspec
-
-        from splitlock.report.guard import Decision
-
+        """The decisions that are in it. Raises SplitlockError."""
         try:
             with open(self.path, "rb") as file:
-                for line in file:
-                    try:
-                        yield Decision.from_json(line)
-                    except msgspec.DecodeError:
-                        continue
+                yield from self.decisions(file)
         except FileNotFoundError:
             return
         except OSError as error:
             raise SplitlockError(f"--log {self.path}: {error.strerror}", 2) from None
+
+    def decisions(self, lines: Iterable[bytes]) -> Iterator[Decision]:
+        """Those in lines of it; what is none is counted and passed over (a machine that lost power leaves such)."""
+        import msgspec
+
+        from splitlock.report.guard import Decision
+
+        for line in lines:
+            try:
+                yield Decision.from_json(line)
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                self.passed += 1
+
+    def told(self) -> str:
+        """How many lines were passed over, as a line to tell; empty for none."""
+        return f"--log {self.path}: {count(self.passed, 'line')} passed over: no decision" if self.passed else ""
 
 
 def path(state: State | None = None) -> str:
@@ -76,12 +89,13 @@ def path(state: State | None = None) -> str:
 class Drain:
     """Takes the running gate's decisions out of its ring buffer."""
 
-    def __init__(self, log: LogFile | None, directory: str = gate.PINS) -> None:
+    def __init__(self, log: LogFile, directory: str = gate.PINS) -> None:
         self.log = log
         self.config = gate.live_config(directory)
         state = load()
         self.words = state.words if state else None
         self.taken: list[Decision] = []  #: by the last call, also when that failed
+        self.unwritten: list[Decision] = []  #: of those taken; the file would not have them yet
         self._map = Map.pinned(f"{directory}/decisions")
         self._buffer = RingBuffer(self._map, self._take)
 
@@ -90,8 +104,13 @@ class Drain:
         self.taken.append(decision)
         if decision.verdict == "disable" and not self.config.audit and not decision.listed:
             disable(decision)
-        if self.log is not None:
-            self.log.append(decision.to_json())
+        self.unwritten.append(decision)
+        self._write()
+
+    def _write(self) -> None:
+        while self.unwritten:
+            self.log.append(self.unwritten[0].to_json())
+            del self.unwritten[0]
 
     def take(self) -> list[Decision]:
         """What is pending, written to the file. Raises SplitlockError when it could not be written."""
@@ -102,6 +121,7 @@ class Drain:
         """The same for one who holds the lock."""
         self.taken = []
         self._buffer.consume()
+        self._write()
         return self.taken
 
     def wait(self, seconds: float) -> bool:
@@ -114,15 +134,18 @@ class Drain:
         self._map.close()
 
 
-def drain(log: LogFile) -> list[Decision]:
-    """What is pending, now; nothing where the gate is down."""
+def drain(log: LogFile) -> tuple[list[Decision], str]:
+    """Write what is pending; of what was taken, the decisions that could not be written, and why."""
     if not gate.is_up():
-        return []
+        return [], ""
     draining = Drain(log)
     try:
-        return draining.take()
+        draining.take()
+    except SplitlockError as error:
+        return draining.unwritten, str(error)
     finally:
         draining.close()
+    return [], ""
 
 
 def follow(log: LogFile, take: Take, tell: Callable[[str], None]) -> None:
@@ -178,8 +201,6 @@ def _generation() -> int:
 
 def tail(log: LogFile, take: Take, going: Callable[[], bool]) -> None:
     """Hand on every decision that another process writes to the file, as long as `going`."""
-    from splitlock.report.guard import Decision
-
     at, inode, rest = None, 0, b""
     while True:
         alive = going()
@@ -194,8 +215,8 @@ def tail(log: LogFile, take: Take, going: Callable[[], bool]) -> None:
             raw, at = b"", 0
         at += len(raw)
         *lines, rest = (rest + raw).split(b"\n")
-        for line in lines:
-            take(Decision.from_json(line))
+        for decision in log.decisions(lines):
+            take(decision)
         if not alive:
             return
         time.sleep(_PAUSE / 5)

@@ -18,6 +18,7 @@ _ABOUT = {
     "decisions": "modules judged", "allowed": "modules let in", "refused": "modules kept out",
     "disabled": "modules let in that turn the mitigation off", "doubts": "modules that could not be judged",
     "lost": "decisions that were made and not logged", "canaries": "probes that proved the gate live",
+    "missed": "runs of the gate's programs that the kernel passed over",
 }  # fmt: skip
 
 

@@ -2,7 +2,8 @@
 
 The article's first answer turned detection itself off. No kernel can do that once it has booted: the mode,
 `split_lock_detect=`, is fixed by then. What a running kernel has since 6.2 is `kernel.split_lock_mitigate`: 0 takes the
-misery off user tasks (sleep, and one core at a time) in the mode `warn`, and leaves detection as it is.
+misery off user tasks (sleep, and one core at a time) in the mode `warn`, and leaves detection as it is. Debian's 6.1
+has it, too.
 """
 
 from __future__ import annotations

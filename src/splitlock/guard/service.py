@@ -28,7 +28,7 @@ def start(
 ) -> str:
     """Bring the gate up; what to say about it. Raises SplitlockError, and then there is no gate that was not before."""
     config = configs.build(policy, audit=audit, digests=digests)
-    words = configs.words(policy, config)
+    words = configs.words(policy)
     made = State(gate="bpf", started=status.now(), audit=audit, words=words, log=log or state.LOG)
     why = ""
     if kind != "fanotify":
@@ -122,20 +122,23 @@ def _end(pid: int) -> None:
         time.sleep(0.02)
 
 
-def logged(file: LogFile) -> list[Decision]:
-    """All decisions: what was pending is in the file now; where it could not be written, it is shown all the same."""
-    pending: list[Decision] = []
+def logged(file: LogFile) -> tuple[list[Decision], str]:
+    """All decisions, and what went wrong, as a line; empty for nothing.
+
+    What was pending is in the file now; of what could not be written, what was taken comes last, and the rest is still
+    pending.
+    """
+    unwritten, failed = log.drain(file)
     try:
-        pending = log.drain(file)
+        return [*file.read(), *unwritten], failed
     except SplitlockError as error:
-        raise SplitlockError(f"{error}", 2) from None
-    found = list(file.read())
-    return found or pending
+        return unwritten, failed or str(error)
 
 
-def lost() -> str:
-    """How many decisions nobody read in time, as a line; empty for none."""
-    return status.counters_text() if gate.is_up() else ""
+def told(file: LogFile) -> list[str]:
+    """What the decisions of `logged` lack: what nobody read in time, lines of the file that are none."""
+    lost = status.counters_text() if gate.is_up() else ""
+    return [line for line in (lost, file.told()) if line]
 
 
 def follow(file: LogFile, show: Callable[[Decision], None], *, journal: bool, listen: str | None) -> None:
@@ -167,3 +170,5 @@ def follow(file: LogFile, show: Callable[[Decision], None], *, journal: bool, li
             log.tail(file, take, lambda: daemon_alive(found))
         else:
             raise SplitlockError("log --follow: the gate is not up; splitlock guard start", 2)
+    if file.passed:
+        tell(file.told())

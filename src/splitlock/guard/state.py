@@ -27,11 +27,10 @@ class RuleWords(msgspec.Struct):
 
 
 class Words(msgspec.Struct):
-    """What a policy says for people, and the symbols that the gate's bits stand for."""
+    """What a policy says for people."""
 
     policy: str
     rules: list[RuleWords]
-    symbols: list[str]
 
 
 class State(msgspec.Struct, kw_only=True):

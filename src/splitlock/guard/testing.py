@@ -38,7 +38,7 @@ class Rules:
             return
         self._policy = policies.load(policy or "refuse")
         self._config = build(self._policy)
-        self._words = words(self._policy, self._config)
+        self._words = words(self._policy)
 
     def judge(self, path: str) -> Decision:
         """What the gate says of a file: the running one, or one on the kernel that the module was built for.

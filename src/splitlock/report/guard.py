@@ -1,4 +1,4 @@
-"""The decisions of `splitlock guard`: plain data, the JSON lines of schema `splitlock/guard/1`, and as text."""
+"""The decisions of `splitlock guard`: plain data, and the JSON lines of schema `splitlock/guard/1`."""
 
 from __future__ import annotations
 
@@ -7,16 +7,13 @@ from typing import Literal
 import msgspec
 
 SCHEMA = "splitlock/guard/1"
-_WIDTH = 80
-_MARGIN = " " * 9
-_COLOURS = {"allow": "32", "refuse": "1;31", "disable": "1;33"}
 
 
 class Finding(msgspec.Struct, kw_only=True):
     """One thing the gate found in a module."""
 
     kind: str  #: VMLAUNCH, MOV CR4, WRMSR, FOREIGN-CODE, ...
-    evidence: str  #: `instruction`, `relocation pv_ops`, `relocation cr4_update_irqsoff`, `imports`
+    evidence: str  #: `instruction`, `relocation pv_ops`, `relocation cr4_update_irqsoff`, `imports SYMBOL, ...`
     possible: bool  #: reached by some decodings only
     section: str | None  #: null: it is in no section
     offset: str | None  #: hex, bytes from the start of the section
@@ -72,117 +69,8 @@ class Status(msgspec.Struct, kw_only=True):
     audit: bool
     started: str | None  #: UTC, ISO 8601
     pins: list[str]
-    counters: dict[str, int]
+    counters: dict[str, int]  #: `missed`: runs of its programs that the kernel passed over; each may be a hole
     allowed: list[str]  #: digests, SHA-256
     holes: list[str]  #: what this gate does not see
     log: str
     watched: list[str] = []  #: file systems, by the fanotify gate
-
-
-def head() -> str:
-    """The table's head."""
-    return f"{'VERDICT':<8} {'TIME (UTC)':<19} {'MODULE':<18} {'BY':<20} WHY"
-
-
-def render(decision: Decision, *, verbose: bool = False, colour: bool = False) -> str:
-    """One decision as text, 80 columns wide."""
-    verdict = "REFUSED" if decision.refused else "allow" if decision.listed else decision.verdict
-    by = f"{decision.comm}/{decision.pid}"
-    line = f"{verdict:<8} {decision.time[:19].replace('T', ' '):<19} {_cut(decision.name or '?', 18):<18} {by:<20} "
-    rest = decision.reason
-    lines = [line + rest] if len(line) + len(rest) <= _WIDTH else [line.rstrip(), *_wrap(_MARGIN + rest, "", _MARGIN)]
-    if verbose or decision.refused:
-        lines += _wrap(", ".join(_facts(decision)), _MARGIN, _MARGIN)
-    if verbose or verdict != "allow":
-        lines += findings(decision, verbose)
-        if decision.log:
-            lines += _wrap(f"log: {decision.log}", _MARGIN, _MARGIN + "     ")
-    text = "".join("".join(c if c.isprintable() else "?" for c in one) + "\n" for one in lines)
-    if colour:
-        number = _COLOURS.get(verdict, _COLOURS["refuse"])
-        text = f"\x1b[{number}m{verdict}\x1b[0m" + text[len(verdict) :]
-    return text
-
-
-def render_test(decision: Decision, path: str, *, verbose: bool = False) -> str:
-    """What the gate says of a file, as text."""
-    verdict = "allow" if decision.listed else decision.verdict
-    lines = _wrap(f"{verdict:<8} {decision.name or path.rpartition('/')[2]}: {decision.reason}", "", _MARGIN)
-    if verbose or decision.verdict != "allow":
-        lines.append(_MARGIN + path)
-        lines += findings(decision, verbose)
-        if decision.log:
-            lines += _wrap(f"log: {decision.log}", _MARGIN, _MARGIN + "     ")
-    if verbose and decision.digest:
-        lines.append(f"{_MARGIN}sha256 {decision.digest}")
-    return "".join("".join(c if c.isprintable() else "?" for c in one) + "\n" for one in lines)
-
-
-def findings(decision: Decision, verbose: bool) -> list[str]:
-    """A line a kind, the first place; every finding when verbose."""
-    lines, seen = [], set()
-    for finding in decision.findings:
-        if not verbose and finding.kind in seen:
-            continue
-        seen.add(finding.kind)
-        where = f"{finding.section}+{finding.offset}  " if finding.section else ""
-        what = finding.kind + (" (possible)" if finding.possible else "")
-        lines.append(_cut(f"{_MARGIN}{what:<20} {where}{finding.evidence}", _WIDTH))
-    if decision.total > len(decision.findings):
-        lines.append(f"{_MARGIN}and {decision.total - len(decision.findings):,} more findings")
-    return lines
-
-
-def _facts(decision: Decision) -> list[str]:
-    how = "from memory" if decision.source == "memory" else "from a file"
-    facts = [f"{decision.size:,} bytes {how}", f"uid {decision.uid}", f"{decision.nanoseconds / 1e6:.2f} ms"]
-    if decision.digest:
-        facts.append(f"sha256 {decision.digest}")
-    elif decision.build_id:
-        facts.append(f"build id {decision.build_id}")
-    return facts
-
-
-def render_status(status: Status) -> str:
-    """The gate's state as text, 80 columns wide."""
-    what = {"bpf": "BPF LSM", "fanotify": "fanotify", "none": "none"}[status.gate]
-    lines = [f"gate      {what}{': live' if status.live else ': NOT LIVE' if status.gate != 'none' else ''}"]
-    if status.why:
-        lines += _wrap(f"          {status.why}", "", " " * 10)
-    if status.policy is not None:
-        lines.append(f"policy    {status.policy}" + (" (audit: nothing is refused)" if status.audit else ""))
-    if status.started:
-        lines.append(f"since     {status.started}")
-    if status.counters:
-        shown = [f"{number:,} {name}" for name, number in status.counters.items() if name != "nanoseconds"]
-        lines += _wrap(f"counted   {', '.join(shown)}", "", " " * 10)
-        if status.counters.get("decisions"):
-            each = status.counters["nanoseconds"] / status.counters["decisions"] / 1e6
-            lines.append(f"          {each:.3f} ms a decision")
-        if status.counters.get("lost"):
-            lines.append("          lost: decided as all others, but nobody read the log in time")
-    if status.allowed:
-        lines += [f"{'allow' if not at else '':<9} {digest}" for at, digest in enumerate(status.allowed)]
-    if status.pins:
-        lines += _wrap(f"pins      {' '.join(status.pins)}", "", " " * 10)
-    if status.watched:
-        lines += _wrap(f"watches   {' '.join(status.watched)}", "", " " * 10)
-    if status.gate != "none":
-        lines.append(f"log       {status.log}")
-    for number, hole in enumerate(status.holes):
-        lines += _wrap(f"{'blind to' if not number else '':<9} {hole}", "", " " * 12)
-    return "\n".join(lines) + "\n"
-
-
-def _cut(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: width - 1] + "…"
-
-
-def _wrap(text: str, first: str, then: str) -> list[str]:
-    lines, line = [], first
-    for word in text.split(" "):
-        if len(line) + len(word) > _WIDTH and line.strip():
-            lines.append(line.rstrip())
-            line = then
-        line += word + " "
-    return [*lines, line.rstrip()]

@@ -12,9 +12,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-import pytest
 import zstandard
-from guard.machine import STORE
+from guard.machine import STORE, need
 from modules.debian import packages
 from modules.toys import COMPILER, unpack
 
@@ -58,9 +57,7 @@ def headers(kind: str) -> Path:
 
 def modules(kind: str) -> dict[str, Path]:
     """All modules of ways/modules/ for a kernel of HEADERS, by name."""
-    for program in (COMPILER, "make"):
-        if not shutil.which(program):
-            pytest.skip(f"needs {program}")
+    need(COMPILER, "make")
     tree = headers(kind)
     directory, part = _kept(f"ways-{tree.name}", *sorted(SOURCES.glob("*.[ch]")))
     if part:
