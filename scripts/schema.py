@@ -7,10 +7,17 @@ from pathlib import Path
 
 import msgspec
 
-from splitlock.report import exports, guard, run, scan
+from splitlock.report import exports, guard, guest, probe, run, scan
 
 DOCS = Path(__file__).parents[1] / "docs"
-REPORTS = {"run": run.Report, "scan": scan.Report, "exports": exports.Report, "guard": guard.Decision}
+REPORTS = {
+    "run": run.Report,
+    "scan": scan.Report,
+    "exports": exports.Report,
+    "guard": guard.Decision,
+    "guest": guest.Report,
+    "probe": probe.Report,
+}
 
 
 def main() -> None:
