@@ -7,7 +7,8 @@ RUN_PACKAGES := python3 python3-venv libdw1
 DEMO_PACKAGES := $(RUN_PACKAGES) gcc libc6-dev stress-ng
 TEST_PACKAGES := $(DEMO_PACKAGES) g++ binutils gdb git perl xz-utils gzip openssl nodejs default-jdk-headless \
 	libc6-dbg libpython3.11-testsuite qemu-user kmod gcc-12 make rpm rpm2cpio cpio debian-archive-keyring \
-	clang llvm libbpf-dev qemu-system-x86 mmdebstrap busybox-static e2fsprogs
+	clang llvm libbpf-dev qemu-system-x86 mmdebstrap busybox-static e2fsprogs \
+	qemu-utils ovmf grub-pc-bin grub-efi-amd64-bin grub-common fdisk mtools dosfstools bochs bochs-term xorriso isolinux syslinux-common
 BENCH_PACKAGES := $(TEST_PACKAGES) valgrind
 
 .PHONY: help demo test test-slow fuzz lint format schema bench setup clean
@@ -16,7 +17,7 @@ help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## */\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r target what; do \
 		printf '  make %-10s %s\n' "$$target" "$$what"; done
 
-COMPILED := setup.py $(wildcard src/splitlock/guard/bpf/*.[ch])
+COMPILED := setup.py $(wildcard src/splitlock/guard/bpf/*.[ch] src/splitlock/guest/*/*.[chS] src/splitlock/guest/*/*/*.[chS])
 
 $(VENV)/installed: pyproject.toml $(COMPILED)
 	$(PYTHON) -m venv $(VENV)
@@ -62,6 +63,7 @@ bench: setup  ## measure against native, QEMU, valgrind, objdump; rewrites docs/
 	@package=$$(scripts/kernels.sh build/kernels amd64) && \
 		$(BIN)/python benchmarks/audit.py "$${package#amd64 }" --markdown docs/benchmarks.md
 	@$(BIN)/python benchmarks/gate.py --markdown docs/benchmarks.md
+	@$(BIN)/python benchmarks/guests.py --markdown docs/benchmarks.md
 
 schema: setup  ## regenerate docs/*.schema.json from the reports' types
 	@$(BIN)/python scripts/schema.py

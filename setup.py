@@ -1,7 +1,9 @@
-"""Compiles the load-time gate (src/splitlock/guard/bpf) when the package is built; the rest is in pyproject.toml.
+"""Compiles what is not Python when the package is built; the rest is in pyproject.toml.
 
-Two files, which need no compiler where they are used: gate.bpf.o for the kernel (CO-RE), libgate.so for user space.
-Without clang, libbpf's headers or a C compiler the package is built without them, and `splitlock guard` says so.
+No compiler is needed where it is used: the load-time gate (src/splitlock/guard/bpf), gate.bpf.o for the kernel (CO-RE)
+and libgate.so for user space; QEMU's plugin (src/splitlock/guest/plugin); and the probe's image (guest/probe/boot).
+Without clang, libbpf's headers or a C compiler the package is built without them, and `splitlock guard`, `guest` or
+`probe` says so.
 """
 
 from __future__ import annotations
@@ -29,33 +31,51 @@ BPF = [
     "clang", "-O2", "-g", "-Wall", "-target", "bpf", "-mcpu=v3", "-ffile-prefix-map=" + str(GATE) + "=.",
     "-idirafter", "/usr/include/x86_64-linux-gnu", "-c", "gate.bpf.c", "-o",
 ]  # fmt: skip
+PLUGIN = Path(__file__).parent / "src" / "splitlock" / "guest" / "plugin"
+PLUGIN_BUILT = PLUGIN / "splitlock.so"
+PLUGGED = ["cc", "-O2", "-Wall", "-Wextra", "-shared", "-fPIC", "-fvisibility=hidden", "-pthread", "plugin.c", "-o"]
+PROBE = Path(__file__).parent / "src" / "splitlock" / "guest" / "probe" / "boot"
+PROBE_BUILT = PROBE / "probe.bin"
+# 32-bit code for a bare machine, linked to where probe.ld says, without an object file's format
+BARE = [
+    "cc", "-m32", "-march=i686", "-Os", "-Wall", "-Wextra", "-ffreestanding", "-nostdlib", "-static", "-fno-pic",
+    "-no-pie", "-mgeneral-regs-only", "-fcf-protection=none", "-fno-stack-protector", "-fno-asynchronous-unwind-tables",
+    "-Wl,--build-id=none,-z,noexecstack,--oformat=binary,-T,probe.ld",
+    *sorted(path.name for path in (*PROBE.glob("*.S"), *PROBE.glob("*.c"))), "-o",
+]  # fmt: skip
 NATIVE = ["cc", "-O2", "-Wall", "-shared", "-fPIC", "-fvisibility=default", "native.c", "-o"]
 
 
-def build_gate() -> bool:
+def build() -> bool:
     """Compile what is not there, or older than its sources; whether all of it is there now."""
-    sources = max(path.stat().st_mtime for path in (*GATE.glob("*.[ch]"), Path(__file__)))
-    for target, command in ((OBJECT, BPF), (LIBRARY, NATIVE)):
+    for target, command, verb in (
+        (OBJECT, BPF, "guard"),
+        (LIBRARY, NATIVE, "guard"),
+        (PLUGIN_BUILT, PLUGGED, "guest"),
+        (PROBE_BUILT, BARE, "probe"),
+    ):
+        place = target.parent
+        sources = max(path.stat().st_mtime for path in (*place.glob("*.[chS]"), *place.glob("*.ld"), Path(__file__)))
         if target.exists() and target.stat().st_mtime >= sources:
             continue
         part = target.with_name(f"{target.name}.part")
         try:
-            subprocess.run([*command, part.name], cwd=GATE, check=True)
+            subprocess.run([*command, part.name], cwd=place, check=True)
             if target is OBJECT:  # BTF stays, which the kernel wants; DWARF, ten times as much, goes
-                subprocess.run([shutil.which("llvm-strip") or "llvm-strip-14", "-g", part.name], cwd=GATE, check=True)
+                subprocess.run([shutil.which("llvm-strip") or "llvm-strip-14", "-g", part.name], cwd=place, check=True)
             part.rename(target)
         except (OSError, subprocess.CalledProcessError) as error:
             part.unlink(missing_ok=True)
             target.unlink(missing_ok=True)
-            print(f"splitlock guard: {target.name} is not built, guard will not work: {error}", file=sys.stderr)
-    return OBJECT.exists() and LIBRARY.exists()
+            print(f"splitlock {verb}: {target.name} is not built, {verb} will not work: {error}", file=sys.stderr)
+    return OBJECT.exists() and LIBRARY.exists() and PLUGIN_BUILT.exists()
 
 
 class BuildPy(build_py):
-    """build_py, with the gate compiled first."""
+    """build_py, with what is C compiled first."""
 
     def run(self) -> None:
-        build_gate()
+        build()
         super().run()
 
 
@@ -64,7 +84,7 @@ class BdistWheel(bdist_wheel):
 
     def finalize_options(self) -> None:
         super().finalize_options()
-        self.root_is_pure = not build_gate()
+        self.root_is_pure = not build()
 
     def get_tag(self) -> tuple[str, str, str]:
         _, _, platform = super().get_tag()

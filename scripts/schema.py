@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from splitlock.report import exports, guard, run, scan
+from splitlock.report import exports, guard, guest, probe, run, scan
 
 DOCS = Path(__file__).parents[1] / "docs"
 REPORTS = {
@@ -16,6 +16,8 @@ REPORTS = {
     "exports": exports.Report,
     "guard": guard.Decision,
     "guard-status": guard.Status,
+    "guest": guest.Report,
+    "probe": probe.Report,
 }
 
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 # Listed here so that only the chosen verb's module is imported: start-up counts.
 _VERBS = {
     "run": "run a program and name every split lock it takes",
+    "guest": "boot a guest and name every split lock in it",
+    "probe": "find out how a hypervisor treats split locks",
     "scan": "find the hypervisors among kernel modules, and judge them",
     "exports": "tell what no longer loads without an exported symbol",
     "guard": "keep kernel modules out that a policy refuses, as they load",
@@ -28,6 +30,7 @@ examples:
   splitlock run -- ./game                      which code takes split locks?
   splitlock run --split-lock-detect=fatal -- ./game    as on a CPU that traps
   splitlock run --format json -o report.json -- make test
+  splitlock probe build -o probe.iso       how does this hypervisor treat them?
   splitlock scan                           which kernel modules are hypervisors?
   splitlock exports --without vmap_pfn     which would no longer load?
   splitlock guard start                    and keep them out"""

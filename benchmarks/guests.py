@@ -1,0 +1,130 @@
+"""What watching a guest costs: QEMU with the plugin and without it, booting and at a fixed workload, in turns.
+
+    benchmarks/guests.py                    a table, in minutes
+    benchmarks/guests.py --rounds 9 --markdown docs/benchmarks.md
+
+The guest is Debian's 6.1 with an initramfs; in it busybox compresses, starts processes and copies through pipes, and a
+program counts with aligned locked instructions, which is what a plugin that looks at locked instructions costs most.
+Time is QEMU's own processor time, and the clock's. The last row is what a split lock itself costs, with the plugin.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import re
+import select
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "src")]
+
+from guard.machine import QEMU, kernel  # noqa: E402
+from guest import boots  # noqa: E402
+from tables import Table, machine, rewrite_section, version  # noqa: E402
+
+from splitlock.guest import machine as machines  # noqa: E402
+
+_SCRIPT = """
+part() { echo "begins $1"; shift; "$@"; }
+cat /bin/busybox /bin/busybox /bin/busybox >/tmp/file
+part compression sh -c 'gzip -9 </tmp/file >/dev/null'
+part processes sh -c 'i=0; while [ $i -lt 400 ]; do /bin/busybox true; i=$((i+1)); done'
+part pipes sh -c 'dd if=/dev/zero bs=4k count=40000 2>/dev/null | cat | dd of=/dev/null bs=4k 2>/dev/null'
+part atomics /atomics 30000000
+part split /atomics 20000 split
+echo "begins nothing"
+"""
+_PROGRAM = """
+#include <stdlib.h>
+static _Alignas(64) char memory[128];
+int main(int argc, char **argv)
+{
+    long n = strtol(argv[1], 0, 10);
+    void *operand = memory + (argc > 2 ? 62 : 0);
+    for (long i = 0; i < n; i++)
+        __asm__ volatile("lock incl (%0)" : : "r"(operand) : "memory");
+    return 0;
+}
+"""
+_PARTS = ("boot", "compression", "processes", "pipes", "atomics", "split")
+
+
+def once(options: machines.Options, qemu: str) -> dict[str, tuple[float, float]]:
+    """Seconds of each part: QEMU's processor time, and the clock's."""
+    guest = machines.Machine(options, qemu)
+    fields = Path(f"/proc/{guest.process.pid}/stat")
+    seen: list[tuple[str, float, float]] = []
+    text = b"begins boot\n"
+    try:
+        while True:
+            for name in re.findall(rb"begins (\w+)\r?\n", text)[len(seen) :]:
+                used = fields.read_text().rpartition(")")[2].split()
+                cpu = (int(used[11]) + int(used[12])) / os.sysconf("SC_CLK_TCK")
+                seen.append((name.decode(), cpu, time.monotonic()))
+            if seen[-1][0] == "nothing":
+                break
+            ready, _, _ = select.select([guest.console, guest.asked], [], [], 120)
+            if guest.asked in ready and guest.asked.recv(4):
+                guest.asked.sendall(b"\0")
+            if guest.console in ready:
+                data = guest.console.recv(65536)
+                if not data:
+                    raise SystemExit(f"the guest died: {guest.words()}{text[-2000:].decode(errors='replace')}")
+                text += data
+    finally:
+        guest.end()
+        guest.close()
+    return {a[0]: (b[1] - a[1], b[2] - a[2]) for a, b in itertools.pairwise(seen)}
+
+
+def measure(rounds: int) -> Table:
+    """With and without, in turns; of each part the least: what else runs only adds."""
+    qemu = machines.version(QEMU)
+    times: dict[bool, list[dict[str, tuple[float, float]]]] = {False: [], True: []}
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name)
+        (place / "atomics.c").write_text(_PROGRAM)
+        program = boots.compiled(place / "atomics.c", place / "atomics")
+        initramfs = boots.initramfs(place / "initramfs", _SCRIPT, {"atomics": program})
+        options = machines.Options(
+            kernel=str(kernel("amd64").image), initrd=str(initramfs), append="console=ttyS0 quiet", disk=None,
+            disk_format=None, cdrom=None, firmware=None, memory=1 << 30, cpus=2, qemu=QEMU, more=[],
+        )  # fmt: skip
+        for turn in range(rounds):
+            for plugin in (False, True) if turn % 2 else (True, False):
+                times[plugin].append(once(options._replace(plugin=plugin), qemu))
+    rows = [["", "CPU s without", "with", "ratio", "clock s without", "with", "ratio"]]
+    for part in _PARTS:
+        row = [part]
+        for kind in (0, 1):
+            without, watched = (min(each[part][kind] for each in times[plugin]) for plugin in (False, True))
+            row += [f"{without:.2f}", f"{watched:.2f}", f"{watched / without:.2f}"]
+        rows.append(row)
+    return Table("A guest, by its parts: the least of all rounds.", rows)
+
+
+def main() -> None:
+    """Measure, print, and keep where asked to."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="with and without, in turns (default: 5)")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="rewrite FILE between guest:begin and guest:end")
+    arguments = parser.parse_args()
+    load = os.getloadavg()[0]
+    heading = [
+        f"{machine()}, load {load:.2f} before",
+        f"{version([QEMU, '--version'])}, TCG, 2 CPUs; guest Linux {kernel('amd64').release}",
+        f"{arguments.rounds} rounds, with and without the plugin in turns",
+    ]
+    report = "\n\n".join(["\n".join(heading), measure(arguments.rounds).text()]) + "\n"
+    print(report, end="")
+    if arguments.markdown:
+        rewrite_section(arguments.markdown, "guest", f"```\n{report}```\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""`splitlock guest`: boot a whole machine and name every split lock in it."""
+
+from __future__ import annotations
+
+import argparse
+
+from splitlock._errors import SplitlockError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from splitlock.commands import Parser
+    from splitlock.guest.machine import Machine
+    from splitlock.report.guest import Report
+
+_EPILOG = """\
+The guest's console is shown on standard error, the report on standard output.
+What follows -- goes to QEMU. Disks are never written: what the guest writes is
+gone with it. The guest has no network unless QEMU is told of one.
+
+exit status: 0 clean, or not what --fail-on asks for; 1 split locks; 2 the guest
+could not be run, QEMU died, or wrong usage.
+
+examples:
+  splitlock guest --disk image.qcow2 --duration 120
+  splitlock guest --disk image.raw --firmware ovmf --until 'login:' -q
+  splitlock guest --kernel vmlinuz --initrd initrd.img --append console=ttyS0
+  splitlock guest --cdrom install.iso -m 4G --smp 2 --format json -o report.json
+  splitlock guest --disk image.raw -- -nic user,model=virtio-net-pci"""
+
+PARSER = {
+    "help": "boot a guest and name every split lock in it",
+    "usage": "splitlock guest --kernel FILE [--initrd FILE] [--append TEXT] [options]\n"
+    "       splitlock guest --disk IMAGE [options] [-- QEMU OPTIONS]\n"
+    "       splitlock guest --cdrom ISO [options] [-- QEMU OPTIONS]",
+    "description": "Boot a guest in QEMU, and report every split lock in its firmware, boot loader,\n"
+    "kernel and programs. Runs on any machine; nothing splits for real.",
+    "epilog": _EPILOG,
+}
+_KERNEL = ("kernel", "module")
+_DEFAULT_APPEND = "console=ttyS0"
+
+
+def prepare_parser(parser: Parser) -> None:
+    """Add this verb's options to its parser, made with `PARSER`."""
+    parser.add_argument("--kernel", metavar="FILE", help="boot this kernel: bzImage, or vmlinux with PVH")
+    parser.add_argument("--initrd", metavar="FILE", help="with this initramfs")
+    parser.add_argument("--append", metavar="TEXT", help=f"and this command line (default: {_DEFAULT_APPEND})")
+    parser.add_argument("--disk", metavar="IMAGE", help="boot this disk, or give it to the kernel: raw or qcow2")
+    parser.add_argument("--cdrom", metavar="ISO", help="boot this ISO image, or give it to the kernel")
+    parser.add_argument("--firmware", metavar="ovmf|FILE", help="UEFI, not a BIOS: the installed one, or this")
+    parser.add_argument("-m", "--memory", type=_size, default="1G", metavar="MEM", help="(default: 1G)")
+    parser.add_argument(
+        "--smp", type=int, default=2, metavar="N", help="CPUs; with one, Linux unlocks its own code (default: 2)"
+    )
+    parser.add_argument("--duration", type=_seconds, metavar="S", help="end after so many seconds")
+    parser.add_argument("--until", type=_pattern, metavar="REGEX", help="end when the console says this")
+    parser.add_argument(
+        "--fail-on", choices=("kernel", "user", "any"), default="any", help="whose split locks are a failure (any)"
+    )
+    parser.add_argument("--qemu", default="qemu-system-x86_64", metavar="PROGRAM", help="(default: %(default)s)")
+    parser.add_argument("--format", choices=("text", "json"), default="text", help="(default: text)")
+    parser.add_argument("-o", "--output", metavar="FILE", help="write the report there, not to standard output")
+    parser.add_argument("-q", "--quiet", action="store_true", help="no console; no report when the status is 0")
+    parser.add_argument("-v", "--verbose", action="store_true", help="list all of many sites")
+    parser.add_argument("more", nargs="*", metavar="-- QEMU OPTIONS", help="more options for QEMU")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do it; gives the exit status."""
+    from splitlock.commands._output import Output
+    from splitlock.guest import disk
+    from splitlock.guest.machine import Machine, Options, version
+
+    if not (args.kernel or args.disk or args.cdrom):
+        raise SplitlockError("guest: nothing to boot; name a --kernel, --disk or --cdrom", 2)
+    for option in ("initrd", "append"):
+        if getattr(args, option) is not None and not args.kernel:
+            raise SplitlockError(f"--{option}: goes with --kernel", 2)
+    for option in ("kernel", "initrd", "cdrom"):
+        disk.check_readable(f"--{option}", getattr(args, option))
+    options = Options(
+        kernel=args.kernel, initrd=args.initrd, append=_DEFAULT_APPEND if args.append is None else args.append,
+        disk=args.disk, disk_format=disk.check(args.disk) if args.disk else None, cdrom=args.cdrom,
+        firmware=args.firmware, memory=args.memory, cpus=args.smp, qemu=args.qemu, more=args.more,
+    )  # fmt: skip
+    qemu = version(args.qemu)
+    with Output(args.output) as out:
+        machine = Machine(options, qemu)
+        try:
+            report = _watch(machine, args, qemu)
+        finally:
+            machine.end()
+            machine.close()
+        status = _status(report, args.fail_on)
+        if status or not args.quiet:
+            from splitlock.report.guest_text import render
+
+            out.write(report.to_json() if args.format == "json" else render(report, verbose=args.verbose).encode())
+    return status
+
+
+def _watch(machine: Machine, args: argparse.Namespace, qemu: str) -> Report:
+    from splitlock.guest.describe import describe
+    from splitlock.guest.files import Files
+    from splitlock.guest.watch import Watch
+
+    watch = Watch(machine, args.smp)
+    ended = watch.run(duration=args.duration, until=args.until, console=None if args.quiet else 2)
+    images = [(args.disk, machine.options.disk_format)] if args.disk else []
+    with Files(images + ([(args.cdrom, "raw")] if args.cdrom else [])) as files:
+        return describe(watch, ended, args.disk or args.cdrom or args.kernel, qemu, args.smp, files)
+
+
+def _status(report: Report, fail_on: str) -> int:
+    """The exit status: a guest that did not live as it should have says nothing."""
+    wheres = {site.where for site in report.sites}
+    failed = {
+        "kernel": any(where in _KERNEL for where in wheres),
+        "user": "user" in wheres,
+        "any": bool(report.hits),
+    }[fail_on] or bool(report.unnamed)
+    if failed:
+        return 1
+    return 2 if report.watched.end.startswith("qemu: ") else 0
+
+
+def _size(text: str) -> int:
+    """Bytes of memory, in QEMU's words: a number of MiB, or one with M or G."""
+    number, unit = (text[:-1], text[-1].upper()) if text[-1:].upper() in ("M", "G") else (text, "M")
+    if not number.isascii() or not number.isdigit() or not 0 < int(number) <= 1 << 20:
+        raise argparse.ArgumentTypeError(f"{text}: not an amount of memory, such as 512M or 2G")
+    return int(number) << (20 if unit == "M" else 30)
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1e9:
+        raise argparse.ArgumentTypeError(f"{text}: not a number of seconds")
+    return value
+
+
+def _pattern(text: str) -> str:
+    import re
+
+    try:
+        re.compile(text.encode())
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"{text}: no regular expression: {error}") from None
+    return text

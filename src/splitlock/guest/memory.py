@@ -1,0 +1,100 @@
+"""The guest's memory as we have it mapped: physical addresses, and virtual ones by its own page tables."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+
+from splitlock._errors import SplitlockError
+
+PAGE = 4096
+LOW = 2 << 30  #: bytes of memory below 4 GiB at most, as the machine is told (max-ram-below-4g); the rest begins there
+_HIGH = 4 << 30
+_PRESENT, _LARGE = 1, 1 << 7
+_ADDRESS = 0x000F_FFFF_FFFF_F000
+_LA57 = 1 << 12  # of CR4
+_U64 = struct.Struct("<Q")
+
+
+class Memory:
+    """The guest's memory, `size` bytes that QEMU shares with us through `fd`. Raises SplitlockError without room."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.low = min(size, LOW)
+        self.fd = os.memfd_create("splitlock-guest")
+        try:
+            os.truncate(self.fd, size)
+            self.ram = mmap.mmap(self.fd, size)
+        except (OSError, ValueError, OverflowError):
+            os.close(self.fd)
+            raise SplitlockError(f"-m: no room for {size >> 20} MiB here; take less", 2) from None
+
+    def offset(self, physical: int) -> int | None:
+        """Where in `ram` a physical address lies; None for what is no memory."""
+        if physical >= _HIGH:
+            physical += self.low - _HIGH
+            return physical if self.low <= physical < self.size else None
+        return physical if 0 <= physical < self.low else None
+
+    def read(self, physical: int, size: int) -> bytes | None:
+        """So many bytes at a physical address, None where they are not all memory."""
+        at = self.offset(physical)
+        return None if at is None or at + size > self.size else self.ram[at : at + size]
+
+    def close(self) -> None:
+        """Free it."""
+        self.ram.close()
+        os.close(self.fd)
+
+
+class Space:
+    """Virtual memory: what `cr3` maps, 4 or 5 levels as `cr4` says (SDM vol. 3A, 4.5). Long mode only."""
+
+    def __init__(self, memory: Memory, cr3: int, cr4: int) -> None:
+        self.memory = memory
+        self._root = cr3 & _ADDRESS
+        self._levels = 5 if cr4 & _LA57 else 4
+
+    def physical(self, address: int) -> int | None:
+        """The physical address, None where nothing is mapped."""
+        table = self._root
+        for level in range(self._levels - 1, -1, -1):
+            shift = 12 + 9 * level
+            at = self.memory.offset(table + (address >> shift & 511) * 8)
+            if at is None or at + 8 > self.memory.size:
+                return None
+            (entry,) = _U64.unpack_from(self.memory.ram, at)
+            if not entry & _PRESENT:
+                return None
+            if level == 0 or (level <= 2 and entry & _LARGE):
+                mask = (1 << shift) - 1
+                return int(entry & _ADDRESS & ~mask | address & mask)
+            table = entry & _ADDRESS
+        return None
+
+    def read(self, address: int, size: int) -> bytes:
+        """So many bytes at a virtual address. Raises LookupError where they are not all there."""
+        found = b""
+        while len(found) < size:
+            at = address + len(found)
+            physical = self.physical(at & (1 << 64) - 1)
+            part = min(size - len(found), PAGE - at % PAGE)
+            data = None if physical is None else self.memory.read(physical, part)
+            if data is None:
+                raise LookupError(f"{at:#x}: not in the guest's memory")
+            found += data
+        return found
+
+    def number(self, address: int, size: int = 8) -> int:
+        """An unsigned number of `size` bytes at a virtual address. Raises LookupError."""
+        return int.from_bytes(self.read(address, size), "little")
+
+    def text(self, address: int, limit: int) -> str:
+        """A NUL-terminated string of at most so many bytes. Raises LookupError where it does not begin in memory."""
+        first = min(limit, PAGE - address % PAGE)
+        data = self.read(address, first)
+        if b"\0" not in data and first < limit:
+            data += self.read(address + first, limit - first)
+        return data.partition(b"\0")[0].decode("utf-8", "surrogateescape")

@@ -1,0 +1,165 @@
+"""Who a split lock is: the part of the guest it belongs to, and its names there, while the guest waits for us."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from splitlock.guest import linux, uefi
+from splitlock.guest.shared import AFTER_BOOT_SECTOR, KNOWS_REGISTERS, NESTED, SMM
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Literal
+
+    from splitlock.guest.memory import Memory
+    from splitlock.guest.shared import Entry, Shared
+
+    Where = Literal["firmware", "boot loader", "kernel", "module", "user", "nested"]
+    Mode = Literal[16, 32, 64]
+
+_PE, _PG = 1, 1 << 31  # CR0
+_LMA = 1 << 10  # EFER
+_VM = 1 << 17  # EFLAGS: virtual-8086 mode
+_LA57 = 1 << 12  # CR4
+_USER32 = 0x23  # CS of 32-bit programs (arch/x86/include/asm/segment.h, __USER32_CS; Windows has the same)
+_BIOS, _MEGABYTE, _FLASH = 0xC0000, 0x100000, 0xFFC0_0000  # option ROMs and BIOS; firmware's flash ends at 4 GiB
+_EFI = range(0xFFFF_FFEF_0000_0000, 0xFFFF_FFFF_0000_0000)  # Documentation/arch/x86/x86_64/mm.rst
+
+
+@dataclass
+class Named:
+    """Who it is, as far as that is known."""
+
+    where: Where
+    mode: Mode | None  #: bits of the code
+    image: str | None = None  #: the module, the UEFI program
+    function: str | None = None  #: the module's
+    offset: int | None = None  #: into the function, in bytes
+    process: linux.Process | None = None
+    mapping: linux.Mapping | None = None
+    kernel: linux.Kernel | None = None  #: that ran; its functions get their names in the end
+
+
+class Names:
+    """What the guest's memory says. Nothing here raises because of what that holds."""
+
+    def __init__(self, memory: Memory, shared: Shared, cpus: int) -> None:
+        self._memory, self._shared, self._cpus = memory, shared, cpus
+        self.kernel: linux.Kernel | None = None
+        self._told = False
+
+    def find_kernel(self, cr3: int, cr4: int) -> linux.Kernel | None:
+        """The Linux kernel that these page tables are of; the plugin is told where its tasks are."""
+        if not cr3:
+            return None
+        if self.kernel is not None and self.kernel.still(cr3, cr4):
+            if not self._told:
+                self._tell()
+            return self.kernel
+        try:
+            found = linux.Kernel(self._memory, cr3, cr4)
+        except LookupError:
+            return None
+        self.kernel = found
+        self._tell()
+        return found
+
+    def _tell(self) -> None:
+        """Early in its boot a kernel has no per-CPU memory yet: then again at the next occasion."""
+        self._told = False
+        if self.kernel is None:
+            return
+        try:
+            tasks = self.kernel.tasks(self._cpus)
+        except LookupError:
+            return
+        self._told = len(tasks.current) == self._cpus
+        self._shared.tell_tasks(*tasks)
+
+    def name(self, entry: Entry) -> Named:
+        """Who this is, as the guest is now: the vCPU has just done it, and waits."""
+        mode = _mode(entry)
+        if entry.flags & NESTED:
+            return self._nested(entry, mode)
+        if not entry.flags & KNOWS_REGISTERS:
+            return Named("kernel" if entry.pc >= linux.KERNEL_HALF else "user", mode)
+        if entry.flags & SMM or not entry.cr0 & _PE or (entry.cr0 & _PG and not entry.efer & _LMA):
+            kernel = None
+        else:
+            kernel = self.find_kernel(entry.cr3, entry.cr4) if entry.efer & _LMA else None
+        if kernel is None and entry.pc < linux.KERNEL_HALF:
+            if entry.cs & 3 and entry.cr0 & _PE and entry.cr0 & _PG:
+                return Named("user", mode)
+            return self._before(entry, mode)
+        if entry.pc >= linux.KERNEL_HALF or kernel is None:
+            return self._kernel(kernel, entry, mode)
+        if not entry.cs & 3:
+            return Named("kernel", mode, kernel=kernel)
+        return self._user(kernel, entry, mode)
+
+    def _user(self, kernel: linux.Kernel, entry: Entry, mode: Mode | None) -> Named:
+        process = mapping = None
+        try:
+            if entry.k_gs_base in kernel.per_cpu(self._cpus):
+                process = kernel.process(entry.k_gs_base)
+                mapping = kernel.mapping(process.task, entry.pc)
+        except LookupError:
+            pass
+        return Named("user", mode, process=process, mapping=mapping, kernel=kernel)
+
+    def _nested(self, entry: Entry, mode: Mode | None) -> Named:
+        """A guest's guest: the program of the host that runs it."""
+        kernel = next((k for la57 in (0, _LA57) if (k := self.find_kernel(entry.host_cr3, la57))), None)
+        process = None
+        try:
+            if kernel is not None:
+                process = kernel.process(kernel.per_cpu(self._cpus)[entry.vcpu])
+        except (LookupError, IndexError):
+            pass
+        return Named("nested", mode, process=process, kernel=kernel)
+
+    @staticmethod
+    def _kernel(kernel: linux.Kernel | None, entry: Entry, mode: Mode | None) -> Named:
+        if entry.pc in _EFI:
+            return Named("firmware", mode, kernel=kernel)
+        try:
+            if kernel is not None and not kernel.symbols.function(entry.pc):
+                module = kernel.module(entry.pc)
+                if module is not None:
+                    return Named("module", mode, *module, kernel=kernel)
+        except LookupError:
+            pass
+        return Named("kernel", mode, kernel=kernel)
+
+    def _before(self, entry: Entry, mode: Mode | None) -> Named:
+        """What runs before a kernel does."""
+        rom = _BIOS <= entry.pc < _MEGABYTE or _FLASH <= entry.pc < 1 << 32
+        if entry.flags & SMM or rom:
+            return Named("firmware", mode)
+        own, name = uefi.Volumes(self._memory).program(entry.pc)
+        if own:
+            return Named("firmware", mode, image=name or None)
+        return Named("boot loader" if entry.flags & AFTER_BOOT_SECTOR or mode == 64 else "firmware", mode)
+
+
+def _mode(entry: Entry) -> Mode | None:
+    """16-, 32- or 64-bit code: as QEMU says; else by registers and the operand's size; None where that leaves two."""
+    if entry.mode in (16, 32, 64):
+        return entry.mode  # type: ignore[no-any-return]  # a named tuple's
+    if not entry.flags & KNOWS_REGISTERS:
+        return None
+    if not entry.cr0 & _PE or entry.eflags & _VM:
+        return 16
+    prefixed = 0x66 in entry.code[: entry.code.find(b"\x0f") if b"\x0f" in entry.code else 2]
+    if entry.efer & _LMA:
+        if entry.pc >> 32 or (entry.size == 8 and not _eight(entry.code)):
+            return 64
+        return 32 if entry.cs == _USER32 else 64
+    if _eight(entry.code):
+        return None
+    return 16 if (entry.size == 2) != prefixed else 32
+
+
+def _eight(code: bytes) -> bool:
+    """cmpxchg8b: of 8 bytes everywhere."""
+    return b"\x0f\xc7" in code

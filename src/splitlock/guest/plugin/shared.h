@@ -1,0 +1,52 @@
+/*
+ * shared.h: the file that the plugin and splitlock both have mapped. src/splitlock/guest/shared.py has the same layout.
+ *
+ * What is counted lies there and nowhere else, so that it outlives QEMU however that ends.
+ */
+#pragma once
+#include <stdint.h>
+
+enum { CPUS = 256, ENTRIES = 1 << 16, CODE = 16 };
+
+/* Numbers of entry.registers. */
+enum { CR0, CR3, CR4, EFER, EFLAGS, CS, GS_BASE, K_GS_BASE, REGISTERS };
+
+enum { IN_NESTED = 1, IN_SMM = 2, AFTER_BOOT_SECTOR = 4, KNOWS_REGISTERS = 8 }; /* entry.flags */
+
+/* One locked instruction that crossed, as one program runs it. */
+struct entry {
+    _Atomic uint64_t hits;
+    uint64_t pc;      /* linear address of the instruction */
+    uint64_t address; /* of the operand, at the first hit */
+    uint64_t task, started, execs; /* who: see struct header; 0 where that is unknown */
+    uint64_t registers[REGISTERS]; /* at the first hit */
+    uint64_t host_cr3;             /* of the host, when this is in a nested guest */
+    uint32_t vcpu;
+    uint8_t size, length; /* bytes of the operand, of the instruction */
+    uint8_t mode;         /* 16, 32, 64; 0: unknown */
+    uint8_t flags;
+    uint8_t code[CODE];
+};
+
+struct header {
+    /* by the plugin */
+    uint32_t api;           /* version of QEMU's plugin interface; 0: the plugin was not loaded */
+    uint32_t knows;         /* bit 0: registers, bit 1: 16-, 32- or 64-bit code, both for certain */
+    _Atomic uint64_t sites; /* locked instructions translated, each time */
+    _Atomic uint64_t hits;  /* split locks in all */
+    _Atomic uint64_t lost;  /* of these: not in an entry, as all were taken */
+    _Atomic uint64_t entries;
+    _Atomic uint64_t boot_sector; /* whether one has begun to run */
+    /* of a vCPU in the kernel's half, soon after splitlock has set `look`; 0: nothing there ran yet */
+    uint64_t cr3, cr4;
+    _Atomic uint64_t look;
+    /* by splitlock, once it knows the guest's kernel: where the running task is to be had. 0: unknown */
+    uint64_t direct_map;     /* virtual address at which the kernel has all memory */
+    uint64_t started, execs; /* offsets in task_struct of start_time and self_exec_id */
+    uint64_t exec_bytes;     /* size of the latter */
+    _Atomic uint64_t current[CPUS]; /* by vCPU: physical address of its pointer to the running task */
+};
+
+enum { TABLE = 8192 }; /* where the entries begin */
+_Static_assert(sizeof(struct header) <= TABLE, "the header overruns the table");
+_Static_assert(sizeof(struct entry) == 144, "shared.py has it otherwise");

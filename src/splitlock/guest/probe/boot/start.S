@@ -1,0 +1,46 @@
+/* How the image starts: at 0x7c00 in real mode, from a BIOS that booted a CD or from a VMM without one. No BIOS is called.
+ *
+ * The image lives in 32-bit protected mode without paging, at CPL 0, with interrupts off; trial.S leaves it and returns.
+ */
+#include "probe.h"
+    .section .start, "ax"
+    .code16
+    .globl start
+start:
+    cli
+    cld
+    ljmp $0, $1f /* some start at 07c0:0000 */
+1:  xorw %ax, %ax
+    movw %ax, %ds
+    lgdtl gdt_register
+    movl %cr0, %eax
+    orb $1, %al
+    movl %eax, %cr0
+    ljmpl $CODE32, $home
+
+    .code32
+home:
+    movw $DATA32, %ax
+    movw %ax, %ds
+    movw %ax, %es
+    movw %ax, %fs
+    movw %ax, %gs
+    movw %ax, %ss
+    movl $home_stack, %esp
+    movl $bss_start, %edi
+    movl $bss_end, %ecx
+    subl %edi, %ecx
+    xorl %eax, %eax
+    rep stosb
+    /* the first 2 MiB, as they are, for everyone: what long mode needs */
+    movl $directories + 7, page_map
+    movl $directory + 7, directories
+    movl $0x87, directory
+    lidt idt32_register
+    movw $TSS32, %ax
+    ltr %ax
+    call console_start
+    call rows_run
+1:  cli
+    hlt
+    jmp 1b

@@ -1,0 +1,73 @@
+"""What the plugin counts: the file it shares with us, laid out as in plugin/shared.h says."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+from collections import namedtuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+CPUS, ENTRIES, _TABLE = 256, 1 << 16, 8192
+NESTED, SMM, AFTER_BOOT_SECTOR, KNOWS_REGISTERS = 1, 2, 4, 8  #: bits of Entry.flags
+_ENTRY = struct.Struct("<6Q8QQI4B16s")
+_HEAD = struct.Struct("<II7Q")
+_LOOK = struct.Struct("<Q")
+_TASKS = _HEAD.size + _LOOK.size
+_KERNEL = struct.Struct("<4Q")
+
+Entry = namedtuple(
+    "Entry",
+    "hits pc address task started execs cr0 cr3 cr4 efer eflags cs gs_base k_gs_base host_cr3 "
+    "vcpu size length mode flags code",
+)
+"""A locked instruction that crossed, as one program runs it; registers are those at the first hit."""
+
+Totals = namedtuple("Totals", "api knows sites hits lost entries boot_sector cr3 cr4")
+"""`api`: QEMU's plugin interface, 0 when the plugin was not loaded; `knows`: bit 0 registers, bit 1 the code's mode;
+`sites`: locked instructions translated; `hits` in all; `lost`: those of them in no entry; `boot_sector`: one has run;
+`cr3`, `cr4`: what they were in the kernel when `look` was last answered."""
+
+
+class Shared:
+    """The file, in memory only. `fd` is inherited by QEMU."""
+
+    def __init__(self) -> None:
+        self.fd = os.memfd_create("splitlock-shared")
+        size = _TABLE + ENTRIES * _ENTRY.size
+        os.truncate(self.fd, size)
+        self._map = mmap.mmap(self.fd, size)
+
+    def totals(self) -> Totals:
+        """The counters, as they are now."""
+        return Totals(*_HEAD.unpack_from(self._map))
+
+    def look(self) -> None:
+        """Ask for `cr3` and `cr4` anew."""
+        _LOOK.pack_into(self._map, _HEAD.size, 1)
+
+    def entry(self, number: int) -> Entry:
+        """One entry, as it is now; its hits may still grow."""
+        return Entry(*_ENTRY.unpack_from(self._map, _TABLE + number * _ENTRY.size))
+
+    def entries(self) -> Iterator[Entry]:
+        """All of them, in the order of their first hits."""
+        return map(self.entry, range(min(self.totals().entries, ENTRIES)))
+
+    def tell_tasks(self, direct_map: int, started: int, execs: int, exec_bytes: int, current: dict[int, int]) -> None:
+        """Say where the running task is to be had: `current` has the physical address of its pointer by vCPU."""
+        pointers = [current.get(cpu, 0) for cpu in range(CPUS)]
+        values = struct.pack(f"<{CPUS}Q", *pointers)
+        at = _TASKS + _KERNEL.size
+        if self._map[at : at + len(values)] != values:
+            self._map[at : at + len(values)] = bytes(len(values))  # first none, then another kernel's places
+            _KERNEL.pack_into(self._map, _TASKS, direct_map, started, execs, exec_bytes)
+            self._map[at : at + len(values)] = values
+
+    def close(self) -> None:
+        """Free it."""
+        self._map.close()
+        os.close(self.fd)

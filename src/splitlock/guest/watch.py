@@ -1,0 +1,177 @@
+"""A guest's life under watch: its console, the plugin's questions, and what ends it."""
+
+from __future__ import annotations
+
+import os
+import re
+import selectors
+import signal
+import socket
+import sys
+import time
+from collections import namedtuple
+from contextlib import contextmanager
+
+from splitlock._errors import SplitlockError
+from splitlock.guest.machine import Machine
+from splitlock.guest.names import Named, Names
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_TICK = 0.5  # seconds between looks for a kernel
+_KEEP = 1 << 16  # characters of the console that --until is looked for in
+_GRACE = 5.0  # seconds for QEMU to end after it was asked to
+
+Ended = namedtuple("Ended", "why seconds")
+"""Why a guest ended (as report.guest.Watched.end has it), and how long it lived."""
+
+
+class Watch:
+    """One machine, and the names that were found while it ran: `named` by the number of the plugin's entry."""
+
+    def __init__(self, machine: Machine, cpus: int) -> None:
+        self.machine = machine
+        self.names = Names(machine.memory, machine.shared, cpus)
+        self.named: dict[int, Named] = {}
+
+    def run(self, *, duration: float | None, until: str | None, console: int | None) -> Ended:
+        """Until the guest powers off, `duration` seconds have passed, the console matches `until`, or Ctrl-C.
+
+        `console`: where its output is written, None for nowhere. What is typed goes to the guest where standard input
+        is a terminal. QEMU has ended when this returns. Raises SplitlockError where it never began.
+        """
+        begin = time.monotonic()
+        pattern = re.compile(until.encode()) if until else None
+        with selectors.DefaultSelector() as selector, _terminal() as keyboard, _interrupts() as interrupted:
+            selector.register(self.machine.asked, selectors.EVENT_READ)
+            selector.register(self.machine.console, selectors.EVENT_READ)
+            if keyboard is not None:
+                selector.register(keyboard, selectors.EVENT_READ)
+            why, asked_to_end, looked, recent = "", 0.0, 0.0, b""
+            while True:
+                for key, _ in selector.select(_TICK):
+                    if key.fileobj is self.machine.asked:
+                        if not self._answer():
+                            selector.unregister(self.machine.asked)
+                    elif key.fileobj is self.machine.console:
+                        data = _receive(self.machine.console)
+                        if not data:
+                            selector.unregister(self.machine.console)
+                        if console is not None:
+                            _write(console, data)
+                        recent = (recent + data)[-_KEEP:]
+                        if pattern and pattern.search(recent):
+                            why = why or "until"
+                    else:
+                        self._type(os.read(sys.stdin.fileno(), 1024))
+                now = time.monotonic()
+                if now - looked >= _TICK:
+                    looked = now
+                    self._look()
+                if interrupted:
+                    why = why or "interrupted"
+                if duration is not None and now - begin >= duration:
+                    why = why or "duration"
+                status = self.machine.process.poll()
+                if status is not None:
+                    self._rest()
+                    return Ended(why or self._how(status), now - begin)
+                if why and not asked_to_end:
+                    self.machine.stop()
+                    asked_to_end = now
+                if asked_to_end and now - asked_to_end > _GRACE:
+                    self.machine.process.kill()
+
+    def _answer(self) -> bool:
+        """Look at who it is that the plugin asks about, and let the guest go on; False when QEMU is gone."""
+        question = _receive(self.machine.asked, 4)
+        if len(question) < 4:
+            return False
+        number = int.from_bytes(question, "little")
+        self.named[number] = self.names.name(self.machine.shared.entry(number))
+        try:
+            self.machine.asked.sendall(b"\0")
+        except OSError:
+            return False
+        return True
+
+    def _rest(self) -> None:
+        """What QEMU had still to say when it ended."""
+        self.machine.asked.setblocking(False)
+        while self._answer():
+            pass
+        self._look()
+
+    def _look(self) -> None:
+        """Find the kernel that runs, also where nothing splits: the report says so, and names come sooner."""
+        totals = self.machine.shared.totals()
+        self.names.find_kernel(totals.cr3, totals.cr4)
+        self.machine.shared.look()
+
+    def _type(self, keys: bytes) -> None:
+        try:
+            self.machine.console.sendall(keys)
+        except OSError:
+            pass
+
+    def _how(self, status: int) -> str:
+        """How QEMU ended of itself. Raises SplitlockError where it did not even begin."""
+        if status == 0:
+            return "power off"
+        words = self.machine.words().splitlines()
+        own = [line for line in words if line.startswith("splitlock plugin")]  # QEMU's word after it says less
+        said = f": {(own or words)[-1]}" if words else ""
+        if status > 0 and not self.machine.shared.totals().sites:
+            raise SplitlockError(f"QEMU did not start{said or f' (exit status {status})'}", 2)
+        how = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
+        return f"qemu: {how}{said}"
+
+
+def _receive(source: socket.socket, size: int = 1 << 16) -> bytes:
+    try:
+        return source.recv(size)
+    except OSError:  # the other end has gone
+        return b""
+
+
+def _write(target: int, data: bytes) -> None:
+    while data:
+        try:
+            data = data[os.write(target, data) :]
+        except BlockingIOError:
+            time.sleep(0.01)
+        except OSError:  # nobody looks
+            return
+
+
+@contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """Ctrl-C and a polite end are noted, not acted on: the report is to come."""
+    seen: list[int] = []
+    before = {number: signal.signal(number, lambda n, _: seen.append(n)) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield seen
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _terminal() -> Iterator[int | None]:
+    """Standard input where it is a terminal we own, key by key and without an echo: the guest's console does that."""
+    if not sys.stdin or not sys.stdin.isatty() or os.tcgetpgrp(sys.stdin.fileno()) != os.getpgrp():
+        yield None
+        return
+    import termios
+
+    keyboard = sys.stdin.fileno()
+    before = termios.tcgetattr(keyboard)
+    changed = termios.tcgetattr(keyboard)
+    changed[3] &= ~(termios.ECHO | termios.ICANON)  # Ctrl-C stays ours
+    termios.tcsetattr(keyboard, termios.TCSADRAIN, changed)
+    try:
+        yield keyboard
+    finally:
+        termios.tcsetattr(keyboard, termios.TCSADRAIN, before)
