@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import os
+from contextlib import contextmanager
 
 from splitlock._errors import SplitlockError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from splitlock.commands import Parser
     from splitlock.guest.machine import Machine
     from splitlock.report.guest import Report
@@ -25,6 +29,7 @@ examples:
   splitlock guest --disk image.raw --firmware ovmf --until 'login:' -q
   splitlock guest --kernel vmlinuz --initrd initrd.img --append console=ttyS0
   splitlock guest --cdrom install.iso -m 4G --smp 2 --format json -o report.json
+  splitlock guest --sld --kernel vmlinuz --append 'split_lock_detect=fatal ...'
   splitlock guest --disk image.raw -- -nic user,model=virtio-net-pci"""
 
 PARSER = {
@@ -57,6 +62,13 @@ def prepare_parser(parser: Parser) -> None:
     parser.add_argument(
         "--fail-on", choices=("kernel", "user", "any"), default="any", help="whose split locks are a failure (any)"
     )
+    parser.add_argument("--sld", action="store_true", help="processors with split-lock detection: #AC, by TEST_CTRL")
+    parser.add_argument("--bus-lock", action="store_true", help="processors with bus-lock detection: #DB, by DEBUGCTL")
+    parser.add_argument(
+        "--forward-ac", nargs="?", const="always", choices=("once", "always", "asked"),
+        help="processors that announce nothing, and raise #AC all the same (default: always)",
+    )  # fmt: skip
+    parser.add_argument("--traps", metavar="FILE", help="a line of JSON for each exception of these")
     parser.add_argument("--qemu", default="qemu-system-x86_64", metavar="PROGRAM", help="(default: %(default)s)")
     parser.add_argument("--format", choices=("text", "json"), default="text", help="(default: text)")
     parser.add_argument("-o", "--output", metavar="FILE", help="write the report there, not to standard output")
@@ -69,6 +81,7 @@ def run(args: argparse.Namespace) -> int:
     """Do it; gives the exit status."""
     from splitlock.commands._output import Output
     from splitlock.guest import disk
+    from splitlock.guest.detection import Detection
     from splitlock.guest.machine import Machine, Options, version
 
     if not (args.kernel or args.disk or args.cdrom):
@@ -78,14 +91,24 @@ def run(args: argparse.Namespace) -> int:
             raise SplitlockError(f"--{option}: goes with --kernel", 2)
     for option in ("kernel", "initrd", "cdrom"):
         disk.check_readable(f"--{option}", getattr(args, option))
+    detection = Detection(args.sld, args.bus_lock, args.forward_ac)
+    if args.forward_ac and (args.sld or args.bus_lock):
+        raise SplitlockError("--forward-ac: announces nothing; leave out --sld and --bus-lock", 2)
+    if args.traps and not any(detection):
+        raise SplitlockError("--traps: goes with --sld, --bus-lock or --forward-ac", 2)
     options = Options(
         kernel=args.kernel, initrd=args.initrd, append=_DEFAULT_APPEND if args.append is None else args.append,
         disk=args.disk, disk_format=disk.check(args.disk) if args.disk else None, cdrom=args.cdrom,
         firmware=args.firmware, memory=args.memory, cpus=args.smp, qemu=args.qemu, more=args.more,
+        detection=detection,
     )  # fmt: skip
     qemu = version(args.qemu)
-    with Output(args.output) as out:
-        machine = Machine(options, qemu)
+    if any(detection):
+        from splitlock.guest.selftest import check
+
+        check(options, qemu)
+    with Output(args.output) as out, _traps(args.traps) as traps:
+        machine = Machine(options._replace(traps=traps), qemu)
         try:
             report = _watch(machine, args, qemu)
         finally:
@@ -97,6 +120,22 @@ def run(args: argparse.Namespace) -> int:
 
             out.write(report.to_json() if args.format == "json" else render(report, verbose=args.verbose).encode())
     return status
+
+
+@contextmanager
+def _traps(path: str | None) -> Iterator[int | None]:
+    """A descriptor of the file for exceptions."""
+    if path is None:
+        yield None
+        return
+    try:
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o666)
+    except OSError as error:
+        raise SplitlockError(f"--traps {path}: {error.strerror}", 2) from None
+    try:
+        yield file
+    finally:
+        os.close(file)
 
 
 def _watch(machine: Machine, args: argparse.Namespace, qemu: str) -> Report:
@@ -117,7 +156,7 @@ def _status(report: Report, fail_on: str) -> int:
     failed = {
         "kernel": any(where in _KERNEL for where in wheres),
         "user": "user" in wheres,
-        "any": bool(report.hits),
+        "any": bool(report.sites),
     }[fail_on] or bool(report.unnamed)
     if failed:
         return 1

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from splitlock.guest.answers import Console, answers
+from splitlock.guest.detection import plugin_words
 from splitlock.guest.linux import Mapping
-from splitlock.report.guest import SCHEMA, Report, Site, Watched
+from splitlock.report.guest import SCHEMA, Detection, Report, Site, Watched
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from splitlock.guest.files import Files
     from splitlock.guest.linux import Kernel
     from splitlock.guest.names import Named
-    from splitlock.guest.shared import Entry
+    from splitlock.guest.shared import Entry, Totals
     from splitlock.guest.watch import Ended, Watch
 
 _BEFORE_KERNEL = ("firmware", "boot loader")
@@ -19,17 +21,20 @@ _BEFORE_KERNEL = ("firmware", "boot loader")
 def describe(watch: Watch, ended: Ended, guest: str, qemu: str, cpus: int, files: Files | None) -> Report:
     """The report. `qemu`: its version; `files`: the guest's, where they can be read."""
     totals = watch.machine.shared.totals()
+    console = Console(bytes(watch.said))
     found: dict[tuple[object, ...], Site] = {}
     for number, entry in enumerate(watch.machine.shared.entries()):
-        if entry.hits:
+        if entry.hits or entry.traps:
             named = watch.named.get(number)
             named = watch.names.name(entry) if named is None else named
             # a function of the kernel gets its name only now: at its first hit the kernel may not have been known
             site = _site(entry, named, named.kernel or watch.names.kernel, files)
+            if entry.traps:
+                _add_answers(site, entry, named, console, totals, ended)
             same = found.setdefault(_key(site), site)
             if same is not site:
-                same.hits += site.hits
-    sites = sorted(found.values(), key=lambda site: (-site.hits, site.address))
+                _join(same, site)
+    sites = sorted(found.values(), key=lambda site: (-site.hits - site.traps, site.address))
     kernel = watch.names.kernel
     ready = None if kernel is None else all(site.where in _BEFORE_KERNEL for site in sites) and not totals.lost
     return Report(
@@ -38,6 +43,7 @@ def describe(watch: Watch, ended: Ended, guest: str, qemu: str, cpus: int, files
         hits=totals.hits,
         unnamed=totals.hits - sum(site.hits for site in sites),
         sites=sites,
+        detection=_detection(watch, console),
         ready=ready,
         watched=Watched(
             qemu=qemu,
@@ -52,6 +58,41 @@ def describe(watch: Watch, ended: Ended, guest: str, qemu: str, cpus: int, files
         ),
         unwatched=_unwatched(watch, sites, files),
     )
+
+
+def _add_answers(site: Site, entry: Entry, named: Named, console: Console, totals: Totals, ended: Ended) -> None:
+    threads = {named.process.pid, named.process.tid} if named.process else set()
+    site.traps = entry.traps
+    site.answers, site.said = answers(entry, site.where, threads, console, totals, ended.why == "livelock")
+    waits = min(entry.traps, entry.hits)
+    if entry.waited and waits:
+        site.delay_ms = round(entry.waited / waits / 1e6, 3)
+        site.longest_delay_ms = round(entry.longest / 1e6, 3)
+
+
+def _join(site: Site, other: Site) -> None:
+    """The same instruction of the same program: at another address, or another thread."""
+    delays = [(each.delay_ms, min(each.hits, each.traps)) for each in (site, other) if each.delay_ms is not None]
+    if delays:
+        site.delay_ms = round(sum(delay * count for delay, count in delays) / sum(count for _, count in delays), 3)
+        site.longest_delay_ms = max(each.longest_delay_ms or 0.0 for each in (site, other))
+    site.hits += other.hits
+    site.traps += other.traps
+    site.answers = list(dict.fromkeys([*site.answers, *other.answers]))
+    if len(site.answers) > 1 and "never executed" in site.answers:
+        site.answers.remove("never executed")
+    site.said = site.said or other.said
+
+
+def _detection(watch: Watch, console: Console) -> Detection | None:
+    detection = watch.machine.options.detection
+    if not plugin_words(detection):
+        return None
+    totals = watch.machine.shared.totals()
+    return Detection(
+        split_locks=detection.split_locks, bus_locks=detection.bus_locks, forward=detection.forward, traps=totals.traps,
+        resets=max(0, totals.resets - 1), said=console.boot,
+    )  # fmt: skip
 
 
 def _key(site: Site) -> tuple[object, ...]:

@@ -38,7 +38,7 @@ Mapping = namedtuple("Mapping", "path offset inside inode device")
 """What lies at an address: the file's path as the guest has it (empty: memory of no file), the offset in it; its path,
 its inode number and its device's name (`sda1`) on its own file system."""
 
-Tasks = namedtuple("Tasks", "direct_map started execs exec_bytes current")
+Tasks = namedtuple("Tasks", "direct_map started execs exec_bytes send_fault current")
 """Where the running tasks are to be had, as `Shared.tell_tasks` takes it."""
 
 
@@ -120,6 +120,7 @@ class Kernel:
             self._at("task_struct", started),
             self._at("task_struct", "self_exec_id"),
             self.btf.field("task_struct", "self_exec_id").size if self.btf else 0,
+            self.symbols.addresses.get("force_sig_fault", 0),
             {cpu: place for cpu, place in places.items() if place is not None},
         )
 

@@ -10,6 +10,7 @@ import tempfile
 from collections import namedtuple
 
 from splitlock._errors import SplitlockError
+from splitlock.guest.detection import Detection, plugin_words, processor
 from splitlock.guest.memory import LOW, Memory
 from splitlock.guest.shared import CPUS, Shared
 
@@ -21,10 +22,13 @@ _CX16_WORKS = 8  # QEMU: Linux 6.12 panics on 7.2's cmpxchg16b
 _END = 5  # seconds that QEMU has for ending by itself
 
 Options = namedtuple(
-    "Options", "kernel initrd append disk disk_format cdrom firmware memory cpus qemu more plugin", defaults=(True,)
+    "Options",
+    "kernel initrd append disk disk_format cdrom firmware memory cpus qemu more plugin detection traps",
+    defaults=(True, Detection(), None),
 )
 """What is booted: paths or None, and the disk's format as QEMU calls it; `firmware`: None, `ovmf` or a path; `memory`
-in bytes; `qemu`: the program; `more`: options of its own; `plugin` False: without ours, to compare with."""
+in bytes; `qemu`: the program; `more`: options of its own; `plugin` False: without ours, to compare with;
+`detection`: what its processors detect; `traps`: a descriptor to which their exceptions are written, lines of JSON."""
 
 
 def version(program: str) -> str:
@@ -65,6 +69,8 @@ class Machine:
         """`qemu`: its version."""
         if not os.path.exists(PLUGIN):
             raise SplitlockError(f"{PLUGIN}: not built; install a C compiler and build splitlock again", 2)
+        if options.detection.bus_locks and options.cpus == 1:  # QEMU then runs a split atomic among other instructions
+            raise SplitlockError("--bus-lock: needs --smp 2 or more: with one CPU the exception would come late", 2)
         if not 0 < options.cpus < CPUS:
             raise SplitlockError(f"--smp {options.cpus}: 1 to {CPUS - 1} CPUs", 2)
         self.options = options
@@ -74,6 +80,7 @@ class Machine:
         self.asked, ask = socket.socketpair()
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115  # as long as the machine
         inherited = [self.memory.fd, self.shared.fd, console.fileno(), ask.fileno()]
+        inherited += [options.traps] if options.traps is not None else []
         try:
             self.process = subprocess.Popen(
                 # it ends with us, however we end; and Ctrl-C at the terminal is for us alone
@@ -94,16 +101,18 @@ class Machine:
             options.qemu, "-nodefaults", "-no-user-config", "-accel", "tcg,thread=multi",
             "-machine", f"memory-backend=ram,max-ram-below-4g={LOW}", "-m", f"{size >> 20}M",
             "-object", f"memory-backend-file,id=ram,share=on,size={size},mem-path=/proc/self/fd/{self.memory.fd}",
-            "-cpu", "max,cx16=off" if int(qemu.partition(".")[0]) < _CX16_WORKS else "max",
+            "-cpu", "max" + ",cx16=off" * (int(qemu.partition(".")[0]) < _CX16_WORKS) + processor(options.detection),
             "-smp", str(options.cpus), "-display", "none", "-vga", "none",
             "-chardev", f"socket,id=console,fd={console}", "-serial", "chardev:console",
             "-device", "virtio-rng-pci",
         ]  # fmt: skip
         if options.plugin:
-            words += [
-                "-plugin",
-                f"file={comma(PLUGIN)},shared={self.shared.fd},ram={self.memory.fd},low={self.memory.low},ask={ask}",
-            ]
+            plugin = (
+                f"file={comma(PLUGIN)},shared={self.shared.fd},ram={self.memory.fd},low={self.memory.low},ask={ask}"
+            )
+            if detect := plugin_words(options.detection):
+                plugin += f",detect={detect}" + (f",traps={options.traps}" if options.traps is not None else "")
+            words += ["-plugin", plugin]
         if options.kernel:
             words += ["-kernel", options.kernel, "-append", options.append]
         if options.initrd:

@@ -13,20 +13,21 @@ if TYPE_CHECKING:
 
 CPUS, ENTRIES, _TABLE = 256, 1 << 16, 8192
 NESTED, SMM, AFTER_BOOT_SECTOR, KNOWS_REGISTERS = 1, 2, 4, 8  #: bits of Entry.flags
-_ENTRY = struct.Struct("<6Q8QQI4B16s")
-_HEAD = struct.Struct("<II7Q")
+_ENTRY = struct.Struct("<11Q8QQI4B16s")
+_HEAD = struct.Struct("<II9Q")
 _LOOK = struct.Struct("<Q")
 _TASKS = _HEAD.size + _LOOK.size
-_KERNEL = struct.Struct("<4Q")
+_KERNEL = struct.Struct("<5Q")
 
 Entry = namedtuple(
     "Entry",
-    "hits pc address task started execs cr0 cr3 cr4 efer eflags cs gs_base k_gs_base host_cr3 "
-    "vcpu size length mode flags code",
+    "hits traps signals trapped_at waited longest pc address task started execs "
+    "cr0 cr3 cr4 efer eflags cs gs_base k_gs_base host_cr3 vcpu size length mode flags code",
 )
-"""A locked instruction that crossed, as one program runs it; registers are those at the first hit."""
+"""A locked instruction that crossed, as one program runs it; registers are those at the first hit. `hits`: it executed;
+`traps`: exceptions raised for it instead, or behind it; the others of these: see plugin/shared.h."""
 
-Totals = namedtuple("Totals", "api knows sites hits lost entries boot_sector cr3 cr4")
+Totals = namedtuple("Totals", "api knows sites hits lost entries boot_sector traps resets cr3 cr4")
 """`api`: QEMU's plugin interface, 0 when the plugin was not loaded; `knows`: bit 0 registers, bit 1 the code's mode;
 `sites`: locked instructions translated; `hits` in all; `lost`: those of them in no entry; `boot_sector`: one has run;
 `cr3`, `cr4`: what they were in the kernel when `look` was last answered."""
@@ -57,14 +58,16 @@ class Shared:
         """All of them, in the order of their first hits."""
         return map(self.entry, range(min(self.totals().entries, ENTRIES)))
 
-    def tell_tasks(self, direct_map: int, started: int, execs: int, exec_bytes: int, current: dict[int, int]) -> None:
+    def tell_tasks(
+        self, direct_map: int, started: int, execs: int, exec_bytes: int, send_fault: int, current: dict[int, int]
+    ) -> None:
         """Say where the running task is to be had: `current` has the physical address of its pointer by vCPU."""
         pointers = [current.get(cpu, 0) for cpu in range(CPUS)]
         values = struct.pack(f"<{CPUS}Q", *pointers)
         at = _TASKS + _KERNEL.size
         if self._map[at : at + len(values)] != values:
             self._map[at : at + len(values)] = bytes(len(values))  # first none, then another kernel's places
-            _KERNEL.pack_into(self._map, _TASKS, direct_map, started, execs, exec_bytes)
+            _KERNEL.pack_into(self._map, _TASKS, direct_map, started, execs, exec_bytes, send_fault)
             self._map[at : at + len(values)] = values
 
     def close(self) -> None:

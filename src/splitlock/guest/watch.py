@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _TICK = 0.5  # seconds between looks for a kernel
-_KEEP = 1 << 16  # characters of the console that --until is looked for in
+_KEEP = 1 << 20  # bytes of the console that are kept
+_RECENT = 1 << 16  # of these, in which --until is looked for
+_LIVELOCK = 10.0  # seconds in which an instruction does nothing but trap
 _GRACE = 5.0  # seconds for QEMU to end after it was asked to
 
 Ended = namedtuple("Ended", "why seconds")
@@ -29,15 +31,20 @@ Ended = namedtuple("Ended", "why seconds")
 
 
 class Watch:
-    """One machine, and the names that were found while it ran: `named` by the number of the plugin's entry."""
+    """One machine, and what was found while it ran.
+
+    `named`: by the number of the plugin's entry; `said`: on its console, the last of it.
+    """
 
     def __init__(self, machine: Machine, cpus: int) -> None:
         self.machine = machine
         self.names = Names(machine.memory, machine.shared, cpus)
         self.named: dict[int, Named] = {}
+        self.said = bytearray()
+        self._stuck: dict[int, tuple[int, float]] = {}
 
     def run(self, *, duration: float | None, until: str | None, console: int | None) -> Ended:
-        """Until the guest powers off, `duration` seconds have passed, the console matches `until`, or Ctrl-C.
+        """Until the guest powers off, `duration` seconds have passed, the console matches `until`, a livelock, Ctrl-C.
 
         `console`: where its output is written, None for nowhere. What is typed goes to the guest where standard input
         is a terminal. QEMU has ended when this returns. Raises SplitlockError where it never began.
@@ -49,7 +56,7 @@ class Watch:
             selector.register(self.machine.console, selectors.EVENT_READ)
             if keyboard is not None:
                 selector.register(keyboard, selectors.EVENT_READ)
-            why, asked_to_end, looked, recent = "", 0.0, 0.0, b""
+            why, asked_to_end, looked = "", 0.0, 0.0
             while True:
                 for key, _ in selector.select(_TICK):
                     if key.fileobj is self.machine.asked:
@@ -61,8 +68,9 @@ class Watch:
                             selector.unregister(self.machine.console)
                         if console is not None:
                             _write(console, data)
-                        recent = (recent + data)[-_KEEP:]
-                        if pattern and pattern.search(recent):
+                        self.said += data
+                        del self.said[:-_KEEP]
+                        if pattern and pattern.search(self.said, max(0, len(self.said) - _RECENT)):
                             why = why or "until"
                     else:
                         self._type(os.read(sys.stdin.fileno(), 1024))
@@ -70,6 +78,8 @@ class Watch:
                 if now - looked >= _TICK:
                     looked = now
                     self._look()
+                    if self._livelock(now):
+                        why = why or "livelock"
                 if interrupted:
                     why = why or "interrupted"
                 if duration is not None and now - begin >= duration:
@@ -103,6 +113,19 @@ class Watch:
         while self._answer():
             pass
         self._look()
+
+    def _livelock(self, now: float) -> bool:
+        """Has an instruction done nothing but trap for too long, over and over?"""
+        stuck = {}
+        if self.machine.shared.totals().traps:
+            for number, entry in enumerate(self.machine.shared.entries()):
+                if entry.trapped_at:
+                    hits, since = self._stuck.get(number, (entry.hits, now))
+                    stuck[number] = (entry.hits, since if hits == entry.hits else now)
+                    if now - stuck[number][1] > _LIVELOCK and entry.traps > 2 * _LIVELOCK:
+                        return True
+        self._stuck = stuck
+        return False
 
     def _look(self) -> None:
         """Find the kernel that runs, also where nothing splits: the report says so, and names come sooner."""

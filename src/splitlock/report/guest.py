@@ -10,13 +10,23 @@ from splitlock.report.document import Document
 
 SCHEMA: Final = "splitlock/guest/1"
 
+Where = Literal["firmware", "boot loader", "kernel", "module", "user", "nested"]
+#: What came of an exception: the kernel's log line; SIGBUS, as the kernel sent it; oops; panic; the machine began anew;
+#: the instruction executed after all; it did nothing but trap again, until the guest was ended; none of these was seen.
+Answer = Literal["warned", "sigbus", "oops", "panic", "reboot", "executed", "livelock", "never executed"]
+
 
 class Site(msgspec.Struct, kw_only=True):
     """One instruction that took split locks, as one program ran it."""
 
-    where: Literal["firmware", "boot loader", "kernel", "module", "user", "nested"]
+    where: Where
     mode: Literal[16, 32, 64] | None  #: bits of the code; null: could not be told
-    hits: int
+    hits: int  #: it executed
+    traps: int = 0  #: exceptions that it got instead (#AC), or right behind it (#DB)
+    answers: list[Answer] = []  #: what came of these
+    delay_ms: float | None = None  #: from an #AC until it executed, the mean; null: it never did
+    longest_delay_ms: float | None = None
+    said: str | None = None  #: the kernel's line about it
     address: str  #: hex, linear address of the instruction
     instruction: str
     operand_size: int  #: bytes
@@ -27,6 +37,17 @@ class Site(msgspec.Struct, kw_only=True):
     source: str | None  #: `file:line`
     comm: str | None  #: the program that did it (of a nested guest: that runs it); null: unknown, or not a program's
     pid: int | None  #: its number in the guest
+
+
+class Detection(msgspec.Struct, kw_only=True):
+    """What the guest's processors detected, and what its kernel made of that."""
+
+    split_locks: bool  #: `#AC`, announced
+    bus_locks: bool  #: `#DB`, announced
+    forward: Literal["once", "always", "asked"] | None  #: `#AC`, announced nowhere
+    traps: int  #: exceptions
+    resets: int  #: of the machine, after its start
+    said: list[str]  #: by the kernel, of its detection
 
 
 class Watched(msgspec.Struct, kw_only=True):
@@ -40,7 +61,8 @@ class Watched(msgspec.Struct, kw_only=True):
     kernel: str | None  #: the guest's Linux, as `uname -r` says it; null: none was seen
     processes: bool  #: could be named
     seconds: float  #: real time from start to end
-    end: str  #: why it ended: `power off`, `duration`, `until`, `interrupted`, or `qemu: ` and how that ended
+    #: why it ended: `power off`, `duration`, `until`, `interrupted`, `livelock`, or `qemu: ` and how that ended
+    end: str
 
 
 class Report(Document, kw_only=True):
@@ -51,6 +73,7 @@ class Report(Document, kw_only=True):
     hits: int
     unnamed: int  #: of these: in no site below, as there were too many different ones
     sites: list[Site]  #: most hits first
+    detection: Detection | None = None  #: null: plain processors
     ready: bool | None  #: for `split_lock_detect=fatal`; null: no Linux kernel was seen
     watched: Watched
     unwatched: list[str]  #: what could not be seen, or not be named, and why

@@ -8,7 +8,7 @@ from splitlock.report.lines import count, cut, printable, wrap
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from splitlock.report.guest import Report, Site
+    from splitlock.report.guest import Detection, Report, Site
 
 _SITES = 20  # sites shown without --verbose
 _WHO = 6  # names in the verdict
@@ -16,16 +16,18 @@ _WHO = 6  # names in the verdict
 
 def render(report: Report, *, verbose: bool = False) -> str:
     """The report, with a newline at the end; all of many sites where `verbose`."""
-    lines = [f"{count(len(report.sites), 'site')} took {count(report.hits, 'split lock')}"] if report.hits else []
+    lines = [_head(report)] if report.sites else []
     most = len(report.sites) if verbose else _SITES
-    width = max((len(f"{site.hits:,}") for site in report.sites), default=0)
+    width = max((len(f"{max(site.hits, site.traps):,}") for site in report.sites), default=0)
     for site in report.sites[:most]:
         lines += _site(site, width)
     if len(report.sites) > most:
         hits = count(sum(site.hits for site in report.sites[most:]), "split lock")
         lines.append(f"... and {count(len(report.sites) - most, 'more site')} with {hits} (-v or --format json)")
-    if not report.hits:
+    if not report.sites:
         lines.append("no split locks in what was watched")
+    if report.detection:
+        lines += _detection(report.detection)
     watched = report.watched
     kernel = f"Linux {watched.kernel}" if watched.kernel else "no Linux kernel seen"
     lines += wrap(
@@ -38,6 +40,22 @@ def render(report: Report, *, verbose: bool = False) -> str:
         lines += wrap(f"not known: {reason}")
     lines += wrap(printable(_verdict(report)))
     return "\n".join(map(printable, lines)) + "\n"
+
+
+def _head(report: Report) -> str:
+    took = f"{count(len(report.sites), 'site')} took {count(report.hits, 'split lock')}"
+    return f"{took}, and got {count(report.detection.traps, 'exception')}" if report.detection else took
+
+
+def _detection(detection: Detection) -> list[str]:
+    """What the processors were, and what the kernel said to that."""
+    words = ["split-lock #AC"] * detection.split_locks + ["bus-lock #DB"] * detection.bus_locks
+    words += [f"#AC forwarded unasked ({detection.forward})"] if detection.forward else []
+    resets = f"; the machine began anew {count(detection.resets, 'time')}" if detection.resets else ""
+    lines = wrap(f"processors with {' and '.join(words)}{resets}")
+    for said in detection.said:
+        lines += wrap(printable(f"kernel: {said}"))
+    return lines
 
 
 def _verdict(report: Report) -> str:
@@ -69,12 +87,33 @@ def _site(site: Site, width: int) -> list[str]:
     bits = f"{site.mode}-bit" if site.mode else "?-bit"
     who = f"{site.comm}/{site.pid}" if site.comm is not None else "unknown process" if site.where == "user" else ""
     place = " ".join(filter(None, (_place(site), who and f"({who})")))
-    head = f"{site.hits:>{width},}  {site.where}, {bits}{': ' if place else ''}{place}"
+    number = site.traps if site.traps and not site.hits else site.hits
+    head = f"{number:>{width},}  {site.where}, {bits}{': ' if place else ''}{place}"
     lines = wrap(printable(head), "", indent)
     if site.source:
         lines += wrap(printable(f"at {site.source}"), indent, indent)
     split = f"{site.operand_size} bytes at {site.operand_address}"
-    return [*lines, cut(f"{indent}{site.address}  {site.instruction}  [{split}]")]
+    lines.append(cut(f"{indent}{site.address}  {site.instruction}  [{split}]"))
+    if site.traps:
+        lines += wrap(printable(f"{count(site.traps, 'exception')}: {_answers(site)}"), indent, indent)
+    if site.said:
+        lines += wrap(printable(f"kernel: {site.said}"), indent, indent)
+    return lines
+
+
+def _answers(site: Site) -> str:
+    """What came of them."""
+    words = {
+        "warned": "the kernel warned",
+        "sigbus": "SIGBUS",
+        "reboot": "the machine began anew",
+        "executed": f"executed {site.hits:,} times",
+        "livelock": "nothing but the same exception again: livelock",
+    }
+    said = ", ".join(words.get(answer, answer) for answer in site.answers)
+    if site.delay_ms is not None:
+        said += f", {site.delay_ms:,g} ms after the exception (at most {site.longest_delay_ms:,g})"
+    return said
 
 
 def _place(site: Site) -> str:

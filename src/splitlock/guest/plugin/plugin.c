@@ -5,6 +5,8 @@
  *   shared   the file of shared.h
  *   ram      the guest's memory
  *   low      how much of it lies below 4 GiB; the rest begins at 4 GiB
+ *   detect   what exceptions the CPUs raise for split locks, none by default: detection.h
+ *   traps    a file: a line of JSON for each of these
  *   ask      a socket: the number of each new entry goes there (4 bytes), and the vCPU waits for one byte back
  *
  * At the first hit of a site by a program the vCPU waits, so that whoever reads the guest's memory finds the program as
@@ -34,6 +36,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 EXPORT int qemu_plugin_version; /* what QEMU looks for: set to what it has before it looks */
@@ -71,6 +74,12 @@ static const void **returns; /* where in our memory the instructions after VMRUN
 static size_t n_returns;
 static uint32_t n_sites;
 
+struct who { /* a program */
+    uint64_t task, started, execs;
+};
+
+#include "detection.h"
+
 __attribute__((constructor)) static void choose_version(void)
 {
     qemu_plugin_version = qemu_plugin_get_registers ? QEMU_REGISTERS : QEMU_OLDEST;
@@ -84,10 +93,6 @@ static uint64_t load(uint64_t physical, size_t size)
         memcpy(&value, ram + at, size);
     return value;
 }
-
-struct who {
-    uint64_t task, started, execs;
-};
 
 /* Which program runs on the vCPU, by the guest's own kernel; all 0 where that is unknown. */
 static struct who current(unsigned vcpu)
@@ -176,6 +181,52 @@ static void look(unsigned vcpu)
     pthread_mutex_unlock(&lock);
 }
 
+static bool crosses(const struct site *site, qemu_plugin_meminfo_t info, uint64_t address, unsigned *size)
+{
+    *size = site->size == 8 ? 8 : 1u << qemu_plugin_mem_size_shift(info);
+    return (address & (LINE_BYTES - 1)) + *size > LINE_BYTES;
+}
+
+/* The entry of who runs this now; null where there is no more room. */
+static struct entry *entry_of(unsigned vcpu, struct site *site, uint64_t address, unsigned size)
+{
+    bool nested = cpus[vcpu].nested;
+    struct who who = site->pc & KERNEL_HALF && !nested ? (struct who){0} : current(vcpu);
+    struct entry *entry = atomic_load_explicit(&site->last, memory_order_acquire);
+    if (!entry || !is_of(entry, &who, nested)) {
+        entry = find(vcpu, site, address, size);
+        atomic_store_explicit(&site->last, entry, memory_order_release);
+    }
+    return entry;
+}
+
+static uint64_t now(void)
+{
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (uint64_t)time.tv_sec * 1000000000 + (uint64_t)time.tv_nsec;
+}
+
+static struct entry *count_trap(unsigned vcpu, struct site *site, uint64_t address, unsigned size, bool waits)
+{
+    struct entry *entry = entry_of(vcpu, site, address, size);
+    atomic_fetch_add_explicit(entry ? &entry->traps : &shared->lost, 1, memory_order_relaxed);
+    atomic_fetch_add_explicit(&shared->traps, 1, memory_order_relaxed);
+    if (entry && waits && !entry->trapped_at)
+        entry->trapped_at = now();
+    return entry;
+}
+
+/* What had trapped has executed in the end. */
+static void let_go(struct entry *entry)
+{
+    uint64_t waited = now() - entry->trapped_at;
+    entry->trapped_at = 0;
+    entry->waited += waited;
+    if (waited > entry->longest)
+        entry->longest = waited;
+}
+
 static void on_access(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t address, void *userdata)
 {
     struct site *site = userdata;
@@ -188,16 +239,12 @@ static void on_access(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t addres
     }
     if (site->pc & KERNEL_HALF && atomic_load_explicit(&shared->look, memory_order_relaxed) && !cpus[vcpu].nested)
         look(vcpu);
-    unsigned size = site->size == 8 ? 8 : 1u << qemu_plugin_mem_size_shift(info);
-    if ((address & (LINE_BYTES - 1)) + size <= LINE_BYTES)
+    unsigned size;
+    if (!crosses(site, info, address, &size))
         return;
-    bool nested = cpus[vcpu].nested;
-    struct who who = site->pc & KERNEL_HALF && !nested ? (struct who){0} : current(vcpu);
-    struct entry *entry = atomic_load_explicit(&site->last, memory_order_acquire);
-    if (!entry || !is_of(entry, &who, nested)) {
-        entry = find(vcpu, site, address, size);
-        atomic_store_explicit(&site->last, entry, memory_order_release);
-    }
+    struct entry *entry = entry_of(vcpu, site, address, size);
+    if (entry && entry->trapped_at)
+        let_go(entry);
     atomic_fetch_add_explicit(entry ? &entry->hits : &shared->lost, 1, memory_order_relaxed);
     atomic_fetch_add_explicit(&shared->hits, 1, memory_order_relaxed);
 }
@@ -278,6 +325,7 @@ static void on_translation(qemu_plugin_id_t id, struct qemu_plugin_tb *block)
         struct qemu_plugin_insn *insn = qemu_plugin_tb_get_insn(block, i);
         uint8_t code[CODE];
         size_t length = copy_code(insn, code);
+        detect_in(insn, code, length, i == 0);
         if (length == 3 && code[0] == 0x0f && code[1] == 0x01 && code[2] == 0xd8) { /* VMRUN */
             add_return((const char *)qemu_plugin_insn_haddr(insn) + length);
             qemu_plugin_register_vcpu_insn_exec_cb(insn, on_vmrun, QEMU_PLUGIN_CB_R_REGS, NULL);
@@ -298,7 +346,8 @@ static void on_translation(qemu_plugin_id_t id, struct qemu_plugin_tb *block)
         atomic_fetch_add_explicit(&shared->sites, 1, memory_order_relaxed);
         if (site->noted)
             qemu_plugin_register_vcpu_insn_exec_cb(insn, on_start, QEMU_PLUGIN_CB_NO_REGS, site);
-        qemu_plugin_register_vcpu_mem_cb(insn, on_access, QEMU_PLUGIN_CB_R_REGS, QEMU_PLUGIN_MEM_RW, site);
+        qemu_plugin_register_vcpu_mem_cb(insn, detects() ? on_access_detecting : on_access,
+                                         detects() ? QEMU_PLUGIN_CB_RW_REGS : QEMU_PLUGIN_CB_R_REGS, QEMU_PLUGIN_MEM_RW, site);
     }
 }
 
@@ -319,7 +368,8 @@ static void *map(int fd, uint64_t size)
 
 EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *info, int argc, char **argv)
 {
-    int table = -1, memory = -1;
+    int table = -1, memory = -1, traps = -1;
+    const char *detect = "";
     for (int i = 0; i < argc; i++) {
         if (strncmp(argv[i], "shared=", 7) == 0)
             table = atoi(argv[i] + 7);
@@ -329,6 +379,10 @@ EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *info, int
             low = strtoull(argv[i] + 4, NULL, 10);
         else if (strncmp(argv[i], "ask=", 4) == 0)
             ask = atoi(argv[i] + 4);
+        else if (strncmp(argv[i], "detect=", 7) == 0)
+            detect = argv[i] + 7;
+        else if (strncmp(argv[i], "traps=", 6) == 0)
+            traps = atoi(argv[i] + 6);
     }
     api = info->version.cur;
     if (api < QEMU_OLDEST || api > QEMU_NEWEST) {
@@ -340,6 +394,8 @@ EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *info, int
         fprintf(stderr, "splitlock plugin: whole x86_64 machines of at most %d CPUs only\n", CPUS);
         return -1;
     }
+    if (!set_up_detection(detect, traps))
+        return -1;
     struct stat state;
     if (ask < 0 || memory < 0 || fstat(memory, &state) || (ram_size = (uint64_t)state.st_size) < 8 ||
         !(shared = map(table, TABLE + sizeof(struct entry) * ENTRIES)) || !(ram = map(memory, ram_size)))

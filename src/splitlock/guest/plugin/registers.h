@@ -30,23 +30,27 @@ static bool find_registers(void)
     return known == REGISTERS;
 }
 
-static void read_registers(unsigned vcpu, uint64_t *values)
+static uint64_t read_register(unsigned vcpu, int which)
 {
     /* As gdb's description of x86-64 numbers them (gdb-xml/i386-64bit.xml). */
     static const int numbers[REGISTERS] = {
         [CR0] = 27, [CR3] = 29, [CR4] = 30, [EFER] = 32, [EFLAGS] = 17, [CS] = 18, [GS_BASE] = 25, [K_GS_BASE] = 26,
     };
+    uint64_t value = 0;
     GByteArray *buffer = g_byte_array_new();
-    for (int i = 0; i < REGISTERS; i++) {
-        g_byte_array_set_size(buffer, 0);
-        if (handles[i])
-            qemu_plugin_read_register(handles[i], buffer);
-        else
-            x86_cpu_gdb_read_register(qemu_get_cpu((int)vcpu), buffer, numbers[i]);
-        values[i] = 0;
-        memcpy(&values[i], buffer->data, buffer->len < 8 ? buffer->len : 8);
-    }
+    if (handles[which])
+        qemu_plugin_read_register(handles[which], buffer);
+    else
+        x86_cpu_gdb_read_register(qemu_get_cpu((int)vcpu), buffer, numbers[which]);
+    memcpy(&value, buffer->data, buffer->len < 8 ? buffer->len : 8);
     g_byte_array_unref(buffer);
+    return value;
+}
+
+static void read_registers(unsigned vcpu, uint64_t *values)
+{
+    for (int i = 0; i < REGISTERS; i++)
+        values[i] = read_register(vcpu, i);
 }
 
 /* 16, 32 or 64, and whether it is in system management mode, as QEMU itself prints it. */

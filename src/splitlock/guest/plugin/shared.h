@@ -15,7 +15,10 @@ enum { IN_NESTED = 1, IN_SMM = 2, AFTER_BOOT_SECTOR = 4, KNOWS_REGISTERS = 8 }; 
 
 /* One locked instruction that crossed, as one program runs it. */
 struct entry {
-    _Atomic uint64_t hits;
+    _Atomic uint64_t hits;  /* that executed */
+    _Atomic uint64_t traps; /* exceptions raised for it: detection.h */
+    _Atomic uint64_t signals; /* SIGBUS that the kernel sent for these */
+    uint64_t trapped_at, waited, longest; /* nanoseconds: from a trap until it executed, in all and at most */
     uint64_t pc;      /* linear address of the instruction */
     uint64_t address; /* of the operand, at the first hit */
     uint64_t task, started, execs; /* who: see struct header; 0 where that is unknown */
@@ -37,6 +40,7 @@ struct header {
     _Atomic uint64_t lost;  /* of these: not in an entry, as all were taken */
     _Atomic uint64_t entries;
     _Atomic uint64_t boot_sector; /* whether one has begun to run */
+    _Atomic uint64_t traps, resets; /* exceptions raised; how often the machine began anew, the first time included */
     /* of a vCPU in the kernel's half, soon after splitlock has set `look`; 0: nothing there ran yet */
     uint64_t cr3, cr4;
     _Atomic uint64_t look;
@@ -44,9 +48,10 @@ struct header {
     uint64_t direct_map;     /* virtual address at which the kernel has all memory */
     uint64_t started, execs; /* offsets in task_struct of start_time and self_exec_id */
     uint64_t exec_bytes;     /* size of the latter */
+    _Atomic uint64_t send_fault; /* address of the kernel's force_sig_fault(signal, code, address) */
     _Atomic uint64_t current[CPUS]; /* by vCPU: physical address of its pointer to the running task */
 };
 
 enum { TABLE = 8192 }; /* where the entries begin */
 _Static_assert(sizeof(struct header) <= TABLE, "the header overruns the table");
-_Static_assert(sizeof(struct entry) == 144, "shared.py has it otherwise");
+_Static_assert(sizeof(struct entry) == 184, "shared.py has it otherwise");

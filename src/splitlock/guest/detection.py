@@ -1,0 +1,38 @@
+"""Which exceptions do a guest's processors raise for split locks, and what is announced of it?"""
+
+from __future__ import annotations
+
+from collections import namedtuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Literal
+
+    Forward = Literal["once", "always", "asked"]
+
+FORWARDS = ("once", "always", "asked")
+# Linux turns its detection on for Intel's processors alone (6.1: arch/x86/kernel/cpu/intel.c), and not in a guest. The
+# number is Sapphire Rapids': none of those that it takes to have detection without being told by CORE_CAPABILITIES.
+_INTEL = "-hypervisor,-svm,vendor=GenuineIntel,family=6,model=143,stepping=8"
+
+Detection = namedtuple("Detection", "split_locks bus_locks forward", defaults=(False, False, None))
+"""`split_locks`: `#AC`, by TEST_CTRL; `bus_locks`: `#DB`, by DEBUGCTL; `forward`: `#AC` that is announced nowhere, for
+every split lock (`always`), for all but the retry that follows at once (`once`), or for who asks for alignment checks
+(`asked`)."""
+
+
+def plugin_words(detection: Detection) -> str:
+    """The plugin's argument `detect`; empty: none."""
+    words = ["split-locks"] * detection.split_locks + ["bus-locks"] * detection.bus_locks
+    return "+".join([*words, *([detection.forward] if detection.forward else [])])
+
+
+def processor(detection: Detection) -> str:
+    """What is added to QEMU's `-cpu max`; empty: nothing."""
+    return f",{_INTEL}" if detection.split_locks or detection.bus_locks else ""
+
+
+def named(detection: Detection) -> str:
+    """For people."""
+    words = ["split-lock #AC"] * detection.split_locks + ["bus-lock #DB"] * detection.bus_locks
+    return " and ".join([*words, *([f"#AC forwarded unasked ({detection.forward})"] if detection.forward else [])])
