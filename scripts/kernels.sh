@@ -1,7 +1,8 @@
 #!/bin/sh
 # scripts/kernels.sh DIR [KIND...]: the newest of Debian's kernel packages, downloaded into DIR where missing.
 # KIND: amd64, cloud-amd64, rt-amd64 (linux-image-6.1), xz (6.12's cloud kernel: its modules are .ko.xz),
-# headers (what building a module for 6.1 amd64 takes; has Module.symvers). Default: all of these. Also: xz-headers.
+# headers (what building a module for 6.1 amd64 takes; has Module.symvers). Default: all of these. Also: xz-headers;
+# old, old-headers (the release before: 5.10, from its own archive).
 # Prints `KIND FILE` for each package that is there. What this machine's sources do not have is named on
 # standard error, and the exit status is then 1.
 set -eu
@@ -9,6 +10,7 @@ set -eu
 directory=$1
 shift
 [ $# -gt 0 ] || set -- amd64 cloud-amd64 rt-amd64 xz headers
+here=$(cd "$(dirname "$0")" && pwd)
 mkdir -p "$directory"
 directory=$(cd "$directory" && pwd)
 status=0
@@ -50,6 +52,17 @@ find_and_fetch() { # find_and_fetch KIND PATTERN
     fi
 }
 
+old() { # old KIND PACKAGE FILES: of Debian 11, where nothing changes any more
+    found=$(find "$directory" -maxdepth 1 -name "$3" | sort -V | tail -n 1)
+    if [ -z "$found" ]; then
+        part=$(mktemp -d "$directory/part.XXXXXX")
+        (cd "$part" && "$here/apt-from.sh" bullseye "$directory/bullseye" download "$2" >&2) && mv "$part"/*.deb "$directory"/
+        rm -rf "$part"
+        found=$(find "$directory" -maxdepth 1 -name "$3" | sort -V | tail -n 1)
+    fi
+    [ -n "$found" ] && echo "$1 $found" || status=1
+}
+
 for kind in "$@"; do
     case $kind in
     amd64 | cloud-amd64 | rt-amd64) find_and_fetch "$kind" "^linux-image-6\\.1\\.0-[0-9]+-$kind\$" ;;
@@ -63,6 +76,12 @@ for kind in "$@"; do
         find_and_fetch xz-headers '^linux-headers-6\.12\.[0-9]+\+deb12-cloud-amd64$'
         find_and_fetch xz-headers-common '^linux-headers-6\.12\.[0-9]+\+deb12-common$'
         find_and_fetch xz-kbuild '^linux-kbuild-6\.12\.[0-9]+\+deb12$'
+        ;;
+    old) old old linux-image-5.10.0-46-amd64 'linux-image-5.10.*.deb' ;;
+    old-headers)
+        old old-headers linux-headers-5.10.0-46-amd64 'linux-headers-5.10*-amd64_*.deb'
+        old old-headers-common linux-headers-5.10.0-46-common 'linux-headers-5.10*-common_*.deb'
+        old old-kbuild linux-kbuild-5.10 'linux-kbuild-5.10*.deb'
         ;;
     *)
         echo "$0: $kind: no such kind" >&2

@@ -11,19 +11,10 @@ for found in "$directory"/qemu-*/run; do
 done
 # shellcheck source=/dev/null
 release=$(. /etc/os-release && echo "$VERSION_CODENAME")
-mirror=$(cat /etc/apt/sources.list /etc/apt/sources.list.d/* 2>/dev/null |
-    grep -oE 'https?://[^ ]+/debian/?( |$)' | head -n 1 | tr -d ' ')
 part=$(mktemp -d "$directory/part.XXXXXX")
 trap 'rm -rf "$part"' EXIT
-echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] ${mirror:-http://deb.debian.org/debian}" \
-    "$release-backports main" >"$part/sources.list"
-mkdir -p "$part/lists/partial" "$part/cache/archives/partial"
-apt() { # with lists of its own: the machine's sources stay as they are
-    apt-get -qq -o Dir::Etc::sourcelist="$part/sources.list" -o Dir::Etc::sourceparts=- \
-        -o Dir::State::Lists="$part/lists" -o Dir::Cache="$part/cache" -o APT::Sandbox::User=root "$@" >&2
-}
-apt update
-(cd "$part" && apt -t "$release-backports" download qemu-system-x86 qemu-system-common qemu-system-data seabios)
+from=$(cd "$(dirname "$0")" && pwd)/apt-from.sh
+(cd "$part" && "$from" "$release-backports" "$part" download qemu-system-x86 qemu-system-common qemu-system-data seabios >&2)
 mkdir "$part/root"
 version=""
 for package in "$part"/*.deb; do
