@@ -11,7 +11,7 @@ TEST_PACKAGES := $(DEMO_PACKAGES) g++ binutils gdb git perl xz-utils gzip openss
 	qemu-utils ovmf grub-pc-bin grub-efi-amd64-bin grub-common fdisk mtools dosfstools bochs bochs-term xorriso isolinux syslinux-common
 BENCH_PACKAGES := $(TEST_PACKAGES) valgrind
 
-.PHONY: help demo test test-slow fuzz lint format schema bench setup clean
+.PHONY: help demo test test-slow fuzz lint format schema article bench setup clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## */\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r target what; do \
@@ -67,6 +67,9 @@ bench: setup  ## measure against native, QEMU, valgrind, objdump; rewrites docs/
 
 schema: setup  ## regenerate docs/*.schema.json from the reports' types
 	@$(BIN)/python scripts/schema.py
+
+article: setup  ## run what docs/article-live.md shows, and write it anew
+	@$(BIN)/python scripts/article.py
 
 format: setup  ## reformat the code
 	@$(BIN)/ruff format .

@@ -1,9 +1,10 @@
 """Compiles what is not Python when the package is built; the rest is in pyproject.toml.
 
 No compiler is needed where it is used: the load-time gate (src/splitlock/guard/bpf), gate.bpf.o for the kernel (CO-RE)
-and libgate.so for user space; QEMU's plugin (src/splitlock/guest/plugin); and the probe's image (guest/probe/boot).
-Without clang, libbpf's headers or a C compiler the package is built without them, and `splitlock guard`, `guest` or
-`probe` says so.
+and libgate.so for user space; QEMU's plugin (src/splitlock/guest/plugin); the probe's image (guest/probe/boot); and
+the matrix's init (guest/matrix/inside).
+Without clang, libbpf's headers or a C compiler the package is built without them, and `splitlock guard`, `guest`,
+`probe` or `matrix` says so.
 """
 
 from __future__ import annotations
@@ -43,6 +44,15 @@ BARE = [
     "-Wl,--build-id=none,-z,noexecstack,--oformat=binary,-T,probe.ld",
     *sorted(path.name for path in (*PROBE.glob("*.S"), *PROBE.glob("*.c"))), "-o",
 ]  # fmt: skip
+MATRIX = Path(__file__).parent / "src" / "splitlock" / "guest" / "matrix" / "inside"
+INIT, INIT_32 = MATRIX / "init", MATRIX / "init32"
+# a guest's first process, without a library; <asm/types.h> of the same folder does for 32 bits, too
+FIRST = [
+    "cc", "-O2", "-Wall", "-Wextra", "-ffreestanding", "-nostdlib", "-static", "-fno-pic", "-no-pie", "-mno-red-zone",
+    "-fcf-protection=none", "-fno-stack-protector", "-fno-asynchronous-unwind-tables",
+    "-idirafter", "/usr/include/x86_64-linux-gnu", "-Wl,--build-id=none,-z,noexecstack,-s", "init.c", "-o",
+]  # fmt: skip
+FIRST_32 = [*FIRST[:1], "-m32", "-march=i686", *FIRST[1:]]
 NATIVE = ["cc", "-O2", "-Wall", "-shared", "-fPIC", "-fvisibility=default", "native.c", "-o"]
 
 
@@ -53,6 +63,8 @@ def build() -> bool:
         (LIBRARY, NATIVE, "guard"),
         (PLUGIN_BUILT, PLUGGED, "guest"),
         (PROBE_BUILT, BARE, "probe"),
+        (INIT, FIRST, "matrix"),
+        (INIT_32, FIRST_32, "matrix"),
     ):
         place = target.parent
         sources = max(path.stat().st_mtime for path in (*place.glob("*.[chS]"), *place.glob("*.ld"), Path(__file__)))

@@ -1,11 +1,13 @@
-"""What watching a guest costs: QEMU with the plugin and without it, booting and at a fixed workload, in turns.
+"""What watching a guest costs: QEMU without the plugin, with it, and detecting; booting and at work, in turns.
 
     benchmarks/guests.py                    a table, in minutes
     benchmarks/guests.py --rounds 9 --markdown docs/benchmarks.md
 
 The guest is Debian's 6.1 with an initramfs; in it busybox compresses, starts processes and copies through pipes, and a
 program counts with aligned locked instructions, which is what a plugin that looks at locked instructions costs most.
-Time is QEMU's own processor time, and the clock's. The last row is what a split lock itself costs, with the plugin.
+Time is QEMU's own processor time, and the clock's. The last row is 20,000 split locks, which the plugin counts; with
+--sld the kernel is what takes time for them. `cpu` is QEMU without the plugin and with the processor of --sld, by which
+alone the kernel chooses other ways.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from guest import boots  # noqa: E402
 from tables import Table, machine, rewrite_section, version  # noqa: E402
 
 from splitlock.guest import machine as machines  # noqa: E402
+from splitlock.guest.detection import Detection  # noqa: E402
 
 _SCRIPT = """
 part() { echo "begins $1"; shift; "$@"; }
@@ -51,6 +54,13 @@ int main(int argc, char **argv)
     return 0;
 }
 """
+_SLD = Detection(split_locks=True)
+_KINDS: dict[str, dict[str, object]] = {
+    "plain": {"plugin": False},
+    "watched": {},
+    "cpu": {"plugin": False, "detection": _SLD},
+    "--sld": {"detection": _SLD},
+}
 _PARTS = ("boot", "compression", "processes", "pipes", "atomics", "split")
 
 
@@ -68,11 +78,11 @@ def once(options: machines.Options, qemu: str) -> dict[str, tuple[float, float]]
                 seen.append((name.decode(), cpu, time.monotonic()))
             if seen[-1][0] == "nothing":
                 break
-            ready, _, _ = select.select([guest.console, guest.asked], [], [], 120)
-            if guest.asked in ready and guest.asked.recv(4):
+            ready, _, _ = select.select([guest.console.fileno(), guest.asked.fileno()], [], [], 120)
+            if guest.asked.fileno() in ready and guest.asked.recv(4):
                 guest.asked.sendall(b"\0")
-            if guest.console in ready:
-                data = guest.console.recv(65536)
+            if guest.console.fileno() in ready:
+                data = guest.console.read()
                 if not data:
                     raise SystemExit(f"the guest died: {guest.words()}{text[-2000:].decode(errors='replace')}")
                 text += data
@@ -83,9 +93,9 @@ def once(options: machines.Options, qemu: str) -> dict[str, tuple[float, float]]
 
 
 def measure(rounds: int) -> Table:
-    """With and without, in turns; of each part the least: what else runs only adds."""
+    """Each kind in turns; of each part the least: what else runs only adds."""
     qemu = machines.version(QEMU)
-    times: dict[bool, list[dict[str, tuple[float, float]]]] = {False: [], True: []}
+    times: dict[str, list[dict[str, tuple[float, float]]]] = {kind: [] for kind in _KINDS}
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         (place / "atomics.c").write_text(_PROGRAM)
@@ -96,29 +106,29 @@ def measure(rounds: int) -> Table:
             disk_format=None, cdrom=None, firmware=None, memory=1 << 30, cpus=2, qemu=QEMU, more=[],
         )  # fmt: skip
         for turn in range(rounds):
-            for plugin in (False, True) if turn % 2 else (True, False):
-                times[plugin].append(once(options._replace(plugin=plugin), qemu))
-    rows = [["", "CPU s without", "with", "ratio", "clock s without", "with", "ratio"]]
+            for kind, changed in list(_KINDS.items())[:: 1 if turn % 2 else -1]:
+                times[kind].append(once(options._replace(**changed), qemu))
+    rows = [["", *(word for what in ("CPU s", "clock s") for word in (what, "watched", "cpu", "--sld", "ratio"))]]
     for part in _PARTS:
         row = [part]
-        for kind in (0, 1):
-            without, watched = (min(each[part][kind] for each in times[plugin]) for plugin in (False, True))
-            row += [f"{without:.2f}", f"{watched:.2f}", f"{watched / without:.2f}"]
+        for clock in (0, 1):
+            least = {kind: min(each[part][clock] for each in times[kind]) for kind in _KINDS}
+            row += [*(f"{seconds:.2f}" for seconds in least.values()), f"{least['--sld'] / least['cpu']:.2f}"]
         rows.append(row)
-    return Table("A guest, by its parts: the least of all rounds.", rows)
+    return Table("A guest, by its parts: the least of all rounds; the ratio is --sld to cpu.", rows)
 
 
 def main() -> None:
     """Measure, print, and keep where asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="with and without, in turns (default: 5)")
+    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="each kind, in turns (default: 5)")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="rewrite FILE between guest:begin and guest:end")
     arguments = parser.parse_args()
     load = os.getloadavg()[0]
     heading = [
         f"{machine()}, load {load:.2f} before",
         f"{version([QEMU, '--version'])}, TCG, 2 CPUs; guest Linux {kernel('amd64').release}",
-        f"{arguments.rounds} rounds, with and without the plugin in turns",
+        f"{arguments.rounds} rounds, plain, watched, with the processor of --sld and with --sld, in turns",
     ]
     report = "\n\n".join(["\n".join(heading), measure(arguments.rounds).text()]) + "\n"
     print(report, end="")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from splitlock.report import exports, guard, guest, probe, run, scan
+from splitlock.report import exports, guard, guest, matrix, probe, run, scan
 
 DOCS = Path(__file__).parents[1] / "docs"
 REPORTS = {
@@ -18,6 +18,7 @@ REPORTS = {
     "guard-status": guard.Status,
     "guest": guest.Report,
     "probe": probe.Report,
+    "matrix": matrix.Report,
 }
 
 

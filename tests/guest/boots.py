@@ -47,7 +47,7 @@ def compiled(source: Path, target: Path, *flags: str) -> Path:
 def module(source: Path, directory: Path, headers: Path) -> Path:
     """A kernel module, built in `directory`."""
     shutil.copy(source, directory)
-    (directory / "Kbuild").write_text(f"obj-m += {source.stem}.o\n")
+    (directory / "Kbuild").write_text(f"obj-m += {source.stem}.o\nccflags-y += -I{source.parent}\n")
     command: Sequence[str] = ["make", "-s", "-C", str(headers), f"M={directory}", "CC=gcc-12",
                               "CONFIG_DEBUG_INFO_BTF_MODULES=", "modules"]  # fmt: skip
     subprocess.run(command, check=True)

@@ -18,6 +18,7 @@ _VERBS = {
     "run": "run a program and name every split lock it takes",
     "guest": "boot a guest and name every split lock in it",
     "probe": "find out how a hypervisor treats split locks",
+    "matrix": "measure what split locks do, by kernel, mode and processor",
     "scan": "find the hypervisors among kernel modules, and judge them",
     "exports": "tell what no longer loads without an exported symbol",
     "guard": "keep kernel modules out that a policy refuses, as they load",

@@ -19,10 +19,13 @@ _MANY_IN_ONE = (".deb", ".rpm", ".tar", ".gz", ".xz", ".zst")  # how many files 
 
 
 class Bar:
-    """How many files of `paths` are done, and of how many; a bar without an end where packages are among them."""
+    """How many files of `paths` are done, and of how many; a bar without an end where packages are among them.
 
-    def __init__(self, what: str, paths: list[str], *, quiet: bool = False) -> None:
-        self.what, self.paths = what, paths
+    Or other things than files, as many as `of` says.
+    """
+
+    def __init__(self, what: str, paths: list[str], *, unit: str = "files", quiet: bool = False) -> None:
+        self.what, self.paths, self.unit = what, paths, unit
         self._done = 0
         self._total: int | None = None
         self._bar: Progress | None = None
@@ -43,11 +46,16 @@ class Bar:
             self._bar.stop()
             self._bar = None
 
-    def advance(self, files: int = 1) -> None:
+    def of(self, total: int) -> None:
+        """There are so many."""
+        self._total = total
+        self.advance(0)
+
+    def advance(self, more: int = 1) -> None:
         """So many more are done."""
-        self._done += files
+        self._done += more
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=self._done, files=self._count())
+            self._bar.update(self._bar.task_ids[0], total=self._total, completed=self._done, count=self._count())
 
     @contextmanager
     def hidden(self) -> Iterator[None]:
@@ -67,15 +75,15 @@ class Bar:
         if not console.is_interactive:  # TERM=dumb
             return
         inputs = [file.path for file in files(self.paths) if isinstance(file, File)]
-        if all(not path.endswith(_MANY_IN_ONE) or ".ko" in path for path in inputs):
+        if inputs and all(not path.endswith(_MANY_IN_ONE) or ".ko" in path for path in inputs):
             self._total = len(inputs)
-        columns = (TextColumn(self.what), BarColumn(), TextColumn("{task.fields[files]}"), TimeElapsedColumn())
+        columns = (TextColumn(self.what), BarColumn(), TextColumn("{task.fields[count]}"), TimeElapsedColumn())
         bar = Progress(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False)
-        bar.add_task("", total=self._total, completed=self._done, files=self._count())
+        bar.add_task("", total=self._total, completed=self._done, count=self._count())
         with self._lock:
             bar.start()
             self._bar = bar
 
     def _count(self) -> str:
         known = self._total is not None and self._done <= self._total
-        return f"{self._done:,} of {self._total:,} files" if known else f"{self._done:,} files"
+        return f"{self._done:,} of {self._total:,} {self.unit}" if known else f"{self._done:,} {self.unit}"

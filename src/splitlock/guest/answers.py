@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 SPLIT_LOCK_LINE = "x86/split lock detection: "
 _WARNED = re.compile(rb"x86/split lock detection: #(AC|DB): (.{1,15})/(\d+) took a \w+ trap at address: 0x([0-9a-f]+)")
 _KILLED = re.compile(rb"traps: (.{1,15})\[(\d+)\] trap alignment check ip:([0-9a-f]+)")
-_OOPS = re.compile(rb"Split lock detected: \w+ \[#\d+\]")
+_OOPS = re.compile(rb"Split lock detected(?=\s*(\[ *\d+\.\d+\])?\s*: \w+ \[#\d+\])")  # over two lines
 _PANIC = re.compile(rb"Kernel panic - not syncing: ([^\r\n]*)")
 _PREFIX = re.compile(rb"^\[ *\d+\.\d+\] ")
 _KERNEL: tuple[Where, ...] = ("kernel", "module")

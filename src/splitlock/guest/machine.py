@@ -10,6 +10,7 @@ import tempfile
 from collections import namedtuple
 
 from splitlock._errors import SplitlockError
+from splitlock.guest.console import Console
 from splitlock.guest.detection import Detection, plugin_words, processor
 from splitlock.guest.memory import LOW, Memory
 from splitlock.guest.shared import CPUS, Shared
@@ -76,15 +77,15 @@ class Machine:
         self.options = options
         self.memory = Memory(options.memory)
         self.shared = Shared()
-        self.console, console = socket.socketpair()
+        self.console = Console("console")
         self.asked, ask = socket.socketpair()
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115  # as long as the machine
-        inherited = [self.memory.fd, self.shared.fd, console.fileno(), ask.fileno()]
+        inherited = [self.memory.fd, self.shared.fd, ask.fileno()]
         inherited += [options.traps] if options.traps is not None else []
         try:
             self.process = subprocess.Popen(
                 # it ends with us, however we end; and Ctrl-C at the terminal is for us alone
-                ["setpriv", "--pdeathsig", "KILL", *self._command(options, qemu, console.fileno(), ask.fileno())],
+                ["setpriv", "--pdeathsig", "KILL", *self._command(options, qemu, ask.fileno())],
                 stdin=subprocess.DEVNULL, stdout=self.errors, stderr=self.errors, pass_fds=inherited,
                 start_new_session=True, env={"TMPDIR": "/var/tmp", **os.environ},  # where snapshots grow
             )  # fmt: skip
@@ -92,10 +93,9 @@ class Machine:
             self._close()
             raise SplitlockError(f"setpriv: {error.strerror}; install util-linux", 2) from None
         finally:
-            console.close()
             ask.close()
 
-    def _command(self, options: Options, qemu: str, console: int, ask: int) -> list[str]:
+    def _command(self, options: Options, qemu: str, ask: int) -> list[str]:
         size = options.memory
         words = [
             options.qemu, "-nodefaults", "-no-user-config", "-accel", "tcg,thread=multi",
@@ -103,7 +103,7 @@ class Machine:
             "-object", f"memory-backend-file,id=ram,share=on,size={size},mem-path=/proc/self/fd/{self.memory.fd}",
             "-cpu", "max" + ",cx16=off" * (int(qemu.partition(".")[0]) < _CX16_WORKS) + processor(options.detection),
             "-smp", str(options.cpus), "-display", "none", "-vga", "none",
-            "-chardev", f"socket,id=console,fd={console}", "-serial", "chardev:console",
+            *self.console.option,
             "-device", "virtio-rng-pci",
         ]  # fmt: skip
         if options.plugin:

@@ -41,7 +41,7 @@ class Watch:
         self.names = Names(machine.memory, machine.shared, cpus)
         self.named: dict[int, Named] = {}
         self.said = bytearray()
-        self._stuck: dict[int, tuple[int, float]] = {}
+        self._stuck: dict[int, tuple[int, int, float]] = {}
 
     def run(self, *, duration: float | None, until: str | None, console: int | None) -> Ended:
         """Until the guest powers off, `duration` seconds have passed, the console matches `until`, a livelock, Ctrl-C.
@@ -63,17 +63,12 @@ class Watch:
                         if not self._answer():
                             selector.unregister(self.machine.asked)
                     elif key.fileobj is self.machine.console:
-                        data = _receive(self.machine.console)
-                        if not data:
+                        if not self._listen(console):
                             selector.unregister(self.machine.console)
-                        if console is not None:
-                            _write(console, data)
-                        self.said += data
-                        del self.said[:-_KEEP]
                         if pattern and pattern.search(self.said, max(0, len(self.said) - _RECENT)):
                             why = why or "until"
                     else:
-                        self._type(os.read(sys.stdin.fileno(), 1024))
+                        self.machine.console.write(os.read(sys.stdin.fileno(), 1024))
                 now = time.monotonic()
                 if now - looked >= _TICK:
                     looked = now
@@ -86,7 +81,7 @@ class Watch:
                     why = why or "duration"
                 status = self.machine.process.poll()
                 if status is not None:
-                    self._rest()
+                    self._rest(console)
                     return Ended(why or self._how(status), now - begin)
                 if why and not asked_to_end:
                     self.machine.stop()
@@ -107,8 +102,19 @@ class Watch:
             return False
         return True
 
-    def _rest(self) -> None:
-        """What QEMU had still to say when it ended."""
+    def _listen(self, shown: int | None) -> bool:
+        """Keep what the guest has said since, and show it; False when there is nothing more."""
+        data = self.machine.console.read()
+        if shown is not None:
+            _write(shown, data)
+        self.said += data
+        del self.said[:-_KEEP]
+        return bool(data)
+
+    def _rest(self, shown: int | None) -> None:
+        """What guest and plugin had still to say when QEMU ended."""
+        while self._listen(shown):
+            pass
         self.machine.asked.setblocking(False)
         while self._answer():
             pass
@@ -120,9 +126,11 @@ class Watch:
         if self.machine.shared.totals().traps:
             for number, entry in enumerate(self.machine.shared.entries()):
                 if entry.trapped_at:
-                    hits, since = self._stuck.get(number, (entry.hits, now))
-                    stuck[number] = (entry.hits, since if hits == entry.hits else now)
-                    if now - stuck[number][1] > _LIVELOCK and entry.traps > 2 * _LIVELOCK:
+                    begin = self._stuck.get(number)
+                    if begin is None or begin[0] != entry.hits:
+                        begin = (entry.hits, entry.traps, now)
+                    stuck[number] = begin
+                    if now - begin[2] > _LIVELOCK and entry.traps - begin[1] > 2 * _LIVELOCK:
                         return True
         self._stuck = stuck
         return False
@@ -132,12 +140,6 @@ class Watch:
         totals = self.machine.shared.totals()
         self.names.find_kernel(totals.cr3, totals.cr4)
         self.machine.shared.look()
-
-    def _type(self, keys: bytes) -> None:
-        try:
-            self.machine.console.sendall(keys)
-        except OSError:
-            pass
 
     def _how(self, status: int) -> str:
         """How QEMU ended of itself. Raises SplitlockError where it did not even begin."""

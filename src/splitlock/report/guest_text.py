@@ -107,7 +107,7 @@ def _answers(site: Site) -> str:
         "warned": "the kernel warned",
         "sigbus": "SIGBUS",
         "reboot": "the machine began anew",
-        "executed": f"executed {site.hits:,} times",
+        "executed": f"executed {count(site.hits, 'time')}",
         "livelock": "nothing but the same exception again: livelock",
     }
     said = ", ".join(words.get(answer, answer) for answer in site.answers)

@@ -1,6 +1,7 @@
 /*
- * nested [N]: runs a guest of its own by /dev/kvm, which takes N split locks (20000 unless told) in 16-bit code, at
- * linear address 0x1000, and halts. Prints what became of it; exit status 0 when the guest halted.
+ * nested [N [unready]]: runs a guest of its own by /dev/kvm, which takes N split locks (20000 unless told) in 16-bit code, at
+ * linear address 0x1000, and halts. It counts #AC, and goes on; unready: it has no handler for any exception.
+ * Prints what became of it; exit status 0 when the guest halted.
  */
 #include <fcntl.h>
 #include <linux/kvm.h>
@@ -17,6 +18,11 @@ static const uint8_t code[] = {
     0x75, 0xf7,                   /* jnz again */
     0xf4,                         /* hlt */
 };
+static const uint8_t on_ac[] = {
+    0xff, 0x06, 0x00, 0x22, /* inc word ptr [0x2200] */
+    0xcf,                   /* iret */
+};
+enum { AC = 17 };
 
 static int must(int result, const char *what)
 {
@@ -33,6 +39,8 @@ int main(int argc, char **argv)
     int vm = must(ioctl(kvm, KVM_CREATE_VM, 0), "KVM_CREATE_VM");
     uint8_t *memory = mmap(NULL, 0x4000, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     memcpy(memory + 0x1000, code, sizeof code);
+    memcpy(memory + 0x1100, on_ac, sizeof on_ac);
+    *(uint32_t *)(memory + 4 * AC) = 0x1100; /* the real-mode vector: 0000:1100 */
     struct kvm_userspace_memory_region region = {.memory_size = 0x4000, .userspace_addr = (uintptr_t)memory};
     must(ioctl(vm, KVM_SET_USER_MEMORY_REGION, &region), "KVM_SET_USER_MEMORY_REGION");
     int cpu = must(ioctl(vm, KVM_CREATE_VCPU, 0), "KVM_CREATE_VCPU");
@@ -41,12 +49,15 @@ int main(int argc, char **argv)
     struct kvm_sregs special;
     must(ioctl(cpu, KVM_GET_SREGS, &special), "KVM_GET_SREGS");
     special.cs.base = special.cs.selector = 0;
+    if (argc > 2)
+        special.idt.limit = 0;
     must(ioctl(cpu, KVM_SET_SREGS, &special), "KVM_SET_SREGS");
-    struct kvm_regs registers = {.rip = 0x1000, .rflags = 2, .rcx = argc > 1 ? strtoul(argv[1], NULL, 10) : 20000};
+    struct kvm_regs registers = {.rip = 0x1000, .rsp = 0x3000, .rflags = 2, .rcx = argc > 1 ? strtoul(argv[1], NULL, 10) : 20000};
     must(ioctl(cpu, KVM_SET_REGS, &registers), "KVM_SET_REGS");
     do
         must(ioctl(cpu, KVM_RUN, 0), "KVM_RUN");
     while (run->exit_reason == KVM_EXIT_INTR);
-    printf("nested guest: exit reason %u, counter %u\n", run->exit_reason, *(uint16_t *)(memory + 0x203f));
+    printf("nested guest: exit reason %u, counter %u, #AC %u\n", run->exit_reason, *(uint16_t *)(memory + 0x203f),
+           *(uint16_t *)(memory + 0x2200));
     return run->exit_reason != KVM_EXIT_HLT;
 }

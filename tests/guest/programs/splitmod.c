@@ -1,10 +1,14 @@
-/* splitmod: a kernel module that takes `count` split locks as it is loaded, all in splitmod_bump(). */
+/* splitmod: a kernel module that takes `count` split locks as it is loaded, or from a timer's interrupt; all in splitmod_bump(). */
 #include <linux/cache.h>
+#include <linux/delay.h>
 #include <linux/init.h>
 #include <linux/module.h>
+#include <linux/timer.h>
 
 static int count = 1000;
 module_param(count, int, 0);
+static bool timer;
+module_param(timer, bool, 0);
 
 static char memory[128] __aligned(64);
 
@@ -13,10 +17,22 @@ static noinline void splitmod_bump(void *operand)
     asm volatile("lock incl (%0)" : : "r"(operand) : "memory", "cc");
 }
 
-static int __init splitmod_init(void)
+static void splitmod_all(struct timer_list *unused)
 {
     for (int i = 0; i < count; i++)
         splitmod_bump(memory + 62);
+}
+
+static DEFINE_TIMER(splitmod_timer, splitmod_all);
+
+static int __init splitmod_init(void)
+{
+    if (timer) {
+        mod_timer(&splitmod_timer, jiffies);
+        msleep(1000);
+    } else {
+        splitmod_all(NULL);
+    }
     return 0;
 }
 

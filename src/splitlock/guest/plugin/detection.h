@@ -41,15 +41,15 @@ WEAK void async_run_on_cpu(struct CPUState *, void (*)(struct CPUState *, run_on
 WEAK void do_interrupt_x86_hardirq(struct state *, int number, int hardware);
 
 enum { STORE = 1, FRAME_WORDS = 512, PAGE_BYTES = 4096, STATE_WORDS = 8192 };
-enum { RAX, RCX, RDX, RBX, RDI = 7 };
-enum { GUEST_SIGBUS = 7 };
+enum { RAX, RCX, RDX, RBX, RSI = 6, RDI };
+enum { GUEST_SIGBUS = 7, GUEST_BUS_ADRALN = 1 };
 enum { DB = 1, GP = 13, AC = 17 };
 enum { TEST_CTRL = 0x33, CORE_CAPABILITIES = 0xcf, DEBUGCTL = 0x1d9 };
-enum { SVM_EXIT_CPUID = 0x72, SVM_EXIT_MSR = 0x7c };
+enum { SVM_EXIT_CPUID = 0x72, SVM_EXIT_MSR = 0x7c, SVM_EXIT_VMRUN = 0x80 };
 static const uint64_t TEST_CTRL_BITS = 1ull << 29 | 1ull << 31, DETECT_SPLIT_LOCKS = 1ull << 29, SPLIT_LOCK_CAPABILITY = 1 << 5;
 static const uint64_t DEBUGCTL_BITS = 0xdfc7, DETECT_BUS_LOCKS = 1 << 2, DR6_BUS_LOCK = 1 << 11;
 static const uint64_t DR6_AFTER_RESET = 0xffff0ff0, DR7_AFTER_RESET = 0x400, RESET_VECTOR = 0xfffffff0;
-static const uint64_t CR0_AM = 1 << 18, EFLAGS_AC = 1 << 18;
+static const uint64_t CR0_PE = 1, CR0_AM = 1 << 18, EFLAGS_VM = 1 << 17, EFLAGS_AC = 1 << 18;
 
 #define FROM_CALLBACK __attribute__((used)) static void /* called by the assembler code below */
 
@@ -60,8 +60,8 @@ static ptrdiff_t state_at; /* from CPUState to CPUX86State; 0: not known yet */
 static size_t dr6_at;      /* in it, in words; 0: unknown */
 static struct {
     _Alignas(LINE_BYTES) uint64_t test_ctrl, debugctl;
-    uint64_t let_pass; /* ONCE: the instruction that has just trapped */
-    struct entry *last; /* that trapped */
+    uint64_t let_pass;  /* ONCE: the instruction that has trapped, until it stores */
+    struct entry *last; /* that got an exception, until the kernel sends a signal for it */
 } detecting[CPUS];
 
 static struct state *state_of(unsigned vcpu)
@@ -81,7 +81,9 @@ static uintptr_t place_in_code(void *const *frame)
 
 static unsigned cpl(unsigned vcpu)
 {
-    return read_register(vcpu, CS) & 3;
+    if (!(read_register(vcpu, CR0) & CR0_PE))
+        return 0;
+    return read_register(vcpu, EFLAGS) & EFLAGS_VM ? 3 : read_register(vcpu, CS) & 3;
 }
 
 static void log_trap(const char *what, unsigned vcpu, uint64_t pc, uint64_t address, unsigned size)
@@ -94,13 +96,11 @@ static void log_trap(const char *what, unsigned vcpu, uint64_t pc, uint64_t addr
 
 static bool shall_trap(unsigned vcpu, uint64_t pc)
 {
-    uint64_t passing = detecting[vcpu].let_pass;
-    detecting[vcpu].let_pass = 0;
     if (split_locks && detecting[vcpu].test_ctrl & DETECT_SPLIT_LOCKS)
         return true;
     switch (forward) {
-    case ONCE:
-        return passing != pc;
+    case ONCE: /* loads may come more than once */
+        return detecting[vcpu].let_pass != pc;
     case ALWAYS:
         return true;
     case ASKED:
@@ -123,11 +123,14 @@ FROM_CALLBACK access_from(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t ad
                                               void *const *frame)
 {
     unsigned size;
+    if (site->noted && cpus[vcpu].started != site)
+        return; /* another instruction's: see plugin.c */
     if (!crosses(site, info, address, &size)) {
     } else if (qemu_plugin_mem_is_store(info)) {
+        detecting[vcpu].let_pass = 0;
         if (bus_locks && detecting[vcpu].debugctl & DETECT_BUS_LOCKS && cpl(vcpu)) {
             log_trap("#DB", vcpu, site->pc, address, size);
-            count_trap(vcpu, site, address, size, false);
+            detecting[vcpu].last = count_trap(vcpu, site, address, size, false);
             async_run_on_cpu(qemu_get_cpu((int)vcpu), raise_bus_lock, (run_on_cpu_data){0});
         }
     } else if (shall_trap(vcpu, site->pc)) {
@@ -140,6 +143,7 @@ FROM_CALLBACK access_from(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t ad
         log_trap("#AC", vcpu, site->pc, address, size);
         detecting[vcpu].let_pass = site->pc;
         detecting[vcpu].last = count_trap(vcpu, site, address, size, true);
+        cpus[vcpu].started = NULL;
         raise_exception_err_ra(state, AC, 0, place);
     }
     on_access(vcpu, info, address, site);
@@ -244,18 +248,20 @@ CALLBACK on_first(unsigned vcpu, void *userdata)
 }
 #pragma GCC diagnostic pop
 
-/* The kernel sends a signal: for the exception that this task got last, if it did. */
+/* The kernel sends a signal: for the exception that this task got last, mostly on this CPU. */
 static void on_send_fault(unsigned vcpu, void *userdata)
 {
     (void)userdata;
-    if ((int)state_of(vcpu)->registers[RDI] != GUEST_SIGBUS)
+    const struct state *state = state_of(vcpu);
+    if ((int)state->registers[RDI] != GUEST_SIGBUS || (int)state->registers[RSI] != GUEST_BUS_ADRALN)
         return;
     uint64_t task = current(vcpu).task;
-    for (int i = 0; i < CPUS; i++) {
-        struct entry *entry = detecting[i].last;
-        if (entry && entry->task == task && entry->trapped_at) {
+    for (unsigned i = 0; i < CPUS; i++) {
+        struct entry **last = &detecting[(vcpu + i) % CPUS].last, *entry = *last;
+        if (entry && entry->task == task) {
             atomic_fetch_add(&entry->signals, 1);
             entry->trapped_at = 0;
+            *last = NULL;
             return;
         }
     }
@@ -264,15 +270,25 @@ static void on_send_fault(unsigned vcpu, void *userdata)
 static void on_reset(unsigned vcpu, void *userdata)
 {
     (void)userdata;
+    if (cpu_svm_has_intercept(state_of(vcpu), SVM_EXIT_VMRUN))
+        return; /* a nested guest's: no VMRUN goes without this intercept */
+    cpus[vcpu].nested = false;
     if (!vcpu)
         for (int i = 0; i < CPUS; i++)
             detecting[i].test_ctrl = detecting[i].debugctl = detecting[i].let_pass = 0;
     atomic_fetch_add(&shared->resets, 1);
 }
 
+static bool detects(void)
+{
+    return split_locks || bus_locks || forward != NEVER;
+}
+
 static void detect_in(struct qemu_plugin_insn *insn, const uint8_t *code, size_t length, bool first)
 {
     static struct privileged kinds[2][16];
+    if (!detects())
+        return;
     if (first && !state_at)
         qemu_plugin_register_vcpu_insn_exec_cb(insn, on_first, QEMU_PLUGIN_CB_RW_REGS, NULL);
     if (first && qemu_plugin_insn_vaddr(insn) == RESET_VECTOR)
@@ -291,11 +307,6 @@ static void detect_in(struct qemu_plugin_insn *insn, const uint8_t *code, size_t
     kind->length = (uint8_t)length;
     kind->writes = second == 0x30;
     qemu_plugin_register_vcpu_insn_exec_cb(insn, second == 0xa2 ? on_cpuid : on_msr, QEMU_PLUGIN_CB_RW_REGS, kind);
-}
-
-static bool detects(void)
-{
-    return split_locks || bus_locks || forward != NEVER;
 }
 
 static bool set_up_detection(const char *how, int traps)

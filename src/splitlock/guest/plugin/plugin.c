@@ -47,7 +47,6 @@ static const uint64_t HIGH_MEMORY = 1ull << 32, KERNEL_HALF = 1ull << 63, EFER_S
 /* One translation of a locked instruction. */
 struct site {
     uint64_t pc;
-    uint32_t number;
     uint8_t size, length;
     bool noted; /* only the first store after its start counts */
     uint8_t code[CODE];
@@ -67,12 +66,9 @@ static uint8_t *ram;
 static uint64_t ram_size, low;
 static int ask = -1, api;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* over what follows, and over the question asked */
-static struct {
-    uint32_t site, entry; /* numbers from 1; 0: free */
-} slots[SLOTS];
+static uint32_t slots[SLOTS]; /* numbers of entries, from 1; 0: free */
 static const void **returns; /* where in our memory the instructions after VMRUN lie */
 static size_t n_returns;
-static uint32_t n_sites;
 
 struct who { /* a program */
     uint64_t task, started, execs;
@@ -108,6 +104,12 @@ static struct who current(unsigned vcpu)
     return who;
 }
 
+/* Another translation of the same instruction counts to the same entry: one may trap, and the next one execute. */
+static bool is_at(const struct entry *entry, const struct site *site)
+{
+    return entry->pc == site->pc && memcmp(entry->code, site->code, CODE) == 0;
+}
+
 static bool is_of(const struct entry *entry, const struct who *who, bool nested)
 {
     return entry->task == who->task && entry->started == who->started && entry->execs == who->execs &&
@@ -129,22 +131,21 @@ static struct entry *find(unsigned vcpu, struct site *site, uint64_t address, un
 {
     bool nested = cpus[vcpu].nested;
     pthread_mutex_lock(&lock);
-    if (!site->number)
-        site->number = ++n_sites;
     /* Again, now that nobody asks: the answer to another vCPU may have said where the task is to be had. */
     struct who who = site->pc & KERNEL_HALF && !nested ? (struct who){0} : current(vcpu);
-    uint64_t hash = (site->number ^ who.task >> 6 ^ who.started ^ who.execs << 20 ^ nested) * 0x9e3779b97f4a7c15;
+    uint64_t code;
+    memcpy(&code, site->code, sizeof code);
+    uint64_t hash = (site->pc ^ code ^ who.task >> 6 ^ who.started ^ who.execs << 20 ^ nested) * 0x9e3779b97f4a7c15;
     struct entry *entry = NULL;
     size_t at = hash >> 40 & (SLOTS - 1);
-    for (; slots[at].site; at = (at + 1) & (SLOTS - 1))
-        if (slots[at].site == site->number && is_of(&entries[slots[at].entry], &who, nested)) {
-            entry = &entries[slots[at].entry];
-            break;
-        }
+    for (; slots[at] && !entry; at = (at + 1) & (SLOTS - 1)) {
+        struct entry *other = &entries[slots[at] - 1];
+        if (is_at(other, site) && is_of(other, &who, nested))
+            entry = other;
+    }
     uint64_t number = atomic_load(&shared->entries);
     if (!entry && number < ENTRIES) {
-        slots[at].site = site->number;
-        slots[at].entry = (uint32_t)number;
+        slots[at] = (uint32_t)number + 1;
         entry = &entries[number];
         entry->pc = site->pc;
         entry->address = address;

@@ -1,0 +1,156 @@
+"""Which kernels are there to boot, and which headers to build a module for them with?"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections import namedtuple
+from contextlib import closing
+
+from splitlock._errors import ImageError, SplitlockError
+from splitlock.image import bzimage
+from splitlock.image.archive import deb, rpm
+from splitlock.image.compressed import compression, expand
+from splitlock.image.package import LIMIT, shown
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_PACKAGES = {b"!<arch>\ndebian-": deb, b"\xed\xab\xee\xdb": rpm}
+# where packages, and trees that they are unpacked to, have the kernel
+_IN_PACKAGE = re.compile(r"(usr/)?(boot/vmlinu[xz]-[^/]+|lib/modules/[^/]+/vmlinuz)")
+_HEADERS = re.compile(r"linux-(headers|kbuild)-.*\.deb")
+_NAMED = re.compile(r"(vmlinu[xz]|bzImage|linux-image-).*(?<!\.ko)")
+_PVH = re.compile(rb"\x04\0\0\0[\x04\x08]\0\0\0\x12\0\0\0Xen\0")  # ELF note XEN_ELFNOTE_PHYS32_ENTRY
+_BANNER = re.compile(rb"Linux version (\S+) [^\n]*")
+
+Kernel = namedtuple("Kernel", "path member release banner image")
+"""A kernel: the file it is in, its name in that package or None, what `uname -r` and its banner say, and the file that
+QEMU boots: vmlinux where it can be entered directly (PVH), which is quicker, else as it is."""
+
+
+def kernels(paths: Iterable[str], directory: str) -> list[Kernel]:
+    """The kernels in files, packages, and directories of them, ready to boot from `directory`.
+
+    Packages of headers are passed over. Raises SplitlockError where there is no kernel, or something else.
+    """
+    found: list[Kernel] = []
+    for path in paths:
+        files = _files(path, _NAMED)
+        if not files:
+            raise SplitlockError(f"--kernels {path}: no kernel there; name a vmlinuz, a package, or their directory", 2)
+        for file in files:
+            if _HEADERS.fullmatch(os.path.basename(file)):
+                continue
+            try:
+                kernel = _kernel(file, os.path.join(directory, f"kernel{len(found)}"))
+            except (OSError, ImageError) as error:
+                reason = error.strerror if isinstance(error, OSError) else str(error)
+                raise SplitlockError(
+                    f"--kernels {shown(file)}: {reason}; name a vmlinuz of x86-64, or a package with one", 2
+                ) from None
+            if all(kernel.banner != other.banner for other in found):  # a package, and what it was unpacked to
+                found.append(kernel)
+    if not found:
+        raise SplitlockError("--kernels: headers alone; name a vmlinuz, a package with one, or their directory", 2)
+    return found
+
+
+def _files(path: str, names: re.Pattern[str]) -> list[str]:
+    """The path itself; of a directory what in it has one of these names, or in its boot/ where it is a root."""
+    if not os.path.isdir(path):
+        return [path]
+    places = [path, os.path.join(path, "boot")]
+    files = [os.path.join(place, name) for place in places if os.path.isdir(place) for name in os.listdir(place)]
+    return sorted(file for file in files if names.fullmatch(os.path.basename(file)) and os.path.isfile(file))
+
+
+def _kernel(path: str, target: str) -> Kernel:
+    """The kernel in a file, written to `target`. Raises OSError and ImageError."""
+    with open(path, "rb") as file:
+        head = file.read(bzimage.HEAD)
+        size = os.fstat(file.fileno()).st_size
+        for magic, walk in _PACKAGES.items():
+            if head.startswith(magic):
+                with closing(walk(file.fileno(), size, LIMIT * 8)) as members:
+                    for stream, name, length in members:
+                        if _IN_PACKAGE.fullmatch(name) and length <= LIMIT:
+                            return _identify(path, name, stream.read(length), target)
+                raise ImageError("no kernel in this package")
+        if size > LIMIT:
+            raise ImageError(f"{size:,} bytes are no kernel")
+        return _identify(path, None, head + file.read(), target)
+
+
+def _identify(path: str, member: str | None, raw: bytes, target: str) -> Kernel:
+    elf = raw
+    if bzimage.is_bzimage(raw[: bzimage.HEAD]):
+        elf = bzimage.vmlinux(raw, LIMIT)
+    elif compression(raw):
+        elf = raw = expand(raw, LIMIT)
+    banner = _BANNER.search(elf)
+    if elf[:5] != b"\x7fELF\x02" or banner is None:
+        raise ImageError("no kernel of x86-64")
+    direct = _PVH.search(elf)
+    if not direct and elf is raw:
+        raise ImageError("a vmlinux without CONFIG_PVH, which cannot be booted directly")
+    with open(target, "wb") as image:
+        image.write(elf if direct else raw)
+    text = banner[0].decode("utf-8", "replace")
+    return Kernel(shown(path), member, banner[1].decode("utf-8", "replace"), text, target)
+
+
+def headers(release: str, paths: Iterable[str], unpack_to: str) -> str | None:
+    """The directory to build a module for a kernel in; None where there is none in these paths or on this machine.
+
+    A path: such a directory, one that it or its packages are in, or a file that they are beside. Raises SplitlockError
+    where packages cannot be unpacked.
+    """
+    places = [path if os.path.isdir(path) else os.path.dirname(path) or "." for path in paths]
+    for place in [*places, "/"]:
+        for tree in (place, f"{place}/usr/src/linux-headers-{release}", f"{place}/lib/modules/{release}/build"):
+            if _release(tree) == release:
+                return os.path.abspath(tree)
+        packages = {os.path.basename(file).partition("_")[0]: file for file in _files(place, _HEADERS)}
+        if f"linux-headers-{release}" in packages:
+            return _unpacked(f"linux-headers-{release}", packages, unpack_to)
+    return None
+
+
+def _release(tree: str) -> str | None:
+    """What kernel a directory of headers is for; None where it is none."""
+    try:
+        with open(os.path.join(tree, "include", "generated", "utsrelease.h"), encoding="utf-8") as file:
+            found = re.search(r'UTS_RELEASE "([^"]+)"', file.read())
+    except (OSError, UnicodeDecodeError):
+        return None
+    return found[1] if found else None
+
+
+def _unpacked(name: str, packages: dict[str, str], root: str) -> str:
+    """The headers in a package, unpacked below `root` with those of `packages` that it needs."""
+    needs = re.findall(r"[^\s,|]+", _dpkg("-f", packages[name], "Depends"))
+    for each in dict.fromkeys((name, *needs)):
+        if each in packages:
+            _dpkg("-x", packages[each], root)
+    tree = os.path.join(root, "usr", "src", name)
+    makefile = os.path.join(tree, "Makefile")
+    if os.path.isfile(makefile) and not os.path.islink(makefile):  # Debian's includes another by its absolute path
+        with open(makefile) as file:
+            text = file.read()
+        with open(makefile, "w") as file:
+            file.write(text.replace("/usr/src/", f"{root}/usr/src/"))
+    return tree
+
+
+def _dpkg(option: str, package: str, word: str) -> str:
+    try:
+        done = subprocess.run(["dpkg-deb", option, package, word], capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise SplitlockError(f"dpkg-deb: {error.strerror}; install dpkg, or name unpacked --headers", 2) from None
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["cannot be unpacked"])[0]
+        raise SplitlockError(f"--headers {shown(package)}: {reason}; download it again", 2)
+    return done.stdout
