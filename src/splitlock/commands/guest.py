@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from contextlib import contextmanager
 
 from splitlock._errors import SplitlockError
@@ -145,6 +146,8 @@ def _watch(machine: Machine, args: argparse.Namespace, qemu: str) -> Report:
 
     watch = Watch(machine, args.smp)
     ended = watch.run(duration=args.duration, until=args.until, console=None if args.quiet else 2)
+    if not args.quiet and watch.said[-1:] not in (b"", b"\n"):
+        sys.stderr.write("\n")  # the report begins on a line of its own
     images = [(args.disk, machine.options.disk_format)] if args.disk else []
     with Files(images + ([(args.cdrom, "raw")] if args.cdrom else [])) as files:
         return describe(watch, ended, args.disk or args.cdrom or args.kernel, qemu, args.smp, files)
