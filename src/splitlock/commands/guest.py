@@ -146,7 +146,7 @@ def _watch(machine: Machine, args: argparse.Namespace, qemu: str) -> Report:
 
     watch = Watch(machine, args.smp)
     ended = watch.run(duration=args.duration, until=args.until, console=None if args.quiet else 2)
-    if not args.quiet and watch.said[-1:] not in (b"", b"\n"):
+    if not args.quiet and watch.said and not watch.said.endswith(b"\n"):
         sys.stderr.write("\n")  # the report begins on a line of its own
     images = [(args.disk, machine.options.disk_format)] if args.disk else []
     with Files(images + ([(args.cdrom, "raw")] if args.cdrom else [])) as files:
