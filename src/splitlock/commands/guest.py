@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from splitlock.commands import Parser
-    from splitlock.guest.machine import Machine
+    from splitlock.guest.machine import Options
     from splitlock.report.guest import Report
 
 _EPILOG = """\
@@ -69,6 +69,9 @@ def prepare_parser(parser: Parser) -> None:
         "--forward-ac", nargs="?", const="always", choices=("once", "always", "asked"),
         help="processors that announce nothing, and raise #AC all the same (default: always)",
     )  # fmt: skip
+    parser.add_argument(
+        "--slow", action="store_true", help="these by QEMU's gdb stub, in passes: for a QEMU built without modules"
+    )
     parser.add_argument("--traps", metavar="FILE", help="a line of JSON for each exception of these")
     parser.add_argument("--qemu", default="qemu-system-x86_64", metavar="PROGRAM", help="(default: %(default)s)")
     parser.add_argument("--format", choices=("text", "json"), default="text", help="(default: text)")
@@ -83,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     from splitlock.commands._output import Output
     from splitlock.guest import disk
     from splitlock.guest.detection import Detection
-    from splitlock.guest.machine import Machine, Options, version
+    from splitlock.guest.machine import Options, version
 
     if not (args.kernel or args.disk or args.cdrom):
         raise SplitlockError("guest: nothing to boot; name a --kernel, --disk or --cdrom", 2)
@@ -104,17 +107,12 @@ def run(args: argparse.Namespace) -> int:
         detection=detection,
     )  # fmt: skip
     qemu = version(args.qemu)
-    if any(detection):
+    if any(detection) and not args.slow:
         from splitlock.guest.selftest import check
 
         check(options, qemu)
     with Output(args.output) as out, _traps(args.traps) as traps:
-        machine = Machine(options._replace(traps=traps), qemu)
-        try:
-            report = _watch(machine, args, qemu)
-        finally:
-            machine.end()
-            machine.close()
+        report = _watch(options._replace(traps=traps), args, qemu)
         status = _status(report, args.fail_on)
         if status or not args.quiet:
             from splitlock.report.guest_text import render
@@ -139,18 +137,29 @@ def _traps(path: str | None) -> Iterator[int | None]:
         os.close(file)
 
 
-def _watch(machine: Machine, args: argparse.Namespace, qemu: str) -> Report:
+def _watch(options: Options, args: argparse.Namespace, qemu: str) -> Report:
+    from splitlock.guest import slow, watch
     from splitlock.guest.describe import describe
     from splitlock.guest.files import Files
-    from splitlock.guest.watch import Watch
 
-    watch = Watch(machine, args.smp)
-    ended = watch.run(duration=args.duration, until=args.until, console=None if args.quiet else 2)
-    if not args.quiet and watch.said and not watch.said.endswith(b"\n"):
-        sys.stderr.write("\n")  # the report begins on a line of its own
-    images = [(args.disk, machine.options.disk_format)] if args.disk else []
-    with Files(images + ([(args.cdrom, "raw")] if args.cdrom else [])) as files:
-        return describe(watch, ended, args.disk or args.cdrom or args.kernel, qemu, args.smp, files)
+    how = {"duration": args.duration, "until": args.until, "console": None if args.quiet else 2}
+    images = [(args.disk, options.disk_format)] if args.disk else []
+    with (
+        slow.lived(options, qemu, **how, tell=_quiet if args.quiet else _tell) if args.slow
+        else watch.lived(options, qemu, **how) as (seen, ended),
+        Files(images + ([(args.cdrom, "raw")] if args.cdrom else [])) as files,
+    ):  # fmt: skip
+        if not args.quiet and seen.said and not seen.said.endswith(b"\n"):
+            sys.stderr.write("\n")  # the report begins on a line of its own
+        return describe(seen, ended, args.disk or args.cdrom or args.kernel, qemu, args.smp, files)
+
+
+def _tell(words: str) -> None:
+    print(f"splitlock: {words}", file=sys.stderr, flush=True)
+
+
+def _quiet(words: str) -> None:
+    pass
 
 
 def _status(report: Report, fail_on: str) -> int:

@@ -14,6 +14,10 @@ FORWARDS = ("once", "always", "asked")
 # Linux turns its detection on for Intel's processors alone (6.1: arch/x86/kernel/cpu/intel.c), and not in a guest. The
 # number is Sapphire Rapids': none of those that it takes to have detection without being told by CORE_CAPABILITIES.
 _INTEL = "-hypervisor,-svm,vendor=GenuineIntel,family=6,model=143,stepping=8"
+# A local APIC of registers in memory: of MSRs each timer tick would be a stop (QEMU 9 and later).
+_SLOW = ",-x2apic"
+# CPUID.7 EDX[30] by QEMU itself, which announces what TCG does not have only if it must
+_ANNOUNCED = ",check=off,x-force-features=on,core-capability=on"
 
 Detection = namedtuple("Detection", "split_locks bus_locks forward", defaults=(False, False, None))
 """`split_locks`: `#AC`, by TEST_CTRL; `bus_locks`: `#DB`, by DEBUGCTL; `forward`: `#AC` that is announced nowhere, for
@@ -27,9 +31,10 @@ def plugin_words(detection: Detection) -> str:
     return "+".join([*words, *([detection.forward] if detection.forward else [])])
 
 
-def processor(detection: Detection) -> str:
-    """What is added to QEMU's `-cpu max`; empty: nothing."""
-    return f",{_INTEL}" if detection.split_locks or detection.bus_locks else ""
+def processor(detection: Detection, *, slow: bool = False) -> str:
+    """What is added to QEMU's `-cpu max`; empty: nothing. `slow`: for detection by QEMU's gdb stub."""
+    words = f",{_INTEL}" if detection.split_locks or detection.bus_locks else ",-svm" if slow else ""
+    return words + (_SLOW if slow else "") + (_ANNOUNCED if slow and detection.split_locks else "")
 
 
 def named(detection: Detection) -> str:

@@ -24,12 +24,13 @@ _END = 5  # seconds that QEMU has for ending by itself
 
 Options = namedtuple(
     "Options",
-    "kernel initrd append disk disk_format cdrom firmware memory cpus qemu more plugin detection traps",
-    defaults=(True, Detection(), None),
+    "kernel initrd append disk disk_format cdrom firmware memory cpus qemu more plugin detection traps slow",
+    defaults=(True, Detection(), None, None),
 )
 """What is booted: paths or None, and the disk's format as QEMU calls it; `firmware`: None, `ovmf` or a path; `memory`
 in bytes; `qemu`: the program; `more`: options of its own; `plugin` False: without ours, to compare with;
-`detection`: what its processors detect; `traps`: a descriptor to which their exceptions are written, lines of JSON."""
+`detection`: what its processors detect; `traps`: a descriptor to which their exceptions are written, lines of JSON;
+`slow`: detection by QEMU's gdb stub (slow.py), None, or what for: `count` or `stop`."""
 
 
 def version(program: str) -> str:
@@ -63,6 +64,11 @@ def comma(path: str) -> str:
     return os.path.abspath(path).replace(",", ",,")
 
 
+def _stub_words(fd: int) -> list[str]:
+    """QEMU's gdb stub at our socket; the guest waits for its word."""
+    return ["-S", "-chardev", f"socket,id=stub,fd={fd}", "-gdb", "chardev:stub"]
+
+
 class Machine:
     """A guest that runs, from here until `end`. Raises SplitlockError where QEMU cannot be started."""
 
@@ -82,10 +88,16 @@ class Machine:
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115  # as long as the machine
         inherited = [self.memory.fd, self.shared.fd, ask.fileno()]
         inherited += [options.traps] if options.traps is not None else []
+        self.stub: socket.socket | None = None
+        stub = None
+        if options.slow == "stop":
+            self.stub, stub = socket.socketpair()
+            inherited.append(stub.fileno())
         try:
             self.process = subprocess.Popen(
                 # it ends with us, however we end; and Ctrl-C at the terminal is for us alone
-                ["setpriv", "--pdeathsig", "KILL", *self._command(options, qemu, ask.fileno())],
+                ["setpriv", "--pdeathsig", "KILL", *self._command(options, qemu, ask.fileno()),
+                 *([] if stub is None else _stub_words(stub.fileno()))],
                 stdin=subprocess.DEVNULL, stdout=self.errors, stderr=self.errors, pass_fds=inherited,
                 start_new_session=True, env={"TMPDIR": "/var/tmp", **os.environ},  # where snapshots grow
             )  # fmt: skip
@@ -94,6 +106,8 @@ class Machine:
             raise SplitlockError(f"setpriv: {error.strerror}; install util-linux", 2) from None
         finally:
             ask.close()
+            if stub is not None:
+                stub.close()
 
     def _command(self, options: Options, qemu: str, ask: int) -> list[str]:
         size = options.memory
@@ -101,7 +115,7 @@ class Machine:
             options.qemu, "-nodefaults", "-no-user-config", "-accel", "tcg,thread=multi",
             "-machine", f"memory-backend=ram,max-ram-below-4g={LOW}", "-m", f"{size >> 20}M",
             "-object", f"memory-backend-file,id=ram,share=on,size={size},mem-path=/proc/self/fd/{self.memory.fd}",
-            "-cpu", "max" + ",cx16=off" * (int(qemu.partition(".")[0]) < _CX16_WORKS) + processor(options.detection),
+            "-cpu", "max" + ",cx16=off" * (int(qemu.partition(".")[0]) < _CX16_WORKS) + processor(options.detection, slow=bool(options.slow)),
             "-smp", str(options.cpus), "-display", "none", "-vga", "none",
             *self.console.option,
             "-device", "virtio-rng-pci",
@@ -110,8 +124,8 @@ class Machine:
             plugin = (
                 f"file={comma(PLUGIN)},shared={self.shared.fd},ram={self.memory.fd},low={self.memory.low},ask={ask}"
             )
-            if detect := plugin_words(options.detection):
-                plugin += f",detect={detect}" + (f",traps={options.traps}" if options.traps is not None else "")
+            if detect := "stub" if options.slow else plugin_words(options.detection):
+                plugin += f",detect={detect}" + (f",traps={options.traps}" if options.traps is not None and not options.slow else "")
             words += ["-plugin", plugin]
         if options.kernel:
             words += ["-kernel", options.kernel, "-append", options.append]
@@ -142,7 +156,7 @@ class Machine:
 
     def end(self) -> None:
         """End QEMU, by force if it must be, and free everything but memory and counts."""
-        self.asked.close()
+        self._hang_up()
         self.stop()
         try:
             self.process.wait(_END)
@@ -151,8 +165,13 @@ class Machine:
             self.process.wait()
         self.console.close()
 
-    def _close(self) -> None:
+    def _hang_up(self) -> None:
         self.asked.close()
+        if self.stub is not None:
+            self.stub.close()
+
+    def _close(self) -> None:
+        self._hang_up()
         self.console.close()
         self.close()
 

@@ -11,7 +11,7 @@ from splitlock._errors import SplitlockError
 PAGE = 4096
 LOW = 2 << 30  #: bytes of memory below 4 GiB at most, as the machine is told (max-ram-below-4g); the rest begins there
 _HIGH = 4 << 30
-_PRESENT, _LARGE = 1, 1 << 7
+_PRESENT, _WRITABLE, _USER, _LARGE = 1, 1 << 1, 1 << 2, 1 << 7
 _ADDRESS = 0x000F_FFFF_FFFF_F000
 _LA57 = 1 << 12  # of CR4
 _U64 = struct.Struct("<Q")
@@ -40,7 +40,7 @@ class Memory:
 
     def read(self, physical: int, size: int) -> bytes | None:
         """So many bytes at a physical address, None where they are not all memory."""
-        at = self.offset(physical)
+        at = self.offset(physical) if physical >= 0 else None
         return None if at is None or at + size > self.size else self.ram[at : at + size]
 
     def close(self) -> None:
@@ -59,7 +59,18 @@ class Space:
 
     def physical(self, address: int) -> int | None:
         """The physical address, None where nothing is mapped."""
-        table = self._root
+        found = self._walk(address)
+        return None if found is None else found[0]
+
+    def writable(self, address: int, *, user: bool) -> bool:
+        """Whether it can be written, by a program if `user` (SDM vol. 3A, 4.6; with CR0.WP set)."""
+        wanted = _WRITABLE | (_USER if user else 0)
+        found = self._walk(address)
+        return found is not None and found[1] & wanted == wanted
+
+    def _walk(self, address: int) -> tuple[int, int] | None:
+        """The physical address, and the rights that all levels grant."""
+        table, rights = self._root, _WRITABLE | _USER
         for level in range(self._levels - 1, -1, -1):
             shift = 12 + 9 * level
             at = self.memory.offset(table + (address >> shift & 511) * 8)
@@ -68,9 +79,10 @@ class Space:
             (entry,) = _U64.unpack_from(self.memory.ram, at)
             if not entry & _PRESENT:
                 return None
+            rights &= entry
             if level == 0 or (level <= 2 and entry & _LARGE):
                 mask = (1 << shift) - 1
-                return int(entry & _ADDRESS & ~mask | address & mask)
+                return int(entry & _ADDRESS & ~mask | address & mask), rights
             table = entry & _ADDRESS
         return None
 

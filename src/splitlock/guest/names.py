@@ -47,6 +47,7 @@ class Names:
         self._memory, self._shared, self._cpus = memory, shared, cpus
         self.kernel: linux.Kernel | None = None
         self._told = False
+        self._tasks: linux.Tasks | None = None
 
     def find_kernel(self, cr3: int, cr4: int) -> linux.Kernel | None:
         """The Linux kernel that these page tables are of; the plugin is told where its tasks are."""
@@ -73,8 +74,22 @@ class Names:
             tasks = self.kernel.tasks(self._cpus)
         except LookupError:
             return
+        self._tasks = tasks
         self._told = len(tasks.current) == self._cpus
         self._shared.tell_tasks(*tasks)
+
+    def who(self, cpu: int) -> tuple[int, int, int]:
+        """The program that runs on a CPU, as the plugin tells programs apart; zeros where that is unknown."""
+        if self._tasks is None or cpu not in self._tasks.current:
+            return 0, 0, 0
+
+        def load(physical: int, size: int) -> int:
+            return int.from_bytes(self._memory.read(physical, size) or b"", "little")
+
+        task = load(self._tasks.current[cpu], 8)
+        at = task - self._tasks.direct_map
+        started = load(at + self._tasks.started, 8)
+        return task, started, load(at + self._tasks.execs, self._tasks.exec_bytes)
 
     def name(self, entry: Entry) -> Named:
         """Who this is, as the guest is now: the vCPU has just done it, and waits."""

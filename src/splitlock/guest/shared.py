@@ -11,13 +11,18 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-CPUS, ENTRIES, _TABLE = 256, 1 << 16, 8192
+CPUS, ENTRIES, _TABLE = 256, 1 << 16, 1 << 16
+_MOST_PLACES = 4096
 NESTED, SMM, AFTER_BOOT_SECTOR, KNOWS_REGISTERS = 1, 2, 4, 8  #: bits of Entry.flags
 _ENTRY = struct.Struct("<11Q8QQI4B16s")
 _HEAD = struct.Struct("<II9Q")
 _LOOK = struct.Struct("<Q")
 _TASKS = _HEAD.size + _LOOK.size
 _KERNEL = struct.Struct("<5Q")
+_ESCAPED = struct.Struct("<QQ")
+_ESCAPES = _TASKS + _KERNEL.size + 8 * CPUS
+_PLACES = _ESCAPES + _ESCAPED.size
+_ARMED = _PLACES + 8 * _MOST_PLACES
 
 Entry = namedtuple(
     "Entry",
@@ -69,6 +74,63 @@ class Shared:
             self._map[at : at + len(values)] = bytes(len(values))  # first none, then another kernel's places
             _KERNEL.pack_into(self._map, _TASKS, direct_map, started, execs, exec_bytes, send_fault)
             self._map[at : at + len(values)] = values
+
+    # what splitlock does itself, while the guest stands still (stops.py)
+
+    def escaped(self) -> int:
+        """Split locks that executed on an armed vCPU."""
+        return int(_ESCAPED.unpack_from(self._map, _ESCAPES)[0])
+
+    def places(self) -> tuple[int, ...]:
+        """Linear addresses of RDMSR and WRMSR instructions."""
+        count = min(int(_ESCAPED.unpack_from(self._map, _ESCAPES)[1]), _MOST_PLACES)
+        return struct.unpack_from(f"<{count}Q", self._map, _PLACES)
+
+    def is_armed(self, vcpu: int) -> bool:
+        """What `arm` said."""
+        return bool(self._map[_ARMED + vcpu])
+
+    def arm(self, vcpu: int, on: bool) -> None:
+        """Whether what splits on the vCPU has escaped."""
+        self._map[_ARMED + vcpu] = on
+
+    def looked(self, cr3: int, cr4: int) -> None:
+        """Answer `look`."""
+        struct.pack_into("<QQ", self._map, _HEAD.size - 16, cr3, cr4)
+
+    def _bump(self, field: str) -> None:
+        """One more in a total."""
+        at = 8 * Totals._fields.index(field) - 8  # the first two are of 4 bytes
+        _LOOK.pack_into(self._map, at, _LOOK.unpack_from(self._map, at)[0] + 1)
+
+    def add(self, entry: Entry) -> int | None:
+        """A new entry; its number, None where there is no more room."""
+        number = int(self.totals().entries)
+        if number >= ENTRIES:
+            return None
+        _ENTRY.pack_into(self._map, _TABLE + number * _ENTRY.size, *entry)
+        self._bump("entries")
+        return number
+
+    def add_trap(self, number: int | None, now: int) -> None:
+        """One more exception, of an entry. `now`: nanoseconds of the monotonic clock."""
+        self._bump("traps")
+        if number is None:
+            self._bump("lost")
+            return
+        entry = self.entry(number)
+        entry = entry._replace(traps=entry.traps + 1, trapped_at=entry.trapped_at or now)
+        _ENTRY.pack_into(self._map, _TABLE + number * _ENTRY.size, *entry)
+
+    def add_signal(self, number: int) -> None:
+        """One more SIGBUS for its exceptions."""
+        entry = self.entry(number)
+        entry = entry._replace(signals=entry.signals + 1, trapped_at=0)
+        _ENTRY.pack_into(self._map, _TABLE + number * _ENTRY.size, *entry)
+
+    def add_reset(self) -> None:
+        """The machine began anew."""
+        self._bump("resets")
 
     def close(self) -> None:
         """Free it."""

@@ -20,6 +20,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from splitlock.guest.machine import Options
+    from splitlock.guest.stops import Stops
+
 _TICK = 0.5  # seconds between looks for a kernel
 _KEEP = 1 << 20  # bytes of the console that are kept
 _RECENT = 1 << 16  # of these, in which --until is looked for
@@ -27,7 +30,7 @@ _LIVELOCK = 10.0  # seconds in which an instruction does nothing but trap
 _GRACE = 5.0  # seconds for QEMU to end after it was asked to
 
 Ended = namedtuple("Ended", "why seconds")
-"""Why a guest ended (as report.guest.Watched.end has it), and how long it lived."""
+"""Why a guest ended (as report.guest.Watched.end has it; `again`: with `--slow`), and how long it lived."""
 
 
 class Watch:
@@ -41,6 +44,9 @@ class Watch:
         self.names = Names(machine.memory, machine.shared, cpus)
         self.named: dict[int, Named] = {}
         self.said = bytearray()
+        self.stops: Stops | None = None  #: of the gdb stub
+        self.passes = 0  #: with `--slow`: which one this is
+        self.last_pass = False
         self._stuck: dict[int, tuple[int, int, float]] = {}
 
     def run(self, *, duration: float | None, until: str | None, console: int | None) -> Ended:
@@ -56,12 +62,17 @@ class Watch:
             selector.register(self.machine.console, selectors.EVENT_READ)
             if keyboard is not None:
                 selector.register(keyboard, selectors.EVENT_READ)
+            if self.stops is not None:
+                selector.register(self.stops, selectors.EVENT_READ)
             why, asked_to_end, looked = "", 0.0, 0.0
             while True:
                 for key, _ in selector.select(_TICK):
                     if key.fileobj is self.machine.asked:
                         if not self._answer():
                             selector.unregister(self.machine.asked)
+                    elif key.fileobj is self.stops:
+                        if self.stops is not None and not self.stops.serve():
+                            selector.unregister(self.stops)
                     elif key.fileobj is self.machine.console:
                         if not self._listen(console):
                             selector.unregister(self.machine.console)
@@ -75,6 +86,8 @@ class Watch:
                     self._look()
                     if self._livelock(now):
                         why = why or "livelock"
+                if self.stops is not None and not self.last_pass and self.stops.escaped():
+                    why = why or "again"
                 if interrupted:
                     why = why or "interrupted"
                 if duration is not None and now - begin >= duration:
@@ -152,6 +165,23 @@ class Watch:
             raise SplitlockError(f"QEMU did not start{said or f' (exit status {status})'}", 2)
         how = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
         return f"qemu: {how}{said}"
+
+
+@contextmanager
+def lived(
+    options: Options, qemu: str, *, duration: float | None, until: str | None, console: int | None
+) -> Iterator[tuple[Watch, Ended]]:
+    """A guest, after its end; arguments are those of `Machine` and of `Watch.run`."""
+    machine = Machine(options, qemu)
+    try:
+        watch = Watch(machine, options.cpus)
+        try:
+            ended = watch.run(duration=duration, until=until, console=console)
+        finally:
+            machine.end()
+        yield watch, ended
+    finally:
+        machine.close()
 
 
 def _receive(source: socket.socket, size: int = 1 << 16) -> bytes:

@@ -14,6 +14,8 @@ from splitlock.x86.patterns import LOCK_PREFIXED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from iced_x86._iced_x86_py import Register as RegisterNumber
 
 _BIT_TESTS = {Mnemonic.BTS, Mnemonic.BTR, Mnemonic.BTC}
@@ -82,12 +84,21 @@ def narrow_address(instruction: Instruction) -> bool:
     return base == Register.EIP or 4 in (RegisterExt.size(base), RegisterExt.size(index))
 
 
-def operand_address(code: bytes, ip: int, general: list[int], fs_base: int, gs_base: int) -> int | None:
+def operand_address(
+    code: bytes,
+    ip: int,
+    general: list[int],
+    fs_base: int,
+    gs_base: int,
+    mode: int = 64,
+    others: Mapping[RegisterNumber, int] | None = None,
+) -> int | None:
     """The runtime address of the memory operand of the locked instruction at `ip`, None if it is none.
 
-    `general`: the 16 general registers in encoding order (rax, rcx, rdx, rbx, rsp, ..., r15).
+    `general`: the 16 general registers in encoding order (rax, rcx, rdx, rbx, rsp, ..., r15); `mode`: bits of the code;
+    `others`: the bases of segments other than FS and GS, where they are not 0.
     """
-    instruction = Decoder(64, code, ip=ip).decode()
+    instruction = Decoder(mode, code, ip=ip).decode()
     if not split_size(instruction):
         return None
 
@@ -107,10 +118,17 @@ def operand_address(code: bytes, ip: int, general: list[int], fs_base: int, gs_b
         signed = general[RegisterExt.number(offset)] & (1 << bits) - 1
         signed -= signed >> (bits - 1) << bits
         address += signed // bits * (bits // 8)
-    if narrow_address(instruction):
-        address &= 0xFFFF_FFFF
-    address += {Register.FS: fs_base, Register.GS: gs_base}.get(segment_register(instruction), 0)
-    return address & 0xFFFF_FFFF_FFFF_FFFF
+    if mode != 64 or narrow_address(instruction):
+        address &= 0xFFFF if _short_address(instruction) else 0xFFFF_FFFF
+    bases = {Register.FS: fs_base, Register.GS: gs_base, **(others or {})}
+    address += bases.get(instruction.memory_segment, 0)
+    return address & (0xFFFF_FFFF_FFFF_FFFF if mode == 64 else 0xFFFF_FFFF)
+
+
+def _short_address(instruction: Instruction) -> bool:
+    """Whether the operand's address is computed in 16 bits."""
+    sizes = {RegisterExt.size(instruction.memory_base), RegisterExt.size(instruction.memory_index)}
+    return 2 in sizes or (sizes == {0} and instruction.memory_displ_size == 2)
 
 
 def likely_locked(code: bytes) -> int:

@@ -54,6 +54,7 @@ static const uint64_t CR0_PE = 1, CR0_AM = 1 << 18, EFLAGS_VM = 1 << 17, EFLAGS_
 #define FROM_CALLBACK __attribute__((used)) static void /* called by the assembler code below */
 
 static bool split_locks, bus_locks; /* announced */
+static bool by_stub;                /* nothing of this here */
 static enum { NEVER, ONCE, ALWAYS, ASKED } forward;
 static int traps_to = -1;
 static ptrdiff_t state_at; /* from CPUState to CPUX86State; 0: not known yet */
@@ -284,9 +285,25 @@ static bool detects(void)
     return split_locks || bus_locks || forward != NEVER;
 }
 
+/* Tells splitlock of an instruction that it will have to answer. */
+static void add_place(uint64_t pc)
+{
+    pthread_mutex_lock(&lock);
+    uint64_t count = atomic_load(&shared->n_places), i = 0;
+    while (i < count && i < PLACES && shared->places[i] != pc)
+        i++;
+    if (i < PLACES && i == count)
+        shared->places[i] = pc;
+    if (i == count || i == PLACES)
+        atomic_store(&shared->n_places, count + 1);
+    pthread_mutex_unlock(&lock);
+}
+
 static void detect_in(struct qemu_plugin_insn *insn, const uint8_t *code, size_t length, bool first)
 {
     static struct privileged kinds[2][16];
+    if (by_stub && length >= 2 && code[length - 2] == 0x0f && (code[length - 1] == 0x30 || code[length - 1] == 0x32))
+        add_place(qemu_plugin_insn_vaddr(insn));
     if (!detects())
         return;
     if (first && !state_at)
@@ -312,7 +329,8 @@ static void detect_in(struct qemu_plugin_insn *insn, const uint8_t *code, size_t
 static bool set_up_detection(const char *how, int traps)
 {
     traps_to = traps;
-    if (!*how)
+    by_stub = strcmp(how, "stub") == 0;
+    if (!*how || by_stub)
         return true;
     split_locks = strstr(how, "split-locks");
     bus_locks = strstr(how, "bus-locks");
@@ -321,6 +339,6 @@ static bool set_up_detection(const char *how, int traps)
         in_code_gen_buffer && cpu_x86_cpuid && cpu_svm_has_intercept && probe_access && async_run_on_cpu &&
         do_interrupt_x86_hardirq)
         return true;
-    fprintf(stderr, "splitlock plugin: this QEMU does not export its functions: built without modules\n");
+    fprintf(stderr, "splitlock plugin: this QEMU does not export its functions, built without modules; --slow needs none\n");
     return false;
 }

@@ -5,7 +5,8 @@
  *   shared   the file of shared.h
  *   ram      the guest's memory
  *   low      how much of it lies below 4 GiB; the rest begins at 4 GiB
- *   detect   what exceptions the CPUs raise for split locks, none by default: detection.h
+ *   detect   what exceptions the CPUs raise for split locks, none by default: detection.h; or `stub`: splitlock raises them,
+ *            through QEMU's gdb stub (stops.py), and is told where RDMSR and WRMSR are
  *   traps    a file: a line of JSON for each of these
  *   ask      a socket: the number of each new entry goes there (4 bytes), and the vCPU waits for one byte back
  *
@@ -67,6 +68,7 @@ static uint64_t ram_size, low;
 static int ask = -1, api;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* over what follows, and over the question asked */
 static uint32_t slots[SLOTS]; /* numbers of entries, from 1; 0: free */
+static uint32_t slotted; /* entries that have theirs */
 static const void **returns; /* where in our memory the instructions after VMRUN lie */
 static size_t n_returns;
 
@@ -104,12 +106,6 @@ static struct who current(unsigned vcpu)
     return who;
 }
 
-/* Another translation of the same instruction counts to the same entry: one may trap, and the next one execute. */
-static bool is_at(const struct entry *entry, const struct site *site)
-{
-    return entry->pc == site->pc && memcmp(entry->code, site->code, CODE) == 0;
-}
-
 static bool is_of(const struct entry *entry, const struct who *who, bool nested)
 {
     return entry->task == who->task && entry->started == who->started && entry->execs == who->execs &&
@@ -127,25 +123,42 @@ static void report(uint32_t number)
         ;
 }
 
+/* Where in `slots` the number of an entry is, or is to be. */
+static size_t slot_of(uint64_t pc, const uint8_t *code, const struct who *who, bool nested)
+{
+    uint64_t begin;
+    memcpy(&begin, code, sizeof begin);
+    uint64_t hash = (pc ^ begin ^ who->task >> 6 ^ who->started ^ who->execs << 20 ^ nested) * 0x9e3779b97f4a7c15;
+    size_t at = hash >> 40 & (SLOTS - 1);
+    for (; slots[at]; at = (at + 1) & (SLOTS - 1)) {
+        const struct entry *other = &entries[slots[at] - 1];
+        if (other->pc == pc && memcmp(other->code, code, CODE) == 0 && is_of(other, who, nested))
+            break;
+    }
+    return at;
+}
+
+/* Finds a place for what splitlock has added, too: entries of exceptions that it raised itself. */
+static void add_slots(void)
+{
+    for (; slotted < atomic_load(&shared->entries) && slotted < ENTRIES; slotted++) {
+        const struct entry *entry = &entries[slotted];
+        struct who who = {entry->task, entry->started, entry->execs};
+        slots[slot_of(entry->pc, entry->code, &who, entry->flags & IN_NESTED)] = slotted + 1;
+    }
+}
+
 static struct entry *find(unsigned vcpu, struct site *site, uint64_t address, unsigned size)
 {
     bool nested = cpus[vcpu].nested;
     pthread_mutex_lock(&lock);
     /* Again, now that nobody asks: the answer to another vCPU may have said where the task is to be had. */
     struct who who = site->pc & KERNEL_HALF && !nested ? (struct who){0} : current(vcpu);
-    uint64_t code;
-    memcpy(&code, site->code, sizeof code);
-    uint64_t hash = (site->pc ^ code ^ who.task >> 6 ^ who.started ^ who.execs << 20 ^ nested) * 0x9e3779b97f4a7c15;
-    struct entry *entry = NULL;
-    size_t at = hash >> 40 & (SLOTS - 1);
-    for (; slots[at] && !entry; at = (at + 1) & (SLOTS - 1)) {
-        struct entry *other = &entries[slots[at] - 1];
-        if (is_at(other, site) && is_of(other, &who, nested))
-            entry = other;
-    }
+    add_slots();
+    size_t at = slot_of(site->pc, site->code, &who, nested);
+    struct entry *entry = slots[at] ? &entries[slots[at] - 1] : NULL;
     uint64_t number = atomic_load(&shared->entries);
     if (!entry && number < ENTRIES) {
-        slots[at] = (uint32_t)number + 1;
         entry = &entries[number];
         entry->pc = site->pc;
         entry->address = address;
@@ -163,6 +176,7 @@ static struct entry *find(unsigned vcpu, struct site *site, uint64_t address, un
         if (shared->knows & 2)
             read_mode(vcpu, entry);
         atomic_store(&shared->entries, number + 1);
+        add_slots();
         report((uint32_t)number);
     }
     pthread_mutex_unlock(&lock);
@@ -243,6 +257,8 @@ static void on_access(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t addres
     unsigned size;
     if (!crosses(site, info, address, &size))
         return;
+    if (atomic_load_explicit(&shared->armed[vcpu % CPUS], memory_order_relaxed))
+        atomic_fetch_add(&shared->escaped, 1);
     struct entry *entry = entry_of(vcpu, site, address, size);
     if (entry && entry->trapped_at)
         let_go(entry);

@@ -6,7 +6,7 @@
 #pragma once
 #include <stdint.h>
 
-enum { CPUS = 256, ENTRIES = 1 << 16, CODE = 16 };
+enum { CPUS = 256, ENTRIES = 1 << 16, CODE = 16, PLACES = 4096 };
 
 /* Numbers of entry.registers. */
 enum { CR0, CR3, CR4, EFER, EFLAGS, CS, GS_BASE, K_GS_BASE, REGISTERS };
@@ -50,8 +50,13 @@ struct header {
     uint64_t exec_bytes;     /* size of the latter */
     _Atomic uint64_t send_fault; /* address of the kernel's force_sig_fault(signal, code, address) */
     _Atomic uint64_t current[CPUS]; /* by vCPU: physical address of its pointer to the running task */
+    /* with detect=stub: */
+    _Atomic uint64_t escaped;       /* split locks that executed on an armed vCPU */
+    _Atomic uint64_t n_places;      /* more than PLACES: the rest is in no place */
+    uint64_t places[PLACES];        /* linear addresses of RDMSR and WRMSR, as they are translated */
+    _Atomic uint8_t armed[CPUS];    /* by splitlock: nothing may split on this vCPU but what gets an exception */
 };
 
-enum { TABLE = 8192 }; /* where the entries begin */
+enum { TABLE = 65536 }; /* where the entries begin */
 _Static_assert(sizeof(struct header) <= TABLE, "the header overruns the table");
 _Static_assert(sizeof(struct entry) == 184, "shared.py has it otherwise");

@@ -1,0 +1,58 @@
+"""`--slow`: detection on a QEMU that exports no functions, in passes, as stops must be known beforehand.
+
+In the first pass nothing is detected: the plugin tells where split locks are, and RDMSR and WRMSR. In the second the gdb
+stub stops there (stops.py). A pass in which something escaped is worth nothing and is made again with what it has
+told. The kernel is told to put everything at the same addresses each time.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+from splitlock.guest.machine import Machine
+from splitlock.guest.stops import Stops
+from splitlock.guest.watch import Watch
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from splitlock.guest.machine import Options
+    from splitlock.guest.watch import Ended
+
+SAME_ADDRESSES = " nokaslr norandmaps"  # Documentation/admin-guide/kernel-parameters.txt
+MOST = 8  # passes; what escapes in the last is reported
+
+
+@contextmanager
+def lived(
+    options: Options, qemu: str, *, duration: float | None, until: str | None, console: int | None,
+    tell: Callable[[str], None],
+) -> Iterator[tuple[Watch, Ended]]:  # fmt: skip
+    """The last pass's guest, after its end. `tell` is told what begins. Raises SplitlockError."""
+    at: frozenset[int] = frozenset()
+    options = options._replace(append=options.append + SAME_ADDRESSES)
+    number = 0
+    while True:
+        number += 1
+        machine = Machine(options._replace(slow="count" if number == 1 else "stop"), qemu)
+        try:
+            watch = Watch(machine, options.cpus)
+            watch.passes, watch.last_pass = number, number == MOST
+            try:
+                if number == 1:
+                    tell("pass 1: where are split locks?")
+                else:
+                    tell(f"pass {number}: with detection, by {len(at)} stops")
+                    watch.stops = Stops(machine, watch.names, watch.named, at)
+                ended = watch.run(duration=duration, until=until, console=console)
+            finally:
+                machine.end()
+            again = watch.stops is None or watch.stops.escaped()
+            if number == MOST or not again or ended.why == "interrupted" or ended.why.startswith("qemu: "):
+                yield watch, ended
+                return
+            at |= set(machine.shared.places())
+            at |= {entry.pc for entry in machine.shared.entries() if entry.hits or entry.traps}
+        finally:
+            machine.close()
