@@ -98,6 +98,10 @@ def run(args: argparse.Namespace) -> int:
     detection = Detection(args.sld, args.bus_lock, args.forward_ac)
     if args.forward_ac and (args.sld or args.bus_lock):
         raise SplitlockError("--forward-ac: announces nothing; leave out --sld and --bus-lock", 2)
+    if args.slow and not any(detection):
+        raise SplitlockError("--slow: goes with --sld, --bus-lock or --forward-ac", 2)
+    if args.slow and not args.kernel:
+        raise SplitlockError("--slow: needs --kernel, which it tells to use the same addresses in each pass", 2)
     if args.traps and not any(detection):
         raise SplitlockError("--traps: goes with --sld, --bus-lock or --forward-ac", 2)
     options = Options(
@@ -107,10 +111,11 @@ def run(args: argparse.Namespace) -> int:
         detection=detection,
     )  # fmt: skip
     qemu = version(args.qemu)
-    if any(detection) and not args.slow:
+    if any(detection):
+        from splitlock.guest import slow, watch
         from splitlock.guest.selftest import check
 
-        check(options, qemu)
+        check(options, qemu, slow.lived if args.slow else watch.lived)
     with Output(args.output) as out, _traps(args.traps) as traps:
         report = _watch(options._replace(traps=traps), args, qemu)
         status = _status(report, args.fail_on)

@@ -64,11 +64,6 @@ class Cpu:
             self.ip &= self._mask
         self.pc = (self.ip + (0 if self.mode == 64 else base)) & self._mask
 
-    @property
-    def has_error_codes(self) -> bool:
-        """Real mode has none."""
-        return bool(self.cr0 & PE)
-
     def kernel_gs_base(self) -> int:
         """MSR_KERNEL_GS_BASE."""
         return self._stub.register(self.number, _K_GS_BASE)

@@ -48,7 +48,7 @@ def describe(watch: Watch, ended: Ended, guest: str, qemu: str, cpus: int, files
         watched=Watched(
             qemu=qemu,
             api=totals.api,
-            registers=bool(totals.knows & 1),
+            registers=bool(totals.knows & 1 or watch.stops),
             cpus=cpus,
             sites=totals.sites,
             kernel=kernel.release if kernel else None,
@@ -91,7 +91,8 @@ def _detection(watch: Watch, console: Console) -> Detection | None:
     totals = watch.machine.shared.totals()
     return Detection(
         split_locks=detection.split_locks, bus_locks=detection.bus_locks, forward=detection.forward, traps=totals.traps,
-        resets=max(0, totals.resets - 1), said=console.boot,
+        resets=max(0, totals.resets - 1), said=console.boot, by="gdb stub" if watch.passes else "plugin",
+        passes=watch.passes or 1, untrapped=watch.stops.escaped()[0] if watch.stops else 0,
     )  # fmt: skip
 
 
@@ -145,7 +146,15 @@ def _unwatched(watch: Watch, sites: list[Site], files: Files | None) -> list[str
     totals = watch.machine.shared.totals()
     kernel = watch.names.kernel
     found = []
-    if not totals.knows & 1:
+    if watch.passes and not watch.stops:
+        found.append("what detection does: the guest ended in the first pass, which has none")
+    elif watch.stops:
+        executed, met = watch.stops.escaped()
+        if executed:
+            found.append(f"{executed:,} executions were not trapped: QEMU's gdb stub had no stop for them")
+        if met:
+            found.append(f"{met:,} instructions that access MSRs or DR6 had no stop: they saw QEMU's own values")
+    if not totals.knows & 1 and not watch.stops:
         found.append("no registers (QEMU older than 9.0, built without modules): nobody has a name")
     elif kernel is None:
         found.append("no Linux kernel was seen: what ran has no names of functions and processes")

@@ -15,9 +15,8 @@ FORWARDS = ("once", "always", "asked")
 # number is Sapphire Rapids': none of those that it takes to have detection without being told by CORE_CAPABILITIES.
 _INTEL = "-hypervisor,-svm,vendor=GenuineIntel,family=6,model=143,stepping=8"
 # A local APIC of registers in memory: of MSRs each timer tick would be a stop (QEMU 9 and later).
-_SLOW = ",-x2apic"
-# CPUID.7 EDX[30] by QEMU itself, which announces what TCG does not have only if it must
-_ANNOUNCED = ",check=off,x-force-features=on,core-capability=on"
+# CPUID is left to QEMU itself, which announces what TCG does not have only if it must.
+_SLOW = ",-x2apic,check=off,x-force-features=on"
 
 Detection = namedtuple("Detection", "split_locks bus_locks forward", defaults=(False, False, None))
 """`split_locks`: `#AC`, by TEST_CTRL; `bus_locks`: `#DB`, by DEBUGCTL; `forward`: `#AC` that is announced nowhere, for
@@ -34,7 +33,9 @@ def plugin_words(detection: Detection) -> str:
 def processor(detection: Detection, *, slow: bool = False) -> str:
     """What is added to QEMU's `-cpu max`; empty: nothing. `slow`: for detection by QEMU's gdb stub."""
     words = f",{_INTEL}" if detection.split_locks or detection.bus_locks else ",-svm" if slow else ""
-    return words + (_SLOW if slow else "") + (_ANNOUNCED if slow and detection.split_locks else "")
+    if slow:
+        words += _SLOW + ",core-capability=on" * detection.split_locks + ",bus-lock-detect=on" * detection.bus_locks
+    return words
 
 
 def named(detection: Detection) -> str:

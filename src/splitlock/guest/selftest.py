@@ -6,23 +6,31 @@ import os
 import tempfile
 
 from splitlock._errors import SplitlockError
+from splitlock.guest import watch
 from splitlock.guest.detection import Detection, named
-from splitlock.guest.machine import Machine
 from splitlock.guest.probe.image import iso
 from splitlock.guest.probe.log import read
-from splitlock.guest.watch import Watch
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+
     from splitlock.guest.machine import Options
+    from splitlock.guest.watch import Ended, Watch
+
+    Lived = Callable[..., AbstractContextManager[tuple[Watch, Ended]]]
     from splitlock.report.probe import Row
 
 _MEMORY = 32 << 20  # bytes
 _SECONDS = 60.0  # it takes half a second
 
 
-def check(options: Options, qemu: str) -> None:
-    """Try each row of the probe on the same QEMU and processor. Raises SplitlockError where one ends otherwise."""
+def check(options: Options, qemu: str, lived: Lived = watch.lived) -> None:
+    """Try each row of the probe on the same QEMU and processor. Raises SplitlockError where one ends otherwise.
+
+    `lived`: watch.py's, or slow.py's.
+    """
     with tempfile.TemporaryDirectory(prefix="splitlock-") as directory:
         image = os.path.join(directory, "probe.iso")
         with open(image, "wb") as file:
@@ -31,15 +39,9 @@ def check(options: Options, qemu: str) -> None:
             kernel=None, initrd=None, disk=None, cdrom=image, firmware=None, memory=_MEMORY, more=[], traps=None,
             cpus=min(options.cpus, 2),
         )  # fmt: skip
-        machine = Machine(tried, qemu)
-        try:
-            watch = Watch(machine, tried.cpus)
-            watch.run(duration=_SECONDS, until=r"slp1 stop [^\n]*\n", console=None)
-            words = machine.words()
-        finally:
-            machine.end()
-            machine.close()
-    log = read(bytes(watch.said))
+        with lived(tried, qemu, duration=_SECONDS, until=r"slp1 stop [^\n]*\n", console=None) as (seen, _):
+            words = seen.machine.words()
+            log = read(bytes(seen.said))
     what = f"--qemu {options.qemu}: {named(options.detection)} does not work on QEMU {qemu}"
     if log.expected is None or len(log.rows) != log.expected:
         raise SplitlockError(

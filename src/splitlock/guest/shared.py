@@ -82,7 +82,7 @@ class Shared:
         return int(_ESCAPED.unpack_from(self._map, _ESCAPES)[0])
 
     def places(self) -> tuple[int, ...]:
-        """Linear addresses of RDMSR and WRMSR instructions."""
+        """Linear addresses of instructions that read or write MSRs or DR6."""
         count = min(int(_ESCAPED.unpack_from(self._map, _ESCAPES)[1]), _MOST_PLACES)
         return struct.unpack_from(f"<{count}Q", self._map, _PLACES)
 
@@ -113,7 +113,7 @@ class Shared:
         return number
 
     def add_trap(self, number: int | None, now: int) -> None:
-        """One more exception, of an entry. `now`: nanoseconds of the monotonic clock."""
+        """One more exception, of an entry. `now`: since when it waits, by the monotonic clock in nanoseconds; 0: it does not."""
         self._bump("traps")
         if number is None:
             self._bump("lost")
@@ -127,6 +127,10 @@ class Shared:
         entry = self.entry(number)
         entry = entry._replace(signals=entry.signals + 1, trapped_at=0)
         _ENTRY.pack_into(self._map, _TABLE + number * _ENTRY.size, *entry)
+
+    def add_escape(self) -> None:
+        """A split lock on an armed vCPU has executed."""
+        _LOOK.pack_into(self._map, _ESCAPES, self.escaped() + 1)
 
     def add_reset(self) -> None:
         """The machine began anew."""

@@ -27,7 +27,7 @@ MOST = 8  # passes; what escapes in the last is reported
 @contextmanager
 def lived(
     options: Options, qemu: str, *, duration: float | None, until: str | None, console: int | None,
-    tell: Callable[[str], None],
+    tell: Callable[[str], None] = lambda _: None,
 ) -> Iterator[tuple[Watch, Ended]]:  # fmt: skip
     """The last pass's guest, after its end. `tell` is told what begins. Raises SplitlockError."""
     at: frozenset[int] = frozenset()
@@ -48,7 +48,7 @@ def lived(
                 ended = watch.run(duration=duration, until=until, console=console)
             finally:
                 machine.end()
-            again = watch.stops is None or watch.stops.escaped()
+            again = watch.stops is None or any(watch.stops.escaped())
             if number == MOST or not again or ended.why == "interrupted" or ended.why.startswith("qemu: "):
                 yield watch, ended
                 return

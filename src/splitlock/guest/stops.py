@@ -1,18 +1,19 @@
 """Split-lock detection by QEMU's gdb stub: what is to be done where a CPU has stopped?
 
-Stops are where split locks were seen, and where RDMSR and WRMSR are. The guest stands still meanwhile, all of its CPUs.
+Stops are where split locks were seen, and where MSRs and DR6 are read and written. The guest stands still meanwhile, all of its CPUs.
 It is the same processor as plugin/detection.h makes, with the same sources; CPUID is QEMU's own (detection.py).
 What the plugin sees splitting on an armed CPU had no stop: it has escaped.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import time
 
-from iced_x86 import Code, Decoder, Register
+from iced_x86 import Code, Decoder, Register, RegisterExt
 
-from splitlock.guest.cpu import AC, AM, FLAGS_AC, GP, LMA, PG, Cpu
+from splitlock.guest.cpu import AC, AM, DB, FLAGS_AC, GP, LMA, PG, Cpu
 from splitlock.guest.gdb import GoneError, Stub
 from splitlock.guest.linux import KERNEL_HALF
 from splitlock.guest.memory import PAGE, Space
@@ -22,13 +23,18 @@ from splitlock.x86.locked import operand_address, split_size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from iced_x86 import Instruction
 
     from splitlock.guest.machine import Machine
     from splitlock.guest.names import Named, Names
 
-_TEST_CTRL, _CORE_CAPABILITIES = 0x33, 0xCF
-_TEST_CTRL_BITS, _DETECT, _CAPABILITY = 1 << 29 | 1 << 31, 1 << 29, 1 << 5
+    Entered = tuple[int | None, int]  # an entry's number, and the task
+
+_TEST_CTRL, _CORE_CAPABILITIES, _DEBUGCTL = 0x33, 0xCF, 0x1D9
+_BITS = {_TEST_CTRL: 1 << 29 | 1 << 31, _DEBUGCTL: 0xDFC7}
+_SPLIT_LOCKS, _CAPABILITY, _BUS_LOCKS, _DR6_BUS_LOCK = 1 << 29, 1 << 5, 1 << 2, 1 << 11
 _RESET_VECTOR = 0xFFFF_FFF0
 _RAX, _RCX, _RDX, _RSI, _RDI = 0, 1, 2, 6, 7
 _SIGBUS, _BUS_ADRALN = 7, 1  # Linux'
@@ -45,9 +51,11 @@ class Stops:
         self._shared, self._memory, self._traps = machine.shared, machine.memory, machine.options.traps
         self._detection, self._cpus = machine.options.detection, machine.options.cpus
         self._names, self._named = names, named
-        self._test_ctrl = [0] * self._cpus
+        self._msrs = [dict.fromkeys(_BITS, 0) for _ in range(self._cpus)]
         self._let_pass: dict[int, int] = {}  # by CPU: the instruction whose retry may execute
-        self._stepping: tuple[int, bool] | None = None
+        self._bus_locked: set[int] = set()  # CPUs whose DR6 says so
+        self._then: Callable[[Cpu], None] | None = None  # what is to be done after a step
+        self._stepping: tuple[int, bool] | None = None  # the CPU that steps disarmed, and whether it was armed
         self._numbers: dict[tuple[object, ...], int] = {}  # of entries
         self._numbered = 0
         self._last: dict[int, int] = {}  # by task: the entry that got an exception
@@ -62,9 +70,9 @@ class Stops:
         """What is to be read, for select(2)."""
         return self._stub.fileno()
 
-    def escaped(self) -> bool:
-        """Whether something was there that would have needed a stop: this pass is worth nothing."""
-        return bool(self._shared.escaped()) or not self.at.issuperset(self._shared.places())
+    def escaped(self) -> tuple[int, int]:
+        """What would have needed a stop: split locks that executed, and instructions that access MSRs or DR6."""
+        return self._shared.escaped(), len(set(self._shared.places()) - self.at)
 
     def serve(self) -> bool:
         """Do what a stop asks for, and let the guest go on; False when QEMU is gone. Raises SplitlockError."""
@@ -73,9 +81,7 @@ class Stops:
             if number is None:
                 return True
             if self._stepping is not None:
-                self._shared.arm(*self._stepping)
-                self._stepping = None
-                self._stub.go_on()
+                self._stepped(*self._stepping)
             else:
                 self.count += 1
                 self._look(Cpu(self._stub, number))
@@ -87,68 +93,127 @@ class Stops:
         if cpu.pc >= KERNEL_HALF and cpu.efer & LMA:
             self._shared.looked(cpu.cr3, cpu.cr4)
         if cpu.pc not in self.at and cpu.pc not in (_RESET_VECTOR, self._send_fault):
-            return self._stub.go_on()  # another CPU's stop, which comes again
+            self._stub.go_on()  # another CPU's stop, which comes again
+            return
         if cpu.pc == _RESET_VECTOR:
             self._reset()
         elif cpu.pc == self._send_fault:
             self._signal(cpu)
         code = cpu.code()
         instruction = Decoder(cpu.mode, code, ip=cpu.ip).decode()
-        if instruction.code in (Code.RDMSR, Code.WRMSR):
-            done = self._msr(cpu, instruction)
-        else:
-            done = split_size(instruction) > 0 and self._locked(cpu, instruction, code)
         if self._names.kernel and not self._send_fault:
             self._send_fault = self._names.kernel.symbols.addresses.get("force_sig_fault", 0)
             self._stub.stop_at(self._send_fault)
-        return self._stub.go_on() if done else self._stub.step(cpu.number)
+        if instruction.code in (Code.RDMSR, Code.WRMSR):
+            self._msr(cpu, instruction)
+        elif Register.DR6 in (instruction.op0_register, instruction.op1_register):
+            self._dr6(cpu, instruction)
+        elif split_size(instruction):
+            self._locked(cpu, instruction, code[: instruction.len])
+        else:
+            self._step(cpu, armed=True)
+
+    def _step(self, cpu: Cpu, *, armed: bool, then: Callable[[Cpu], None] | None = None) -> bool:
+        """Execute one instruction of a CPU, which splits on purpose where not `armed`; `then`: with the CPU after it."""
+        was = self._shared.is_armed(cpu.number)
+        self._stepping, self._then = (cpu.number, was), then
+        self._shared.arm(cpu.number, armed and was)
+        self._stub.step(cpu.number)
+        return True
+
+    def _stepped(self, number: int, armed: bool) -> None:
+        then, self._stepping, self._then = self._then, None, None
+        self._shared.arm(number, armed)
+        if then is not None:
+            then(Cpu(self._stub, number))
+        self._stub.go_on()
 
     def _reset(self) -> None:
-        self._test_ctrl = [0] * self._cpus
+        self._msrs = [dict.fromkeys(_BITS, 0) for _ in range(self._cpus)]
+        self._bus_locked.clear()
         for cpu in range(self._cpus):
             self._arm(cpu)
         self._shared.add_reset()
 
     def _arm(self, cpu: int) -> None:
-        on = self._detection.split_locks and self._test_ctrl[cpu] & _DETECT
+        on = self._msrs[cpu][_TEST_CTRL] & _SPLIT_LOCKS or self._msrs[cpu][_DEBUGCTL] & _BUS_LOCKS
         self._shared.arm(cpu, bool(on or self._detection.forward))
 
-    def _msr(self, cpu: Cpu, instruction: Instruction) -> bool:
-        """Answer it; False where QEMU is to do that."""
-        which = cpu.general[_RCX] & _U32
-        if cpu.cpl or not self._detection.split_locks or which not in (_TEST_CTRL, _CORE_CAPABILITIES):
-            return False
+    def _msr(self, cpu: Cpu, instruction: Instruction) -> None:
+        which, values = cpu.general[_RCX] & _U32, self._msrs[cpu.number]
+        split_locks, bus_locks = self._detection.split_locks, self._detection.bus_locks
+        ours = {_TEST_CTRL: split_locks, _DEBUGCTL: bus_locks, _CORE_CAPABILITIES: split_locks or bus_locks}
+        if cpu.cpl or not ours.get(which):
+            self._step(cpu, armed=True)  # not allowed, or another: QEMU says so
+            return
         if instruction.code == Code.WRMSR:
             value = cpu.general[_RAX] & _U32 | (cpu.general[_RDX] & _U32) << 32
-            if which != _TEST_CTRL or value & ~_TEST_CTRL_BITS:
-                return cpu.deliver(GP, 0 if cpu.has_error_codes else None)
-            self._test_ctrl[cpu.number] = value
-            self._arm(cpu.number)
+            if value & ~_BITS.get(which, 0) or which not in values:
+                if not cpu.deliver(GP, 0):
+                    self._step(cpu, armed=True)
+                    return
+            else:
+                values[which] = value
+                self._arm(cpu.number)
+                cpu.pass_over(instruction.len)
         else:
-            value = self._test_ctrl[cpu.number] if which == _TEST_CTRL else _CAPABILITY
+            value = values.get(which, _CAPABILITY if split_locks else 0)
             cpu.set_general(_RAX, value & _U32)
             cpu.set_general(_RDX, value >> 32)
-        cpu.pass_over(instruction.len)
-        return True
+            cpu.pass_over(instruction.len)
+        self._stub.go_on()
 
-    def _locked(self, cpu: Cpu, instruction: Instruction, code: bytes) -> bool:
-        """Raise #AC for it; False where it is to execute, or to fault otherwise."""
+    def _dr6(self, cpu: Cpu, instruction: Instruction) -> None:
+        """DR6's bit 11 is kept here: the stub has no access to that register."""
+        after = cpu.pc + instruction.len
+        bus_locked = cpu.number in self._bus_locked
+        if instruction.op0_register == Register.DR6:
+            if not cpu.cpl:
+                self._bus_locked.discard(cpu.number)
+            self._step(cpu, armed=True)
+            return
+
+        def clear(cpu: Cpu) -> None:
+            target = RegisterExt.number(instruction.op0_register)
+            if cpu.pc == after and bus_locked:
+                cpu.set_general(target, cpu.general[target] & ~_DR6_BUS_LOCK)
+
+        self._step(cpu, armed=True, then=clear)
+
+    def _locked(self, cpu: Cpu, instruction: Instruction, code: bytes) -> None:
+        """Raise #AC before it or #DB after it, or let it execute, or fault otherwise."""
         size = split_size(instruction)
         fs, gs = cpu.bases[Register.FS], cpu.bases[Register.GS]
         address = operand_address(code, cpu.ip, cpu.general, fs, gs, cpu.mode, cpu.bases)
         if address is None or not crosses(address, size):
-            return False
-        if not self._shall_trap(cpu):
-            self._stepping = cpu.number, self._shared.is_armed(cpu.number)
-            self._shared.arm(cpu.number, False)
-            self._let_pass.pop(cpu.number, None)
-            return False
-        # where the next two are wrong and it executes, it has escaped
-        if not self._writable(cpu, address, size) or not cpu.deliver(AC, 0):
-            return False
-        self._let_pass[cpu.number] = cpu.pc
-        self._count(cpu, code[: instruction.len], address, size)
-        return True
+            self._step(cpu, armed=True)
+            return
+        pc, split = cpu.pc, (code, address, size)
+        if self._shall_trap(cpu):
+            # where the next two are wrong and it executes, it has escaped
+            if not self._writable(cpu, address, size) or not cpu.deliver(AC, 0):
+                self._step(cpu, armed=True)
+                return
+            self._let_pass[cpu.number] = pc
+            self._count(cpu, "#AC", self._entry(cpu, *split))
+            self._log(cpu, "#AC", address, size)
+            self._stub.go_on()
+            return
+        entry = self._entry(cpu, *split)
+        self._let_pass.pop(cpu.number, None)
+
+        def raise_bus_lock(after: Cpu) -> None:
+            if after.pc != pc + len(code):
+                return  # it has faulted
+            if not after.deliver(DB, None):
+                self._shared.add_escape()
+                return
+            self._bus_locked.add(cpu.number)
+            self._count(cpu, "#DB", entry)
+            self._log(cpu, "#DB", address, size)
+
+        detects = self._msrs[cpu.number][_DEBUGCTL] & _BUS_LOCKS and cpu.cpl
+        self._step(cpu, armed=False, then=raise_bus_lock if detects else None)
 
     def _shall_trap(self, cpu: Cpu) -> bool:
         forward = self._detection.forward
@@ -156,7 +221,7 @@ class Stops:
             return self._let_pass.get(cpu.number) != cpu.pc
         if forward == "asked":
             return bool(cpu.cpl == 3 and cpu.cr0 & AM and cpu.flags & FLAGS_AC)
-        return forward == "always" or bool(self._test_ctrl[cpu.number] & _DETECT)
+        return forward == "always" or bool(self._msrs[cpu.number][_TEST_CTRL] & _SPLIT_LOCKS)
 
     def _writable(self, cpu: Cpu, address: int, size: int) -> bool:
         """Whether no page fault comes first. Where there are 32-bit page tables, nobody looks."""
@@ -165,8 +230,8 @@ class Stops:
         space = Space(self._memory, cpu.cr3, cpu.cr4)
         return all(space.writable(each, user=cpu.cpl == 3) for each in {address, (address + size - 1) & -PAGE})
 
-    def _count(self, cpu: Cpu, code: bytes, address: int, size: int) -> None:
-        """Count an exception to the entry of who got it."""
+    def _entry(self, cpu: Cpu, code: bytes, address: int, size: int) -> Entered:
+        """The plugin's entry of who is about to execute this, made where there is none, and the program."""
         if cpu.efer & LMA:
             self._names.find_kernel(cpu.cr3, cpu.cr4)
         who = self._names.who(cpu.number) if cpu.pc < KERNEL_HALF else (0, 0, 0)
@@ -186,15 +251,20 @@ class Stops:
             found = self._shared.add(entry)
             if found is not None:
                 self._named[found] = self._names.name(entry)
-        if found is not None and who[0]:
-            self._last[who[0]] = found
-        self._shared.add_trap(found, time.monotonic_ns())
+        return found, who[0]
+
+    def _count(self, cpu: Cpu, what: str, entered: Entered) -> None:
+        number, task = entered
+        if number is not None and task:
+            self._last[task] = number
+        self._shared.add_trap(number, time.monotonic_ns() if what == "#AC" else 0)
+
+    def _log(self, cpu: Cpu, what: str, address: int, size: int) -> None:
+        """The same line as the plugin writes."""
         if self._traps is not None:
-            line = (
-                f'{{"trap":"#AC","cpu":{cpu.number},"cpl":{cpu.cpl},"pc":"{cpu.pc:#x}",'
-                f'"address":"{address:#x}","size":{size}}}\n'
-            )
-            os.write(self._traps, line.encode())
+            line = {"trap": what, "cpu": cpu.number, "cpl": cpu.cpl, "pc": f"{cpu.pc:#x}"}
+            line |= {"address": f"{address:#x}", "size": size}
+            os.write(self._traps, json.dumps(line, separators=(",", ":")).encode() + b"\n")
 
     def _signal(self, cpu: Cpu) -> None:
         """The kernel sends a signal: for the exception that this task got last."""

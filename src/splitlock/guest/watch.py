@@ -86,7 +86,7 @@ class Watch:
                     self._look()
                     if self._livelock(now):
                         why = why or "livelock"
-                if self.stops is not None and not self.last_pass and self.stops.escaped():
+                if self.stops is not None and not self.last_pass and any(self.stops.escaped()):
                     why = why or "again"
                 if interrupted:
                     why = why or "interrupted"

@@ -48,6 +48,9 @@ class Detection(msgspec.Struct, kw_only=True):
     traps: int  #: exceptions
     resets: int  #: of the machine, after its start
     said: list[str]  #: by the kernel, of its detection
+    by: Literal["plugin", "gdb stub"] = "plugin"  #: who raised the exceptions
+    passes: int = 1  #: that it took, by the gdb stub; this is the last one
+    untrapped: int = 0  #: split locks that executed in spite of detection, as the gdb stub did not stop there
 
 
 class Watched(msgspec.Struct, kw_only=True):

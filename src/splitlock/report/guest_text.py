@@ -52,7 +52,8 @@ def _detection(detection: Detection) -> list[str]:
     words = ["split-lock #AC"] * detection.split_locks + ["bus-lock #DB"] * detection.bus_locks
     words += [f"#AC forwarded unasked ({detection.forward})"] if detection.forward else []
     resets = f"; the machine began anew {count(detection.resets, 'time')}" if detection.resets else ""
-    lines = wrap(f"processors with {' and '.join(words)}{resets}")
+    by = f", by QEMU's gdb stub in {count(detection.passes, 'pass', 'passes')}" if detection.by == "gdb stub" else ""
+    lines = wrap(f"processors with {' and '.join(words)}{by}{resets}")
     for said in detection.said:
         lines += wrap(printable(f"kernel: {said}"))
     return lines

@@ -285,6 +285,15 @@ static bool detects(void)
     return split_locks || bus_locks || forward != NEVER;
 }
 
+/* RDMSR, WRMSR, MOV from and to DR6; prefixes before them mean nothing. */
+static bool is_place(const uint8_t *code, size_t length)
+{
+    const uint8_t *end = code + length;
+    if (length >= 2 && end[-2] == 0x0f && (end[-1] == 0x30 || end[-1] == 0x32))
+        return true;
+    return length >= 3 && end[-3] == 0x0f && (end[-2] | 2) == 0x23 && (end[-1] >> 3 & 7) == 6;
+}
+
 /* Tells splitlock of an instruction that it will have to answer. */
 static void add_place(uint64_t pc)
 {
@@ -302,7 +311,7 @@ static void add_place(uint64_t pc)
 static void detect_in(struct qemu_plugin_insn *insn, const uint8_t *code, size_t length, bool first)
 {
     static struct privileged kinds[2][16];
-    if (by_stub && length >= 2 && code[length - 2] == 0x0f && (code[length - 1] == 0x30 || code[length - 1] == 0x32))
+    if (by_stub && is_place(code, length))
         add_place(qemu_plugin_insn_vaddr(insn));
     if (!detects())
         return;

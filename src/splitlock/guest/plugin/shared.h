@@ -53,7 +53,7 @@ struct header {
     /* with detect=stub: */
     _Atomic uint64_t escaped;       /* split locks that executed on an armed vCPU */
     _Atomic uint64_t n_places;      /* more than PLACES: the rest is in no place */
-    uint64_t places[PLACES];        /* linear addresses of RDMSR and WRMSR, as they are translated */
+    uint64_t places[PLACES];        /* linear addresses of what is_place() in detection.h is, as it is translated */
     _Atomic uint8_t armed[CPUS];    /* by splitlock: nothing may split on this vCPU but what gets an exception */
 };
 
