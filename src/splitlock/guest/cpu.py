@@ -1,4 +1,4 @@
-"""A CPU of a guest that stands still: its registers, and an exception delivered to it by hand, as SDM vol. 3A, 6 says."""
+"""A CPU of a guest that stands still: its registers, and an exception delivered to it by hand (SDM vol. 3A, 6)."""
 
 from __future__ import annotations
 
@@ -46,6 +46,7 @@ class Cpu:
             self.general = [values[letter + name] for name in _GENERAL]
             self.general += [values[f"R{i}"] if wide else 0 for i in range(8, 16)]
             self.ip, self.flags, self.cpl = values[f"{letter}IP"], values[f"{letter}FL"], values["CPL"]
+            self.dr6 = values["DR6"]
             self.smm = bool(values["SMM"])
             self.cs, base, kind = segments["CS"]
             self.bases = {_SEGMENTS[name]: segments[name][1] for name in _SEGMENTS}
@@ -76,6 +77,10 @@ class Cpu:
     def set_general(self, register: int, value: int) -> None:
         """Write a general register."""
         self._stub.set_register(self.number, _NUMBERS[register], value)
+
+    def set_flags(self, value: int) -> None:
+        """Write EFLAGS."""
+        self._stub.set_register(self.number, _FLAGS, value)
 
     def pass_over(self, length: int) -> None:
         """Go on behind an instruction that has been done here."""

@@ -99,7 +99,7 @@ class Stub:
         self._send(f"vCont;s:{cpu + 1:x}")
 
     def stopped(self) -> int | None:
-        """The CPU that has stopped, None for none yet; to be called when there is something to read. Raises GoneError."""
+        """The CPU that has stopped, None for none yet; waits until something comes. Raises GoneError."""
         while not self._stops:
             packet = self._next()
             if packet is None:

@@ -21,6 +21,9 @@ _OVMF = ("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_CODE.fd", "/us
          "/usr/share/edk2/ovmf/OVMF_CODE.fd")  # fmt: skip  # Debian and Ubuntu, Arch, Fedora
 _CX16_WORKS = 8  # QEMU: Linux 6.12 panics on 7.2's cmpxchg16b
 _END = 5  # seconds that QEMU has for ending by itself
+# With the stub: where CPUs run beside each other QEMU does a split atomic in cpu_exec_step_atomic(), out of which a single
+# step leaps past cpu_exec_exit(), and the status flags are lost (accel/tcg/cpu-exec.c, 7.2).
+_THREADS = {None: "multi", "count": "multi", "stop": "single"}
 
 Options = namedtuple(
     "Options",
@@ -112,10 +115,11 @@ class Machine:
     def _command(self, options: Options, qemu: str, ask: int) -> list[str]:
         size = options.memory
         words = [
-            options.qemu, "-nodefaults", "-no-user-config", "-accel", "tcg,thread=multi",
+            options.qemu, "-nodefaults", "-no-user-config", "-accel", f"tcg,thread={_THREADS[options.slow]}",
             "-machine", f"memory-backend=ram,max-ram-below-4g={LOW}", "-m", f"{size >> 20}M",
             "-object", f"memory-backend-file,id=ram,share=on,size={size},mem-path=/proc/self/fd/{self.memory.fd}",
-            "-cpu", "max" + ",cx16=off" * (int(qemu.partition(".")[0]) < _CX16_WORKS) + processor(options.detection, slow=bool(options.slow)),
+            "-cpu", "max" + ",cx16=off" * (int(qemu.partition(".")[0]) < _CX16_WORKS)
+            + processor(options.detection, slow=options.slow is not None),
             "-smp", str(options.cpus), "-display", "none", "-vga", "none",
             *self.console.option,
             "-device", "virtio-rng-pci",
@@ -125,7 +129,9 @@ class Machine:
                 f"file={comma(PLUGIN)},shared={self.shared.fd},ram={self.memory.fd},low={self.memory.low},ask={ask}"
             )
             if detect := "stub" if options.slow else plugin_words(options.detection):
-                plugin += f",detect={detect}" + (f",traps={options.traps}" if options.traps is not None and not options.slow else "")
+                plugin += f",detect={detect}" + (
+                    f",traps={options.traps}" if options.traps is not None and not options.slow else ""
+                )
             words += ["-plugin", plugin]
         if options.kernel:
             words += ["-kernel", options.kernel, "-append", options.append]

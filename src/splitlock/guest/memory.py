@@ -11,7 +11,7 @@ from splitlock._errors import SplitlockError
 PAGE = 4096
 LOW = 2 << 30  #: bytes of memory below 4 GiB at most, as the machine is told (max-ram-below-4g); the rest begins there
 _HIGH = 4 << 30
-_PRESENT, _WRITABLE, _USER, _LARGE = 1, 1 << 1, 1 << 2, 1 << 7
+_PRESENT, _WRITABLE, _USER, _ACCESSED, _DIRTY, _LARGE = 1, 1 << 1, 1 << 2, 1 << 5, 1 << 6, 1 << 7
 _ADDRESS = 0x000F_FFFF_FFFF_F000
 _LA57 = 1 << 12  # of CR4
 _U64 = struct.Struct("<Q")
@@ -63,13 +63,19 @@ class Space:
         return None if found is None else found[0]
 
     def writable(self, address: int, *, user: bool) -> bool:
-        """Whether it can be written, by a program if `user` (SDM vol. 3A, 4.6; with CR0.WP set)."""
+        """Whether it is memory that can be written, by a program if `user` (SDM vol. 3A, 4.6; with CR0.WP set)."""
         wanted = _WRITABLE | (_USER if user else 0)
         found = self._walk(address)
-        return found is not None and found[1] & wanted == wanted
+        return found is not None and found[1] & wanted == wanted and self.memory.offset(found[0]) is not None
 
-    def _walk(self, address: int) -> tuple[int, int] | None:
-        """The physical address, and the rights that all levels grant."""
+    def mark_written(self, address: int) -> None:
+        """Note in the page tables that it has been written (SDM vol. 3A, 4.8)."""
+        found = self._walk(address)
+        if found is not None:
+            self.memory.ram[found[2]] |= _ACCESSED | _DIRTY
+
+    def _walk(self, address: int) -> tuple[int, int, int] | None:
+        """The physical address, the rights that all levels grant, and where in `ram` the last level's entry is."""
         table, rights = self._root, _WRITABLE | _USER
         for level in range(self._levels - 1, -1, -1):
             shift = 12 + 9 * level
@@ -82,7 +88,7 @@ class Space:
             rights &= entry
             if level == 0 or (level <= 2 and entry & _LARGE):
                 mask = (1 << shift) - 1
-                return int(entry & _ADDRESS & ~mask | address & mask), rights
+                return int(entry & _ADDRESS & ~mask | address & mask), rights, at
             table = entry & _ADDRESS
         return None
 

@@ -86,10 +86,6 @@ class Shared:
         count = min(int(_ESCAPED.unpack_from(self._map, _ESCAPES)[1]), _MOST_PLACES)
         return struct.unpack_from(f"<{count}Q", self._map, _PLACES)
 
-    def is_armed(self, vcpu: int) -> bool:
-        """What `arm` said."""
-        return bool(self._map[_ARMED + vcpu])
-
     def arm(self, vcpu: int, on: bool) -> None:
         """Whether what splits on the vCPU has escaped."""
         self._map[_ARMED + vcpu] = on
@@ -113,7 +109,7 @@ class Shared:
         return number
 
     def add_trap(self, number: int | None, now: int) -> None:
-        """One more exception, of an entry. `now`: since when it waits, by the monotonic clock in nanoseconds; 0: it does not."""
+        """One more exception, of an entry. `now`: nanoseconds of the monotonic clock; 0: it has executed before."""
         self._bump("traps")
         if number is None:
             self._bump("lost")
@@ -122,15 +118,23 @@ class Shared:
         entry = entry._replace(traps=entry.traps + 1, trapped_at=entry.trapped_at or now)
         _ENTRY.pack_into(self._map, _TABLE + number * _ENTRY.size, *entry)
 
+    def add_hit(self, number: int | None, now: int) -> None:
+        """One more execution, of an entry. `now`: as in `add_trap`."""
+        self._bump("hits")
+        if number is None:
+            self._bump("lost")
+            return
+        entry = self.entry(number)
+        if entry.trapped_at:
+            waited = now - entry.trapped_at
+            entry = entry._replace(trapped_at=0, waited=entry.waited + waited, longest=max(entry.longest, waited))
+        _ENTRY.pack_into(self._map, _TABLE + number * _ENTRY.size, *entry._replace(hits=entry.hits + 1))
+
     def add_signal(self, number: int) -> None:
         """One more SIGBUS for its exceptions."""
         entry = self.entry(number)
         entry = entry._replace(signals=entry.signals + 1, trapped_at=0)
         _ENTRY.pack_into(self._map, _TABLE + number * _ENTRY.size, *entry)
-
-    def add_escape(self) -> None:
-        """A split lock on an armed vCPU has executed."""
-        _LOOK.pack_into(self._map, _ESCAPES, self.escaped() + 1)
 
     def add_reset(self) -> None:
         """The machine began anew."""

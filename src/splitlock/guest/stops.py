@@ -1,6 +1,7 @@
 """Split-lock detection by QEMU's gdb stub: what is to be done where a CPU has stopped?
 
-Stops are where split locks were seen, and where MSRs and DR6 are read and written. The guest stands still meanwhile, all of its CPUs.
+Stops are where split locks were seen, and where MSRs and DR6 are read and written. All CPUs stand still meanwhile. A
+stop costs more than its packets: QEMU then throws away all of its translations (gdbstub.c, gdb_vm_state_change).
 It is the same processor as plugin/detection.h makes, with the same sources; CPUID is QEMU's own (detection.py).
 What the plugin sees splitting on an armed CPU had no stop: it has escaped.
 """
@@ -11,26 +12,23 @@ import json
 import os
 import time
 
-from iced_x86 import Code, Decoder, Register, RegisterExt
+from iced_x86 import Code, Decoder, Mnemonic, Register, RegisterExt
 
 from splitlock.guest.cpu import AC, AM, DB, FLAGS_AC, GP, LMA, PG, Cpu
 from splitlock.guest.gdb import GoneError, Stub
 from splitlock.guest.linux import KERNEL_HALF
-from splitlock.guest.memory import PAGE, Space
+from splitlock.guest.memory import Space
 from splitlock.guest.shared import AFTER_BOOT_SECTOR, KNOWS_REGISTERS, SMM, Entry
+from splitlock.x86.execute import execute
 from splitlock.x86.lines import crosses
 from splitlock.x86.locked import operand_address, split_size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from iced_x86 import Instruction
 
     from splitlock.guest.machine import Machine
     from splitlock.guest.names import Named, Names
-
-    Entered = tuple[int | None, int]  # an entry's number, and the task
 
 _TEST_CTRL, _CORE_CAPABILITIES, _DEBUGCTL = 0x33, 0xCF, 0x1D9
 _BITS = {_TEST_CTRL: 1 << 29 | 1 << 31, _DEBUGCTL: 0xDFC7}
@@ -39,6 +37,7 @@ _RESET_VECTOR = 0xFFFF_FFF0
 _RAX, _RCX, _RDX, _RSI, _RDI = 0, 1, 2, 6, 7
 _SIGBUS, _BUS_ADRALN = 7, 1  # Linux'
 _U32 = 0xFFFF_FFFF
+_NOTHING = (Mnemonic.NOP, Mnemonic.ENDBR64)  # what a function of the kernel begins with
 
 
 class Stops:
@@ -54,8 +53,7 @@ class Stops:
         self._msrs = [dict.fromkeys(_BITS, 0) for _ in range(self._cpus)]
         self._let_pass: dict[int, int] = {}  # by CPU: the instruction whose retry may execute
         self._bus_locked: set[int] = set()  # CPUs whose DR6 says so
-        self._then: Callable[[Cpu], None] | None = None  # what is to be done after a step
-        self._stepping: tuple[int, bool] | None = None  # the CPU that steps disarmed, and whether it was armed
+        self._stepping = False
         self._numbers: dict[tuple[object, ...], int] = {}  # of entries
         self._numbered = 0
         self._last: dict[int, int] = {}  # by task: the entry that got an exception
@@ -80,8 +78,9 @@ class Stops:
             number = self._stub.stopped()
             if number is None:
                 return True
-            if self._stepping is not None:
-                self._stepped(*self._stepping)
+            if self._stepping:
+                self._stepping = False
+                self._stub.go_on()
             else:
                 self.count += 1
                 self._look(Cpu(self._stub, number))
@@ -110,22 +109,19 @@ class Stops:
             self._dr6(cpu, instruction)
         elif split_size(instruction):
             self._locked(cpu, instruction, code[: instruction.len])
+        elif instruction.mnemonic in _NOTHING:
+            self._pass_over(cpu, instruction)
         else:
-            self._step(cpu, armed=True)
+            self._step(cpu)
 
-    def _step(self, cpu: Cpu, *, armed: bool, then: Callable[[Cpu], None] | None = None) -> bool:
-        """Execute one instruction of a CPU, which splits on purpose where not `armed`; `then`: with the CPU after it."""
-        was = self._shared.is_armed(cpu.number)
-        self._stepping, self._then = (cpu.number, was), then
-        self._shared.arm(cpu.number, armed and was)
+    def _step(self, cpu: Cpu) -> None:
+        """Let QEMU execute the instruction."""
+        self._stepping = True
         self._stub.step(cpu.number)
-        return True
 
-    def _stepped(self, number: int, armed: bool) -> None:
-        then, self._stepping, self._then = self._then, None, None
-        self._shared.arm(number, armed)
-        if then is not None:
-            then(Cpu(self._stub, number))
+    def _pass_over(self, cpu: Cpu, instruction: Instruction) -> None:
+        """Go on: it has been done here."""
+        cpu.pass_over(instruction.len)
         self._stub.go_on()
 
     def _reset(self) -> None:
@@ -144,76 +140,81 @@ class Stops:
         split_locks, bus_locks = self._detection.split_locks, self._detection.bus_locks
         ours = {_TEST_CTRL: split_locks, _DEBUGCTL: bus_locks, _CORE_CAPABILITIES: split_locks or bus_locks}
         if cpu.cpl or not ours.get(which):
-            self._step(cpu, armed=True)  # not allowed, or another: QEMU says so
-            return
-        if instruction.code == Code.WRMSR:
-            value = cpu.general[_RAX] & _U32 | (cpu.general[_RDX] & _U32) << 32
-            if value & ~_BITS.get(which, 0) or which not in values:
-                if not cpu.deliver(GP, 0):
-                    self._step(cpu, armed=True)
-                    return
-            else:
-                values[which] = value
-                self._arm(cpu.number)
-                cpu.pass_over(instruction.len)
-        else:
+            self._step(cpu)  # not allowed, or another: QEMU says so
+        elif instruction.code == Code.RDMSR:
             value = values.get(which, _CAPABILITY if split_locks else 0)
             cpu.set_general(_RAX, value & _U32)
             cpu.set_general(_RDX, value >> 32)
-            cpu.pass_over(instruction.len)
-        self._stub.go_on()
+            self._pass_over(cpu, instruction)
+        else:
+            value = cpu.general[_RAX] & _U32 | (cpu.general[_RDX] & _U32) << 32
+            if which in values and not value & ~_BITS[which]:
+                values[which] = value
+                self._arm(cpu.number)
+                self._pass_over(cpu, instruction)
+            elif cpu.deliver(GP, 0):
+                self._stub.go_on()
+            else:
+                self._step(cpu)
 
     def _dr6(self, cpu: Cpu, instruction: Instruction) -> None:
-        """DR6's bit 11 is kept here: the stub has no access to that register."""
-        after = cpu.pc + instruction.len
-        bus_locked = cpu.number in self._bus_locked
-        if instruction.op0_register == Register.DR6:
-            if not cpu.cpl:
+        """DR6's bit 11 is kept here: the stub cannot write that register. Of it a kernel sees QEMU's other bits."""
+        bus_locked = _DR6_BUS_LOCK if cpu.number in self._bus_locked else 0
+        if cpu.cpl:
+            self._step(cpu)
+        elif instruction.op0_register != Register.DR6:
+            cpu.set_general(RegisterExt.number(instruction.op0_register), cpu.dr6 & ~bus_locked)
+            self._pass_over(cpu, instruction)
+        else:
+            value = cpu.general[RegisterExt.number(instruction.op1_register)]
+            if value & _DR6_BUS_LOCK:
                 self._bus_locked.discard(cpu.number)
-            self._step(cpu, armed=True)
-            return
-
-        def clear(cpu: Cpu) -> None:
-            target = RegisterExt.number(instruction.op0_register)
-            if cpu.pc == after and bus_locked:
-                cpu.set_general(target, cpu.general[target] & ~_DR6_BUS_LOCK)
-
-        self._step(cpu, armed=True, then=clear)
+            if (value ^ cpu.dr6) & _U32 & ~_DR6_BUS_LOCK:
+                self._step(cpu)
+            else:
+                self._pass_over(cpu, instruction)
 
     def _locked(self, cpu: Cpu, instruction: Instruction, code: bytes) -> None:
         """Raise #AC before it or #DB after it, or let it execute, or fault otherwise."""
         size = split_size(instruction)
         fs, gs = cpu.bases[Register.FS], cpu.bases[Register.GS]
         address = operand_address(code, cpu.ip, cpu.general, fs, gs, cpu.mode, cpu.bases)
-        if address is None or not crosses(address, size):
-            self._step(cpu, armed=True)
+        if address is None or not self._writable(cpu, address, size):
+            self._step(cpu)  # into a page fault
             return
-        pc, split = cpu.pc, (code, address, size)
-        if self._shall_trap(cpu):
-            # where the next two are wrong and it executes, it has escaped
-            if not self._writable(cpu, address, size) or not cpu.deliver(AC, 0):
-                self._step(cpu, armed=True)
+        splits = crosses(address, size)
+        entry, task = self._entry(cpu, code, address, size) if splits else (None, 0)
+        if splits and self._shall_trap(cpu):
+            if not cpu.deliver(AC, 0):
+                self._step(cpu)  # it has escaped, and the plugin counts that
                 return
-            self._let_pass[cpu.number] = pc
-            self._count(cpu, "#AC", self._entry(cpu, *split))
-            self._log(cpu, "#AC", address, size)
-            self._stub.go_on()
-            return
-        entry = self._entry(cpu, *split)
-        self._let_pass.pop(cpu.number, None)
+            self._let_pass[cpu.number] = cpu.pc
+            self._trapped(cpu, "#AC", entry, task, address, size)
+        else:
+            self._execute(cpu, instruction, address, size)
+            if splits:
+                self._let_pass.pop(cpu.number, None)
+                self._shared.add_hit(entry, time.monotonic_ns())
+                if self._msrs[cpu.number][_DEBUGCTL] & _BUS_LOCKS and cpu.cpl:
+                    self._bus_locked.add(cpu.number)
+                    Cpu(self._stub, cpu.number).deliver(DB, None)
+                    self._trapped(cpu, "#DB", entry, task, address, size)
+        self._stub.go_on()
 
-        def raise_bus_lock(after: Cpu) -> None:
-            if after.pc != pc + len(code):
-                return  # it has faulted
-            if not after.deliver(DB, None):
-                self._shared.add_escape()
-                return
-            self._bus_locked.add(cpu.number)
-            self._count(cpu, "#DB", entry)
-            self._log(cpu, "#DB", address, size)
-
-        detects = self._msrs[cpu.number][_DEBUGCTL] & _BUS_LOCKS and cpu.cpl
-        self._step(cpu, armed=False, then=raise_bus_lock if detects else None)
+    def _execute(self, cpu: Cpu, instruction: Instruction, address: int, size: int) -> None:
+        """Do it here: a step would throw away all translations twice again."""
+        old = int.from_bytes(self._stub.read(cpu.number, address, size).ljust(size, b"\0"), "little")
+        new, changed, flags = execute(instruction, size, old, cpu.general, cpu.flags)
+        self._stub.write(cpu.number, address, new.to_bytes(size, "little"))
+        if cpu.cr0 & PG:
+            space = Space(self._memory, cpu.cr3, cpu.cr4)
+            space.mark_written(address)
+            space.mark_written(address + size - 1)
+        for register, value in changed.items():
+            cpu.set_general(register, value)
+        if flags != cpu.flags:
+            cpu.set_flags(flags)
+        cpu.pass_over(instruction.len)
 
     def _shall_trap(self, cpu: Cpu) -> bool:
         forward = self._detection.forward
@@ -224,14 +225,15 @@ class Stops:
         return forward == "always" or bool(self._msrs[cpu.number][_TEST_CTRL] & _SPLIT_LOCKS)
 
     def _writable(self, cpu: Cpu, address: int, size: int) -> bool:
-        """Whether no page fault comes first. Where there are 32-bit page tables, nobody looks."""
-        if not cpu.cr0 & PG or not cpu.efer & LMA:
+        """Whether it can be accessed without a page fault. By 32-bit page tables nobody looks it up: no."""
+        if not cpu.cr0 & PG:
             return True
         space = Space(self._memory, cpu.cr3, cpu.cr4)
-        return all(space.writable(each, user=cpu.cpl == 3) for each in {address, (address + size - 1) & -PAGE})
+        ends = {address, address + size - 1}
+        return bool(cpu.efer & LMA) and all(space.writable(end, user=cpu.cpl == 3) for end in ends)
 
-    def _entry(self, cpu: Cpu, code: bytes, address: int, size: int) -> Entered:
-        """The plugin's entry of who is about to execute this, made where there is none, and the program."""
+    def _entry(self, cpu: Cpu, code: bytes, address: int, size: int) -> tuple[int | None, int]:
+        """The plugin's entry of who is about to execute this, made where there is none, and the task."""
         if cpu.efer & LMA:
             self._names.find_kernel(cpu.cr3, cpu.cr4)
         who = self._names.who(cpu.number) if cpu.pc < KERNEL_HALF else (0, 0, 0)
@@ -253,14 +255,11 @@ class Stops:
                 self._named[found] = self._names.name(entry)
         return found, who[0]
 
-    def _count(self, cpu: Cpu, what: str, entered: Entered) -> None:
-        number, task = entered
-        if number is not None and task:
-            self._last[task] = number
-        self._shared.add_trap(number, time.monotonic_ns() if what == "#AC" else 0)
-
-    def _log(self, cpu: Cpu, what: str, address: int, size: int) -> None:
-        """The same line as the plugin writes."""
+    def _trapped(self, cpu: Cpu, what: str, entry: int | None, task: int, address: int, size: int) -> None:
+        """Count an exception, and write the same line about it as the plugin does."""
+        if entry is not None and task:
+            self._last[task] = entry
+        self._shared.add_trap(entry, time.monotonic_ns() if what == "#AC" else 0)
         if self._traps is not None:
             line = {"trap": what, "cpu": cpu.number, "cpl": cpu.cpl, "pc": f"{cpu.pc:#x}"}
             line |= {"address": f"{address:#x}", "size": size}

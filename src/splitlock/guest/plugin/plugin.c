@@ -359,7 +359,8 @@ static void on_translation(qemu_plugin_id_t id, struct qemu_plugin_tb *block)
         site->size = (uint8_t)size;
         site->length = (uint8_t)length;
         memcpy(site->code, code, CODE);
-        site->noted = neg || site->pc >> PAGE_BITS != (site->pc + length) >> PAGE_BITS;
+        /* with `stub` an instruction may end its translation anywhere: QEMU translates one by one on pages with stops */
+        site->noted = by_stub || neg || site->pc >> PAGE_BITS != (site->pc + length) >> PAGE_BITS;
         atomic_fetch_add_explicit(&shared->sites, 1, memory_order_relaxed);
         if (site->noted)
             qemu_plugin_register_vcpu_insn_exec_cb(insn, on_start, QEMU_PLUGIN_CB_NO_REGS, site);
