@@ -332,6 +332,25 @@ def test_operand_address_with_a_bit_offset_and_32_bit_addresses_wraps() -> None:
     assert operand_address(code, 0, general, 0, 0) == 4
 
 
+@pytest.mark.parametrize(
+    ("code", "mode", "address"),
+    [
+        ("f0 83 03 01", 32, 0x1_0000),  # lock add dword ptr [ebx], 1
+        ("f0 83 45 02 01", 32, 0x2_0031),  # [ebp+2], by SS
+        ("f0 65 83 03 01", 32, 0x6_0000),  # gs:[ebx]
+        ("f0 66 83 00 01", 16, 0x1_0000 + 0x0012),  # [bx+si], which wraps
+        ("67 f0 66 83 03 01", 16, 0x1_0000),  # [ebx]
+        ("f0 66 83 06 34 12 01", 16, 0x1_1234),  # [1234h]
+    ],
+)
+def test_operand_address_of_other_modes(code: str, mode: int, address: int) -> None:
+    general = [0, 0, 0, 0, 0, 0x2F, 0, 0, *[0] * 8]
+    if mode == 16 and code == "f0 66 83 00 01":
+        general[3], general[6] = 0xFFF2, 0x20
+    others = {Register.DS: 0x1_0000, Register.SS: 0x2_0000}
+    assert operand_address(bytes.fromhex(code), 0, general, 0x5_0000, 0x6_0000, mode, others) == address
+
+
 @pytest.mark.parametrize("displacement", [0, 8, -8, 0x1000, -0x2000_0000])
 def test_operand_address_relative_to_rip(tmp_path: Path, displacement: int) -> None:
     (line,) = listing(assemble(tmp_path, f"lock cmpxchg dword ptr [rip{displacement:+}], ecx"))

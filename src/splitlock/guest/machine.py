@@ -21,8 +21,8 @@ _OVMF = ("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_CODE.fd", "/us
          "/usr/share/edk2/ovmf/OVMF_CODE.fd")  # fmt: skip  # Debian and Ubuntu, Arch, Fedora
 _CX16_WORKS = 8  # QEMU: Linux 6.12 panics on 7.2's cmpxchg16b
 _END = 5  # seconds that QEMU has for ending by itself
-# With the stub: where CPUs run beside each other QEMU does a split atomic in cpu_exec_step_atomic(), out of which a single
-# step leaps past cpu_exec_exit(), and the status flags are lost (accel/tcg/cpu-exec.c, 7.2).
+# With the stub: where CPUs run beside each other a split atomic is done in cpu_exec_step_atomic(), out of which a
+# single step leaps past cpu_exec_exit(), and the status flags are lost (accel/tcg/cpu-exec.c, 7.2).
 _THREADS = {None: "multi", "count": "multi", "stop": "single"}
 
 Options = namedtuple(

@@ -45,7 +45,7 @@ class Stops:
 
     def __init__(self, machine: Machine, names: Names, named: dict[int, Named], at: frozenset[int]) -> None:
         assert machine.stub is not None
-        self.at, self.count = at, 0
+        self.at = at
         self._stub = Stub(machine.stub)
         self._shared, self._memory, self._traps = machine.shared, machine.memory, machine.options.traps
         self._detection, self._cpus = machine.options.detection, machine.options.cpus
@@ -57,7 +57,7 @@ class Stops:
         self._numbers: dict[tuple[object, ...], int] = {}  # of entries
         self._numbered = 0
         self._last: dict[int, int] = {}  # by task: the entry that got an exception
-        self._send_fault = 0
+        self._send_fault: int | None = None  # where the kernel's function is; 0: it has none
         for cpu in range(self._cpus):
             self._arm(cpu)
         for address in sorted(at | {_RESET_VECTOR}):
@@ -82,7 +82,6 @@ class Stops:
                 self._stepping = False
                 self._stub.go_on()
             else:
-                self.count += 1
                 self._look(Cpu(self._stub, number))
         except GoneError:
             return False
@@ -100,9 +99,10 @@ class Stops:
             self._signal(cpu)
         code = cpu.code()
         instruction = Decoder(cpu.mode, code, ip=cpu.ip).decode()
-        if self._names.kernel and not self._send_fault:
+        if self._names.kernel and self._send_fault is None:
             self._send_fault = self._names.kernel.symbols.addresses.get("force_sig_fault", 0)
-            self._stub.stop_at(self._send_fault)
+            if self._send_fault:
+                self._stub.stop_at(self._send_fault)
         if instruction.code in (Code.RDMSR, Code.WRMSR):
             self._msr(cpu, instruction)
         elif Register.DR6 in (instruction.op0_register, instruction.op1_register):
