@@ -100,6 +100,7 @@ class Stub:
 
     def stopped(self) -> int | None:
         """The CPU that has stopped, None for none yet; waits until something comes. Raises GoneError."""
+        self._chosen = -1  # QEMU chooses the CPU that stops
         while not self._stops:
             packet = self._next()
             if packet is None:

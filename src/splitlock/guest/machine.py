@@ -21,9 +21,6 @@ _OVMF = ("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_CODE.fd", "/us
          "/usr/share/edk2/ovmf/OVMF_CODE.fd")  # fmt: skip  # Debian and Ubuntu, Arch, Fedora
 _CX16_WORKS = 8  # QEMU: Linux 6.12 panics on 7.2's cmpxchg16b
 _END = 5  # seconds that QEMU has for ending by itself
-# With the stub: where CPUs run beside each other a split atomic is done in cpu_exec_step_atomic(), out of which a
-# single step leaps past cpu_exec_exit(), and the status flags are lost (accel/tcg/cpu-exec.c, 7.2).
-_THREADS = {None: "multi", "count": "multi", "stop": "single"}
 
 Options = namedtuple(
     "Options",
@@ -115,7 +112,7 @@ class Machine:
     def _command(self, options: Options, qemu: str, ask: int) -> list[str]:
         size = options.memory
         words = [
-            options.qemu, "-nodefaults", "-no-user-config", "-accel", f"tcg,thread={_THREADS[options.slow]}",
+            options.qemu, "-nodefaults", "-no-user-config", "-accel", "tcg,thread=multi",
             "-machine", f"memory-backend=ram,max-ram-below-4g={LOW}", "-m", f"{size >> 20}M",
             "-object", f"memory-backend-file,id=ram,share=on,size={size},mem-path=/proc/self/fd/{self.memory.fd}",
             "-cpu", "max" + ",cx16=off" * (int(qemu.partition(".")[0]) < _CX16_WORKS)

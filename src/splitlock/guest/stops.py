@@ -115,7 +115,11 @@ class Stops:
             self._step(cpu)
 
     def _step(self, cpu: Cpu) -> None:
-        """Let QEMU execute the instruction."""
+        """Let QEMU execute the instruction: none that is locked, but into a fault.
+
+        A split one would lose the status flags: a step leaps out of cpu_exec_step_atomic() past cpu_exec_exit()
+        (accel/tcg/cpu-exec.c, 7.2).
+        """
         self._stepping = True
         self._stub.step(cpu.number)
 
