@@ -81,10 +81,11 @@ class Shared:
         """Split locks that executed on an armed vCPU."""
         return int(_ESCAPED.unpack_from(self._map, _ESCAPES)[0])
 
-    def places(self) -> tuple[int, ...]:
-        """Linear addresses of instructions that read or write MSRs or DR6."""
-        count = min(int(_ESCAPED.unpack_from(self._map, _ESCAPES)[1]), _MOST_PLACES)
-        return struct.unpack_from(f"<{count}Q", self._map, _PLACES)
+    def places(self) -> tuple[set[int], int]:
+        """Linear addresses of instructions that read or write MSRs or DR6, and for how many more there was no room."""
+        met = int(_ESCAPED.unpack_from(self._map, _ESCAPES)[1])
+        count = min(met, _MOST_PLACES)
+        return set(struct.unpack_from(f"<{count}Q", self._map, _PLACES)), met - count
 
     def arm(self, vcpu: int, on: bool) -> None:
         """Whether what splits on the vCPU has escaped."""

@@ -7,8 +7,11 @@ what it has told. The kernel is told to put everything at the same addresses eac
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+import os
+from contextlib import contextmanager, suppress
 
+from splitlock._errors import SplitlockError
+from splitlock.guest.gdb import GoneError
 from splitlock.guest.machine import Machine
 from splitlock.guest.stops import Stops
 from splitlock.guest.watch import Watch
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
     from splitlock.guest.machine import Options
     from splitlock.guest.watch import Ended
 
-SAME_ADDRESSES = " nokaslr norandmaps"  # Documentation/admin-guide/kernel-parameters.txt
+SAME_ADDRESSES = "nokaslr norandmaps"  # Documentation/admin-guide/kernel-parameters.txt
 MOST = 8  # passes; what escapes in the last is reported
 
 
@@ -31,10 +34,13 @@ def lived(
 ) -> Iterator[tuple[Watch, Ended]]:  # fmt: skip
     """The last pass's guest, after its end. `tell` is told what begins. Raises SplitlockError."""
     at: frozenset[int] = frozenset()
-    options = options._replace(append=options.append + SAME_ADDRESSES)
+    options = options._replace(append=f"{SAME_ADDRESSES} {options.append}")  # before a `--`
     number = 0
     while True:
         number += 1
+        if options.traps is not None:
+            with suppress(OSError):  # a pipe keeps what it has
+                os.ftruncate(options.traps, 0)
         machine = Machine(options._replace(slow="count" if number == 1 else "stop"), qemu)
         try:
             watch = Watch(machine, options.cpus)
@@ -46,6 +52,8 @@ def lived(
                     tell(f"pass {number}: with detection, by {len(at)} stops")
                     watch.stops = Stops(machine, watch.names, watch.named, at)
                 ended = watch.run(duration=duration, until=until, console=console)
+            except GoneError:
+                raise SplitlockError(f"--slow: QEMU ended: {machine.words() or 'it says nothing'}", 2) from None
             finally:
                 machine.end()
             again = watch.stops is None or any(watch.stops.escaped())
@@ -54,7 +62,7 @@ def lived(
             if number == MOST or not again or ended.why == "interrupted":
                 yield watch, ended
                 return
-            at |= set(machine.shared.places())
+            at |= machine.shared.places()[0]
             at |= {entry.pc for entry in machine.shared.entries() if entry.hits or entry.traps}
         finally:
             machine.close()

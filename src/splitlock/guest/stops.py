@@ -70,7 +70,8 @@ class Stops:
 
     def escaped(self) -> tuple[int, int]:
         """What would have needed a stop: split locks that executed, and instructions that access MSRs or DR6."""
-        return self._shared.escaped(), len(set(self._shared.places()) - self.at)
+        places, more = self._shared.places()
+        return self._shared.escaped(), len(places - self.at) + more
 
     def serve(self) -> bool:
         """Do what a stop asks for, and let the guest go on; False when QEMU is gone. Raises SplitlockError."""

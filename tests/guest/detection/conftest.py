@@ -21,7 +21,10 @@ _KVM = ("ccp.ko", "irqbypass.ko", "kvm.ko", "kvm-amd.ko")
 def inside(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Files for inside, by name: programs, our modules, Debian's for KVM and MSRs."""
     place = tmp_path_factory.mktemp("inside")
-    sources = [SHARED / "demo.c", *(PROGRAMS / f"{name}.c" for name in ("forms", "faults", "processor", "nested"))]
+    sources = [
+        SHARED / "demo.c",
+        *(PROGRAMS / f"{name}.c" for name in ("forms", "faults", "processor", "nested", "wander")),
+    ]
     found = {source.stem: boots.compiled(source, place / source.stem, f"-I{SHARED}") for source in sources}
     for name in ("splitmod", "formsmod"):
         (place / f"{name}.build").mkdir()

@@ -125,6 +125,15 @@ def test_forwarded(boot: Boot, bare: Path) -> None:
     assert "livelock" in [answer for site in report["sites"] for answer in site["answers"]]
 
 
+@pytest.mark.slow
+def test_what_escapes(boot: Boot, bare: Path) -> None:
+    """Code that is elsewhere in each pass is not trapped, and the report says so."""
+    words = ("--sld", "--slow", "--qemu", bare)
+    report = boot("wander", *words, append="split_lock_detect=fatal quiet", timeout=600)
+    assert (report["detection"]["passes"], report["detection"]["untrapped"], report["hits"]) == (8, 5, 5)
+    assert "5 executions were not trapped: QEMU's gdb stub had no stop for them" in report["unwatched"]
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
