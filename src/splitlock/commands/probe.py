@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from splitlock._errors import SplitlockError
+from splitlock.commands._options import seconds
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def prepare_parser(parser: Parser) -> None:
     where.add_argument("--kvm", action="store_true", help="on /dev/kvm without QEMU: split locks are real here")
     run.add_argument("--qemu-binary", metavar="FILE", default="qemu-system-x86_64", help="(default: %(default)s)")
     run.add_argument("--bochs-binary", metavar="FILE", default="bochs", help="(default: %(default)s)")
-    run.add_argument("--timeout", metavar="SECONDS", type=_seconds, default=60.0, help="(default: 60)")
+    run.add_argument("--timeout", metavar="SECONDS", type=seconds, default=60.0, help="(default: 60)")
     run.add_argument("--log", metavar="FILE", help="keep the serial log there")
     read = command("read", "Tell what a serial log of the image says.")
     read.add_argument("log", metavar="FILE", help="the log, or - for standard input")
@@ -69,13 +70,6 @@ def prepare_parser(parser: Parser) -> None:
         made.add_argument("-v", "--verbose", action="store_true", help="every row, with its cycles")
     for made in (build, run, read):
         made.add_argument("-q", "--quiet", action="store_true", help="nothing but the exit status when it is 0")
-
-
-def _seconds(word: str) -> float:
-    seconds = float(word)
-    if not 0 < seconds < 1e6:
-        raise ValueError
-    return seconds
 
 
 def run(args: argparse.Namespace) -> int:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 CPUS, ENTRIES, _TABLE = 256, 1 << 16, 8192
 NESTED, SMM, AFTER_BOOT_SECTOR, KNOWS_REGISTERS = 1, 2, 4, 8  #: bits of Entry.flags
-_ENTRY = struct.Struct("<11Q8QQI4B16s")
+_ENTRY = struct.Struct("<12Q8QQI4B16s")
 _HEAD = struct.Struct("<II9Q")
 _LOOK = struct.Struct("<Q")
 _TASKS = _HEAD.size + _LOOK.size
@@ -21,7 +21,7 @@ _KERNEL = struct.Struct("<5Q")
 
 Entry = namedtuple(
     "Entry",
-    "hits traps signals trapped_at waited longest pc address task started execs "
+    "hits traps signals trapped_at waited longest waits pc address task started execs "
     "cr0 cr3 cr4 efer eflags cs gs_base k_gs_base host_cr3 vcpu size length mode flags code",
 )
 """A locked instruction that crossed, as one program runs it; registers are those at the first hit. `hits`: it executed;
