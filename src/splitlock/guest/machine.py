@@ -77,7 +77,7 @@ class Machine:
         self.options = options
         self.memory = Memory(options.memory)
         self.shared = Shared()
-        self.console = Console("console")
+        self.console = Console()
         self.asked, ask = socket.socketpair()
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115  # as long as the machine
         inherited = [self.memory.fd, self.shared.fd, ask.fileno()]
@@ -86,13 +86,14 @@ class Machine:
             self.process = subprocess.Popen(
                 # it ends with us, however we end; and Ctrl-C at the terminal is for us alone
                 ["setpriv", "--pdeathsig", "KILL", *self._command(options, qemu, ask.fileno())],
-                stdin=subprocess.DEVNULL, stdout=self.errors, stderr=self.errors, pass_fds=inherited,
+                stdin=self.console.input, stdout=self.console.output, stderr=self.errors, pass_fds=inherited,
                 start_new_session=True, env={"TMPDIR": "/var/tmp", **os.environ},  # where snapshots grow
             )  # fmt: skip
         except OSError as error:
             self._close()
             raise SplitlockError(f"setpriv: {error.strerror}; install util-linux", 2) from None
         finally:
+            self.console.given()
             ask.close()
 
     def _command(self, options: Options, qemu: str, ask: int) -> list[str]:
