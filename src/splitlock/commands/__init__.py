@@ -11,6 +11,7 @@ from splitlock._errors import SplitlockError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import NoReturn
 
 # Listed here so that only the chosen verb's module is imported: start-up counts.
@@ -48,6 +49,13 @@ class Parser(argparse.ArgumentParser):
     """Wrong usage is one line and, as for env(1) and timeout(1), exit status 125 where a program is run."""
 
     wrong_usage = 2
+
+    def commands(self) -> Callable[[str, str], Parser]:
+        """Commands of its own, as `command`: makes the parser of one, by its name and what it is about."""
+        made = self.add_subparsers(
+            prog=self.prog, dest="command", metavar="COMMAND", required=True, parser_class=Parser
+        )
+        return lambda name, about: made.add_parser(name, description=about, formatter_class=Help)
 
     def error(self, message: str) -> NoReturn:
         sys.stderr.write(f"{self.prog}: {message} (see {self.prog} --help)\n")

@@ -40,17 +40,7 @@ _BAD = ("forwards-blindly", "breaks-guest")
 
 def prepare_parser(parser: Parser) -> None:
     """Add this verb's commands to its parser, made with `PARSER`."""
-    from splitlock.commands import Help
-    from splitlock.commands import Parser as Made
-
-    commands = parser.add_subparsers(
-        prog="splitlock probe", dest="command", metavar="COMMAND", required=True, parser_class=Made
-    )
-
-    def command(name: str, about: str) -> Parser:
-        made: Parser = commands.add_parser(name, description=about, formatter_class=Help)
-        return made
-
+    command = parser.commands()
     build = command("build", "Write the image.")
     build.add_argument("-o", "--output", metavar="FILE", default="probe.iso", help="(default: probe.iso)")
     run = command("run", "Run the image here, and tell what it found.")
