@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from splitlock.report import exports, guard, guest, probe, run, scan
+from splitlock.report import advise, exports, guard, guest, probe, run, scan, simulate, status, watch
 
 DOCS = Path(__file__).parents[1] / "docs"
 REPORTS = {
@@ -18,6 +18,12 @@ REPORTS = {
     "guard-status": guard.Status,
     "guest": guest.Report,
     "probe": probe.Report,
+    "status": status.Report,
+    "simulate": simulate.Report,
+    "simulate-matrix": simulate.Matrix,
+    "advise": advise.Report,
+    "watch": watch.Event,
+    "watch-summary": watch.Summary,
 }
 
 
