@@ -22,6 +22,11 @@ _VERBS = {
     "scan": "find the hypervisors among kernel modules, and judge them",
     "exports": "tell what no longer loads without an exported symbol",
     "guard": "keep kernel modules out that a policy refuses, as they load",
+    "status": "tell what this machine has, and what each mode would do on it",
+    "watch": "follow the kernel's log, and name the code behind its addresses",
+    "explain": "name the code behind one line of the kernel's log",
+    "simulate": "play what would happen, on a model of the whole machine",
+    "advise": "tell which modes are safe here, and what breaks in the others",
 }
 _DESCRIPTION = """\
 Find, explain and control split locks: locked instructions whose operand crosses
