@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jsonschema
 import pytest
-from modules.debian import modules
+from modules.debian import modules, unpacked
 
 from splitlock.report.advise import Report
 from splitlock.report.advise_text import render
@@ -75,6 +77,41 @@ def test_from_reports(root: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text("{}")
     assert "boot with split_lock_detect=warn" in run("--status", path).stdout
     assert "no report of splitlock guest" in run("--status", path, "--guest-report", tmp_path / "bad.json").stderr
+
+
+@pytest.mark.parametrize("verb", ["advise", "status"])
+def test_interrupted(verb: str) -> None:
+    """Ctrl-C while thousands of modules are scanned: a valid report, which says so."""
+    command = [sys.executable, "-m", "splitlock", verb, "--root", str(unpacked("amd64")), "--format", "json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 30
+        while not Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text():  # those that scan
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        told, said = process.communicate(timeout=30)
+    assert (process.returncode, said) == (130, "")
+    found = json.loads(told)
+    jsonschema.validate(found, json.loads((DOCS / f"{verb}.schema.json").read_text()))
+    assert found["interrupted"]
+    if verb == "advise":
+        assert "the scan was interrupted" in found["unwatched"][0]
+        assert render(Report.from_json(told)).startswith("interrupted: ")
+    else:
+        assert found["scanned"] < 4000
+        assert "the scan was interrupted: not all modules were looked into" in found["checks"]
+
+
+def test_interrupted_before(root: Path, tmp_path: Path) -> None:
+    """A report of a status that was: advice from it knows."""
+    command = [sys.executable, "-m", "splitlock", "status", "--root", str(root), "--format", "json"]
+    status = json.loads(subprocess.run(command, capture_output=True, timeout=300, check=False).stdout)
+    assert not status["interrupted"]
+    path = tmp_path / "host.json"
+    path.write_text(json.dumps({**status, "interrupted": True}))
+    done = run("--status", path)
+    assert done.returncode == 0
+    assert done.stdout.startswith("interrupted: what follows knows only the modules that were scanned until then\n")
 
 
 def test_this_machine() -> None:

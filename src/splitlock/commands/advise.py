@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 _EPILOG = """\
 exit status: 0 the mode in effect breaks nothing that is known of, 1 it does,
-2 something could not be read, or wrong usage.
+2 something could not be read, or wrong usage, 130 interrupted: the report knows
+only what was scanned until then.
 
 examples:
   splitlock advise
@@ -59,12 +60,17 @@ def run(args: argparse.Namespace) -> int:
     from splitlock.model.advise import advise, host, hypervisors
     from splitlock.report.advise_text import render
 
+    guests = _guests(args.guest_report)
     status = _status(args)
     machine = host(status, args.status or status.machine or status.root)
-    modules = {module.path or module.name: module for module in (*status.modules, *_scanned(args.scan))}
-    report = advise(machine, hypervisors(list(modules.values()), machine), _guests(args.guest_report))
+    # who has interrupted one scan does not want another; a report of one that was is as good as it is
+    named, interrupted = ([], True) if status.interrupted and not args.status else _scanned(args.scan)
+    modules = {module.path or module.name: module for module in (*status.modules, *named)}
+    report = advise(
+        machine, hypervisors(list(modules.values()), machine), guests, interrupted=interrupted or status.interrupted
+    )
     now = [mode for mode in report.modes if mode.mode.partition(":")[0] == machine.mode]
-    found = int(any(mode.verdict == "breaks" for mode in now))
+    found = 130 if interrupted else int(any(mode.verdict == "breaks" for mode in now))
     if found or not args.quiet:
         with Output(args.output) as out:
             out.write(report.to_json() if args.format == "json" else render(report, verbose=args.verbose).encode())
@@ -89,20 +95,20 @@ def _status(args: argparse.Namespace) -> Status:
         return status(Root(args.root), Guard(up="unknown", why="not asked"), advance=bar.advance)
 
 
-def _scanned(paths: list[str] | None) -> list[Module]:
-    """Modules that were named; what cannot be read is an error."""
+def _scanned(paths: list[str] | None) -> tuple[list[Module], bool]:
+    """Modules that were named, and whether the scan was interrupted; what cannot be read is an error."""
     if not paths:
-        return []
+        return [], False
     from splitlock.host.modules import hypervisors
     from splitlock.host.root import Root
 
     for path in paths:
         if not os.path.exists(path):
             raise SplitlockError(f"--scan {path}: No such file or directory; name modules, packages or directories", 2)
-    found, _, failed = hypervisors(Root("/"), [os.path.abspath(path) for path in paths])
-    if failed:
-        raise SplitlockError(f"--scan {failed[0]}", 2)
-    return found
+    found = hypervisors(Root("/"), [os.path.abspath(path) for path in paths])
+    if found.failed:
+        raise SplitlockError(f"--scan {found.failed[0]}", 2)
+    return found.modules, found.interrupted
 
 
 def _guests(paths: list[str]) -> list[Guest]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _EPILOG = """\
 exit status: 0 nothing to look at first but what the processor lacks, 1 split
 locks were logged, or a hypervisor that is not SLD-aware is loaded, 2 it could
-not be told, or wrong usage.
+not be told, or wrong usage, 130 interrupted: not all modules were scanned.
 
 examples:
   sudo splitlock status
@@ -71,14 +71,14 @@ def run(args: argparse.Namespace) -> int:
         found = bool(report.log.lines) or any(
             m.loaded == "yes" and m.verdict == "refuse" and not m.aware for m in report.modules
         )
-        if found or not args.quiet:
+        if found or report.interrupted or not args.quiet:
             if args.format == "json":
                 out.write(report.to_json())
             else:
                 from splitlock.report.status_text import render
 
                 out.write(render(report, verbose=args.verbose).encode("utf-8", "replace"))
-    return 1 if found else 0
+    return 130 if report.interrupted else 1 if found else 0
 
 
 def _guard(root: Root) -> Guard:

@@ -131,6 +131,8 @@ def checks(report: Report) -> list[str]:
         found.append("whether the processor can detect is not known: run this on it, as root")
     if report.scanned is None:
         found.append("modules were not scanned")
-    elif report.unscanned:
+    if report.interrupted:
+        found.append("the scan was interrupted: not all modules were looked into")
+    if report.unscanned:
         found.append(f"{count(len(report.unscanned), 'module')} could not be looked into")
     return found

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from contextlib import closing
+from typing import NamedTuple
 
 from splitlock.host.kernel import MODULES
 from splitlock.modules.audit import Job, audit, batches
@@ -12,7 +14,7 @@ from splitlock.x86.privileged import GROUPS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator
 
     from splitlock.host.root import Root
     from splitlock.modules.audit import Batch
@@ -26,6 +28,15 @@ _LOOKED_FOR = frozenset((*GROUPS["vmx"], *GROUPS["svm"], "FOREIGN-CODE"))
 _FOREIGN = ("usr/lib/virtualbox", "opt/VirtualBox", "usr/lib64/virtualbox")
 _DRIVERS = {"vboxdrv", "vmmon", "kvm", "kvm_intel", "kvm_amd", "acrn", "mshv_root", "jailhouse", "hax", "nvmm"}
 _LSMOD = ("proc/modules", "lsmod", "sos_commands/kernel/lsmod")
+
+
+class Scanned(NamedTuple):
+    """What a scan came to."""
+
+    modules: list[Module]  #: hypervisors, the loaded ones first
+    files: int  #: that were looked into
+    failed: list[str]  #: which could not be, and why
+    interrupted: bool  #: by Ctrl-C: there may be more
 
 
 def directories(root: Root, release: str | None) -> list[str]:
@@ -49,13 +60,8 @@ def loaded(root: Root) -> set[str] | None:
     return {line.split()[0] for line in text.splitlines() if line.strip() and not line.startswith("Module ")}
 
 
-def hypervisors(
-    root: Root, places: list[str], advance: Callable[[int], None] | None = None
-) -> tuple[list[Module], int, list[str]]:
-    """The hypervisors among the modules below `places`, how many files were looked into, and which could not be.
-
-    `advance` is told how many more are done.
-    """
+def hypervisors(root: Root, places: list[str], advance: Callable[[int], None] | None = None) -> Scanned:
+    """The hypervisors among the modules below `places`. `advance` is told how many more files are done."""
     running = loaded(root)
     paths = [root.path(place) for place in places]
     for directory in _FOREIGN:
@@ -63,27 +69,33 @@ def hypervisors(
     job = Job(load("refuse"), _LOOKED_FOR)
     found: dict[str, Module] = {}
     scanned, failed = 0, []
-    for batch in _audited(paths, job):
-        scanned += len(batch.files) + batch.clean
-        if advance:
-            advance(len(batch.files) + batch.clean)
-        for file in batch.files:
-            if file.verdict == "error":
-                # links, .dep files and the like of a kernel's directory are no modules
-                if ".ko" in os.path.basename(file.path):
-                    failed.append(f"{_named(root, file.path)}: {file.reason}")
-            elif _is_hypervisor(file):
-                found[file.path] = _module(root, file, running)
+    interrupted = False
+    try:
+        with closing(_audited(paths, job)) as audited:
+            for batch in audited:
+                scanned += len(batch.files) + batch.clean
+                if advance:
+                    advance(len(batch.files) + batch.clean)
+                for file in batch.files:
+                    if file.verdict == "error":
+                        # links, .dep files and the like of a kernel's directory are no modules
+                        if ".ko" in os.path.basename(file.path):
+                            failed.append(f"{_named(root, file.path)}: {file.reason}")
+                    elif _is_hypervisor(file):
+                        found[file.path] = _module(root, file, running)
+    except KeyboardInterrupt:
+        interrupted = True
     known = {module.name for module in found.values()}
     for name in sorted((running or set()) & _DRIVERS - known - {"kvm"}):
         found[name] = Module(
             name=name, path=None, loaded="yes", aware=False, marked=False, intree=False,
-            evidence=["its name: its file is not there"], verdict="unknown",
+            evidence=["its name: its file was not seen"], verdict="unknown",
         )  # fmt: skip
-    return sorted(found.values(), key=lambda m: (m.loaded != "yes", m.name, m.path or "")), scanned, failed
+    modules = sorted(found.values(), key=lambda m: (m.loaded != "yes", m.name, m.path or ""))
+    return Scanned(modules, scanned, failed, interrupted)
 
 
-def _audited(paths: list[str], job: Job) -> Iterator[Batch]:
+def _audited(paths: list[str], job: Job) -> Generator[Batch, None, None]:
     number = len(os.sched_getaffinity(0))
     if number == 1 or sum(1 for _ in zip(batches(paths), range(2), strict=False)) < 2:
         yield from audit(paths, job)

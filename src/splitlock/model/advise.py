@@ -58,9 +58,9 @@ def hypervisors(modules: list[Module], machine: Host) -> list[Hypervisor]:
         elif not machine.amd and evidence & _ENTERS:
             kind, why = "unmarked", "does not import handle_guest_split_lock: taken to forward #AC"
         elif module.path is None and module.name == ("kvm_amd" if machine.amd else "kvm_intel"):
-            kind, why = "kvm", "by its name: its file is not there"
+            kind, why = "kvm", "by its name: its file was not seen"
         elif module.path is None and not module.name.startswith("kvm"):
-            kind, why = "unmarked", "by its name: its file is not there; taken to forward #AC"
+            kind, why = "unmarked", "by its name: its file was not seen; taken to forward #AC"
         elif "FOREIGN-CODE" in evidence and module.verdict == "refuse":
             kind, why = "virtualbox", "can bring a hypervisor that no module loader sees"
         else:
@@ -87,8 +87,11 @@ def guest(path: str, watched: Watched) -> Guest:
     return Guest(path=path, hits=watched.hits, takers=list(dict.fromkeys(takers)), unwatched=watched.unwatched)
 
 
-def advise(machine: Host, found: list[Hypervisor], watched: list[Guest]) -> Report:
-    """The report. Where nobody knows whether the processor detects, it is taken to."""
+def advise(machine: Host, found: list[Hypervisor], watched: list[Guest], *, interrupted: bool = False) -> Report:
+    """The report. Where nobody knows whether the processor detects, it is taken to.
+
+    `interrupted`: there may be hypervisors that are not among those found.
+    """
     modes = [_mode(name, machine, found, watched) for name in MODES]
     detects = machine.split_locks != "no" or machine.bus_locks != "no"
     best, guard = _best(modes) if detects else (modes[0], False)
@@ -99,7 +102,7 @@ def advise(machine: Host, found: list[Hypervisor], watched: list[Guest]) -> Repo
     return Report(
         schema=SCHEMA, host=machine, hypervisors=found, guests=watched, modes=modes, recommended=best.mode,
         guard=guard, command_line=f"split_lock_detect={best.mode}" if detects else "", first=first,
-        unwatched=_unwatched(machine, found, watched),
+        unwatched=_unwatched(machine, found, watched, interrupted), interrupted=interrupted,
     )  # fmt: skip
 
 
@@ -163,8 +166,10 @@ def _reason(who: str, results: list[Result]) -> Reason:
     return Reason(verdict=verdict, who=who, what=what, rules=list(dict.fromkeys(rules)))
 
 
-def _unwatched(machine: Host, found: list[Hypervisor], watched: list[Guest]) -> list[str]:
+def _unwatched(machine: Host, found: list[Hypervisor], watched: list[Guest], interrupted: bool) -> list[str]:
     lines = ["which of this host's programs take split locks: splitlock run, or splitlock watch in mode warn"]
+    if interrupted:
+        lines.insert(0, "which other modules are hypervisors: the scan was interrupted")
     if found and not watched:
         lines.append("which guests take split locks: splitlock guest --disk IMAGE -o FILE, then --guest-report FILE")
     if "unknown" in (machine.split_locks, machine.bus_locks):

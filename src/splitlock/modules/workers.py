@@ -29,12 +29,18 @@ class Workers(Executor):
 
     def submit(self, function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future[Any]:
         """As concurrent.futures has it."""
+        # This may start processes. Ctrl-C in the middle of that is lost in a callback of fork's, or leaves a pool that
+        # waits for ever; so it comes after.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            return self._pool.submit(function, *arguments, **named)
-        except BrokenExecutor:
-            self._pool.shutdown()
-            self._pool = self._new()
-            return self._pool.submit(function, *arguments, **named)
+            try:
+                return self._pool.submit(function, *arguments, **named)
+            except BrokenExecutor:
+                self._pool.shutdown()
+                self._pool = self._new()
+                return self._pool.submit(function, *arguments, **named)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """As concurrent.futures has it."""

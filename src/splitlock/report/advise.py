@@ -81,3 +81,4 @@ class Report(Document, kw_only=True):
     command_line: str  #: for the kernel; empty: nothing to turn on
     first: list[str]  #: what to do before
     unwatched: list[str]  #: what this cannot know
+    interrupted: bool  #: a scan was, by Ctrl-C: there may be more hypervisors

@@ -13,7 +13,10 @@ _DETECTS = {"yes": "detects", "no": "does not detect", "unknown": "may detect"}
 
 def render(report: Report, *, verbose: bool = False) -> str:
     """The report, with a newline at the end; with each rule's source where `verbose`."""
-    lines = wrap(_answer(report))
+    lines = (
+        ["interrupted: what follows knows only the modules that were scanned until then"] if report.interrupted else []
+    )
+    lines += wrap(_answer(report))
     for step in report.first:
         lines += wrap(f"first: {step}", "  ", "    ")
     lines += ["", *wrap(_host(report.host))]

@@ -131,6 +131,7 @@ class Report(Document, kw_only=True):
     modules: list[Module]
     scanned: int | None  #: module files looked into; null: none were to be
     unscanned: list[str]  #: what could not be looked into, and why
+    interrupted: bool  #: the scan was, by Ctrl-C: there may be more modules
     vmms: list[Vmm]
     guard: Guard
     advice: list[Advice]

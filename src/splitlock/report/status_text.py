@@ -97,11 +97,12 @@ def _log(log: Log, verbose: bool) -> list[str]:
 def _modules(report: Report, verbose: bool) -> list[str]:
     if report.scanned is None:
         return _field("modules", "not scanned")
-    scanned = count(report.scanned, "file")
+    scanned = f"{count(report.scanned, 'file')} scanned{' until interrupted' if report.interrupted else ''}"
     if not report.modules:
-        lines = _field("modules", f"{scanned} scanned: no hypervisor" if report.scanned else "none are there")
+        some = report.scanned or report.interrupted
+        lines = _field("modules", f"{scanned}: no hypervisor" if some else "none are there")
     else:
-        lines = _field("modules", f"{scanned} scanned: {count(len(report.modules), 'hypervisor')}")
+        lines = _field("modules", f"{scanned}: {count(len(report.modules), 'hypervisor')}")
     most = len(report.modules) if verbose else _MODULES
     for module in report.modules[:most]:
         lines += _field("", _module(module))
