@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 
 from splitlock._errors import SplitlockError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import BinaryIO
 
     from splitlock.commands._progress import Bar
@@ -41,7 +43,7 @@ class Output:
         if not raw:
             return
         try:
-            with self._bar.hidden() if self._bar is not None else nullcontext():
+            with self._bar.hidden() if self._bar is not None else nullcontext(), _uninterrupted():
                 self._file.write(raw)
                 self._file.flush()
         except BrokenPipeError:
@@ -49,3 +51,18 @@ class Output:
             sys.exit(2)
         except OSError as error:
             raise SplitlockError(f"{self.path or 'standard output'}: {error.strerror}: no report", 2) from None
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """What would raise KeyboardInterrupt comes after: else a slow reader gets a part of what is written."""
+    held = {
+        number
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) is signal.default_int_handler
+    }
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, held)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
