@@ -40,7 +40,7 @@ _NEEDLES = ("lock detect", "trap alignment check", "callbacks suppressed", " mes
 _MODES = (
     ("disabled", "off"),  # 5.7 and later; also the posted `disabled due to VMLAUNCH in module: NAME`
     ("MSR access failed: Disabled", "off"),
-    ("warning about user-space split_locks", "warn"),  # 5.7 to 5.11
+    ("warning about user-space split_locks", "warn"),  # 5.7 to 5.12: before there were bus locks
     ("sending SIGBUS on user-space split_locks", "fatal"),
     ("#AC: crashing the kernel on kernel split_locks and warning on", "warn"),
     ("#AC: crashing the kernel on kernel split_locks and sending SIGBUS on", "fatal"),

@@ -57,6 +57,14 @@ def test_boot(processor: Processor, mode: Mode, line: str) -> None:
     assert boot(Linux(mode=mode), processor).log == (line and f"x86/split lock detection: {line}")
 
 
+@pytest.mark.parametrize(("mode", "words"), [("off", "disabled"), ("warn", "warning about user-space split_locks"),
+                                             ("fatal", "sending SIGBUS on user-space split_locks"),
+                                             ("ratelimit", "warning about user-space split_locks")])  # fmt: skip
+def test_boot_before_bus_locks(mode: Mode, words: str) -> None:
+    """5.7 to 5.12 have other words, and take `ratelimit` for the default."""
+    assert boot(Linux((5, 12), mode), BOTH).log == f"x86/split lock detection: {words}"
+
+
 def test_lines() -> None:
     locks = Locks(comm="CHTTPClientThread", pid=19782, address=0xF323A094)
     step = native(Host(DB, Linux()), Access(), locks).steps[-1]

@@ -85,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
         chosen.paths += unknown  # argparse takes those before the first option only
         unknown = [word for word in unknown if word.startswith("-")]
     if unknown:
-        verb_parser.error(f"unrecognized option {unknown[0]}")
+        verb_parser.error(f"unrecognized {'option' if unknown[0].startswith('-') else 'argument'} {unknown[0]}")
     try:
         status: int = module.run(chosen)
     except SplitlockError as error:

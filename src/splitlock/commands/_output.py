@@ -34,9 +34,13 @@ class Output:
     def __enter__(self) -> Output:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         if self.path is not None:
-            self._file.close()
+            try:
+                self._file.close()
+            except OSError as error:  # what was written and could not be is tried once more
+                if kind is None:
+                    raise self._failed(error) from None
 
     def write(self, raw: bytes) -> None:
         """Write it now. Ends the program where it goes to one that has seen enough, such as head(1)."""
@@ -50,7 +54,10 @@ class Output:
             os.dup2(os.open(os.devnull, os.O_WRONLY), self._file.fileno())  # or flushing it would fail again
             sys.exit(2)
         except OSError as error:
-            raise SplitlockError(f"{self.path or 'standard output'}: {error.strerror}: no report", 2) from None
+            raise self._failed(error) from None
+
+    def _failed(self, error: OSError) -> SplitlockError:
+        return SplitlockError(f"{self.path or 'standard output'}: {error.strerror}: no report", 2)
 
 
 @contextmanager

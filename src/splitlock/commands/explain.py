@@ -105,4 +105,6 @@ def _space(args: argparse.Namespace) -> Saved | None:
         base = 0  # said better by Based
     except ValueError:
         raise SplitlockError(f"--base {args.base}: no number; such as 0x555555554000", 2) from None
+    if not 0 <= base < 1 << 64:
+        raise SplitlockError(f"--base {args.base}: no address of 64 bits; such as 0x555555554000", 2)
     return Based(args.image, base)

@@ -108,13 +108,13 @@ def _measure(args: argparse.Namespace) -> Measured:
         raise SplitlockError(
             "--measure: split_lock_detect=fatal here: the first split lock would be our end (SIGBUS)", 2
         )
+    if not args.yes and not sys.stdin.isatty():
+        raise SplitlockError("--measure: takes real split locks: not without consent; add --yes", 2)
     sys.stderr.write(
         f"splitlock: --measure takes {args.measure} real split locks, each of which stalls all cores of the host "
         "for some microseconds\n"
     )
     if not args.yes:
-        if not sys.stdin.isatty():
-            raise SplitlockError("--measure: not without consent; add --yes", 2)
         sys.stderr.write("go on? [y/N] ")
         sys.stderr.flush()
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):

@@ -73,7 +73,7 @@ def explain(line: Line, space: Saved | None = None, *, live: bool = True, time: 
         made.place = None
         made.note = _unknown(made, vmm)
     elif made.place is None:
-        made.note = "nothing is mapped at this address (any more)"
+        made.note = space.nothing
     elif made.place.instruction is None:
         made.note = "no locked instruction there: other code lies there now, or the address is another address space's"
     return made

@@ -41,6 +41,8 @@ def loaded(path: str) -> Loaded | None:
 class Saved:
     """The mappings of a file that was saved from /proc/PID/maps. Images are looked for below `root`."""
 
+    nothing = "nothing is mapped at this address (any more)"
+
     def __init__(self, text: bytes, root: str = "") -> None:
         try:
             self.mappings = parse_maps(text)
@@ -128,6 +130,8 @@ class Live(Saved):
 
 class Based(Saved):
     """One image, loaded at `base`: where the first of it is mapped. Raises SplitlockError."""
+
+    nothing = "no address of the image, where it is mapped at this base"
 
     def __init__(self, path: str, base: int) -> None:
         self.path, self.base = path, base

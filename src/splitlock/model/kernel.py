@@ -86,6 +86,8 @@ def boot(linux: Linux, processor: Processor) -> Set:
         line = "disabled"
     elif mode == "ratelimit":
         line = f"#DB: setting system wide bus lock rate limit to {linux.rate}/sec" if core.debugctl else ""
+    elif linux.version < BUS_LOCKS:
+        line = f"{'sending SIGBUS on' if mode == 'fatal' else 'warning about'} user-space split_locks"
     elif by_fault:
         line = f"#AC: crashing the kernel on kernel split_locks and {user}split_locks"
     else:
