@@ -105,7 +105,8 @@ def test_other_processors() -> None:
         (["x.toml"], "x.toml: No such file or directory"),
         (["x.toml", "--format", "html"], "--format html: of --matrix only"),
         (["--matrix", "--linux", "new"], "--linux: 'new' is no version"),
-        (["--matrix", "--vendor", "amd"], "no AMD processor has"),
+        (["--matrix", "--vendor", "amd"], "--processor: no AMD processor has"),
+        (["--matrix", "--processor", "none", "#AC"], "--processor: none goes with nothing else"),
         ([SCENARIOS / "05-disable.toml", "--modules", DOCS], "kvm_intel: no such module in"),
     ],
 )

@@ -219,6 +219,35 @@ def test_what_the_kernel_said_counts(tmp_path: Path, line: str, mode: str, rate:
     assert (found["kernel"]["mode"], found["kernel"]["rate"]) == (mode, rate)
 
 
+@pytest.mark.parametrize(
+    ("release", "parameter", "mode", "effects"),
+    [
+        ("4.19.0-1", "fatal", "off", ["No effect: Linux 4.19.0-1 has no", "No effect", "No effect"]),
+        ("5.10.0-46", "ratelimit:9", "warn", ["does not slow it (Linux 5.10.0-46)", "SIGBUS", "does not know it"]),
+        (
+            "6.1.0-56",
+            "warn",
+            "warn",
+            ["10 ms of sleep", "SIGBUS", "If the processor has #DB"],
+        ),
+    ],
+)
+def test_what_a_kernel_knows(tmp_path: Path, release: str, parameter: str, mode: str, effects: list[str]) -> None:
+    """The same processor and words, by version."""
+    root = write(
+        tmp_path,
+        {
+            "proc/cpuinfo": ICE_LAKE.format(flags=" split_lock_detect"),
+            "proc/sys/kernel/osrelease": f"{release}\n",
+            "proc/cmdline": f"split_lock_detect={parameter}\n",
+        },
+    )
+    found = report("--root", root)
+    assert found["kernel"]["mode"] == mode
+    for advice, effect in zip(found["advice"][1:], effects, strict=True):
+        assert effect in advice["effect"]
+
+
 def test_links_stay_below_the_root(tmp_path: Path) -> None:
     root = Root(str(write(tmp_path, {"real/file": "mine"})))
     (tmp_path / "absolute").symlink_to("/real")

@@ -1,4 +1,7 @@
-"""The model beside real kernels: every cell of every matrix in data/, as `splitlock matrix` measured it (JSON)."""
+"""The model beside real kernels: every cell of every matrix in data/, as `splitlock matrix` measured it (JSON).
+
+What is not compared, and where they differ, is in docs/simulate.md under "Where model and life are not the same".
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,9 @@ from typing import Any
 
 import pytest
 
+from splitlock.kernel_log import PREFIX
 from splitlock.model.cpu import Access, Processor
-from splitlock.model.kernel import PREFIX, Linux, Locks, boot
+from splitlock.model.kernel import Linux, Locks, boot
 from splitlock.model.machine import Host, native
 from splitlock.model.scenario import linux
 
@@ -28,6 +32,9 @@ ACCESSES = {
 }  # fmt: skip
 LOCKS = {"repeat": 15, "together": 14, "after": 2}  # how many each kind takes
 TASKS = {"together": 2, "after": 2}
+#: Where a real kernel may log one line and the model has two, one for each task. `together`: they trap at once, and who
+#: does not get the rate limit's lock does not log. `after`: 6.12 turns detection on again on one processor only.
+FEWER = {"together": "", "after": "6.12"}
 FATES = {"executed": "completed", "slowed": "completed"}
 MATRICES = {
     path.stem: json.loads(path.read_bytes()) for path in sorted((Path(__file__).parent / "data").glob("*.json"))
@@ -45,11 +52,12 @@ def blank(text: str) -> str:
 
 
 def cells() -> Iterator[Any]:
+    """All that was tried, which is all there are."""
     for name, matrix in MATRICES.items():
         assert matrix["schema"] == "splitlock/matrix/1"
+        assert len(matrix["cells"]) == 150  # 3 processors, 5 modes, 10 kinds
         for cell in matrix["cells"]:
-            if cell["outcome"] != "not-tried":
-                yield pytest.param(cell, id=f"{name}-{cell['processor']}-{cell['mode']}-{cell['kind']}")
+            yield pytest.param(cell, id=f"{name}-{cell['processor']}-{cell['mode']}-{cell['kind']}")
 
 
 @pytest.mark.parametrize("cell", list(cells()))
@@ -64,8 +72,9 @@ def test_cell(cell: dict[str, Any]) -> None:
         by_task = "#AC" in step.log  # #AC: once a task; #DB: each, and the kernel's rate limit mutes some
         most = tasks if by_task else LOCKS.get(kind, 1)
         assert cell["warnings"] <= most
-        # `after` with mitigate=0: 6.12 may leave detection off on a CPU, so a second task is not noticed
-        if not cell["muted"] and (kind, cell["mode"]) != ("after", "mitigate=0"):
+        if kind in FEWER and by_task and cell["kernel"].startswith(FEWER[kind]):
+            assert cell["warnings"] >= 1
+        elif not cell["muted"]:
             assert cell["warnings"] == most
         assert cell["muted"] or blank(step.log) in blank(log)
     elif step.log:
@@ -74,7 +83,7 @@ def test_cell(cell: dict[str, Any]) -> None:
         assert cell["warnings"] == 0
     times = [nanoseconds / 1e6 for nanoseconds in cell.get("nanoseconds", [])]
     if found.fate == "slowed" and "#AC" in step.log:
-        assert median(times) >= 10  # a task may meet a CPU on which detection is off for the moment
+        assert min(times) >= 10
     elif found.fate == "slowed":
         assert max(times) >= 20
         assert sum(times) <= 2 * step.milliseconds + 1000  # of two tasks, and the window may have begun before

@@ -19,7 +19,7 @@ somebody dies or is stuck, 2 something could not be read, or wrong usage.
 
 examples:
   splitlock simulate docs/scenarios/02-unaware-guest.toml
-  splitlock simulate docs/scenarios/05-refuse.toml \\
+  splitlock simulate docs/scenarios/07-refuse.toml \\
       --modules linux-image-6.1.0-56-amd64_*.deb vboxdrv.ko
   splitlock simulate --matrix --format html -o matrix.html
   splitlock simulate --matrix --processor '#AC' '#DB' --linux 6.12"""
@@ -89,8 +89,10 @@ def _matrix(args: argparse.Namespace) -> tuple[int, bytes]:
     from splitlock.model.scenario import Machine, linux, processor
 
     detects = [word for word in args.processor if word != "none"]
+    if len(detects) != len(args.processor) and detects:
+        raise SplitlockError("--processor: none goes with nothing else", 2)
     machine = Machine(processor=detects, vendor=args.vendor)
-    report = matrix(processor(machine), linux(args.linux, "warn", "--linux"))
+    report = matrix(processor(machine, "--processor"), linux(args.linux, "warn", "--linux"))
     if args.format == "json":
         return 0, report.to_json()
     if args.format == "html":

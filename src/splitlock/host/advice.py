@@ -6,8 +6,10 @@ to a guest's `#AC` (arch/x86/kvm/vmx/vmx.c, handle_exception_nmi), applied to wh
 
 from __future__ import annotations
 
+from splitlock.host.processor import usable
 from splitlock.report.lines import count
 from splitlock.report.status import Advice
+from splitlock.versions import MISERY, RATELIMIT, SPLIT_LOCKS, version
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,19 +25,23 @@ def modes(report: Report) -> list[Advice]:
 
 
 def _effect(mode: str, report: Report) -> str:
-    cpu = report.processor
-    split, bus = cpu.split_lock.supported, cpu.bus_lock.supported
-    if cpu.hypervisor and split != "no":
-        split = "no"  # Linux does not use it in a guest: split_lock_setup
+    release = report.kernel.release
+    since = version(release or "")
+    split, bus = usable(report.processor, since)
     if mode == "off":
         return "Nothing is detected: a split lock stalls all cores, and nobody is told."
+    if since and since < SPLIT_LOCKS:
+        return f"No effect: Linux {release} has no split-lock detection."
     if split == bus == "no":
         return "No effect: the processor has neither #AC nor #DB that the kernel could use."
+    if mode == "ratelimit:N" and since and since < RATELIMIT:
+        return f"Linux {release} does not know it, and takes its default, warn."
     unsure = "" if "yes" in (split, bus) else "If the processor can detect (it is not known): "
     who = _takers(report)
     if mode == "ratelimit:N":
         if bus == "no":
             return "No effect: only #DB can limit the rate, and the processor has none."
+        unsure = "" if bus == "yes" else "If the processor has #DB (it is not known): "
         return (
             f"{unsure}At most N bus locks a second on the whole machine; tasks above it sleep in steps of 20 ms.{who}"
         )
@@ -46,6 +52,8 @@ def _effect(mode: str, report: Report) -> str:
         }[mode]
         return f"{unsure}{what}{who}"
     misery = "slows it: 10 ms of sleep, then one such task at a time"
+    if since and since < MISERY:
+        misery = f"does not slow it (Linux {release})"
     if report.kernel.mitigate == 0:
         misery = "does not slow it (kernel.split_lock_mitigate=0)"
     what = {

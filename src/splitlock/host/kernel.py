@@ -9,7 +9,9 @@ from collections import Counter
 from splitlock import kernel_log
 from splitlock._errors import SplitlockError
 from splitlock.host import sources, tasks
+from splitlock.host.processor import usable
 from splitlock.report.status import Kernel, Log, Logged
+from splitlock.versions import RATELIMIT, SPLIT_LOCKS, version
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -135,20 +137,20 @@ def kernel(root: Root, heard: Heard, processor: Processor) -> Kernel:
 def _inferred(
     root: Root, command_line: str, parameter: str | None, processor: Processor, release: str | None
 ) -> tuple[str, str]:
-    version = re.match(r"(\d+)\.(\d+)", release or "")
-    split, bus = processor.split_lock.supported, processor.bus_lock.supported
-    if version and (int(version[1]), int(version[2])) < (5, 7):
+    since = version(release or "")
+    split, bus = usable(processor, since)
+    if since and since < SPLIT_LOCKS:
         return "off", f"{release} has no split-lock detection (5.7 is the first)"
-    if processor.hypervisor and split == "unknown":
-        split = "no"  # Linux does not look for it in a guest (split_lock_setup)
-    if split == "no" and bus == "no":
-        return "off", "the processor has neither #AC nor #DB for it"
+    if split == bus == "no":
+        if processor.split_lock.supported == processor.bus_lock.supported == "no":
+            return "off", "the processor has neither #AC nor #DB for it"
+        return "off", f"this kernel uses neither #AC nor #DB here{', in a guest' if processor.hypervisor else ''}"
     if not command_line:
         return "unknown", "it is not running: no command line, no log"
     if "yes" not in (split, bus):
         return "unknown", "whether the processor can detect is not known"
-    if processor.hypervisor and bus != "yes":
-        return "off", "Linux does not use #AC in a guest"
+    if parameter and parameter.startswith("ratelimit") and since and since < RATELIMIT:
+        return "warn", f"the default; {release} knows no ratelimit"
     if parameter and _MODE.fullmatch(parameter):
         if parameter.startswith("ratelimit") and bus != "yes":
             return (

@@ -6,11 +6,13 @@ import re
 
 from splitlock.host import cpuid
 from splitlock.report.status import Detection, Processor
+from splitlock.versions import AMD, BUS_LOCKS, SPLIT_LOCKS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from splitlock.host.root import Root
     from splitlock.report.status import Known
+    from splitlock.versions import Version
 
 TEST_CTRL, CORE_CAPABILITIES, DEBUGCTL = 0x33, 0xCF, 0x1D9  # SDM vol. 4
 _DETECT_SPLIT, _HAS_SPLIT, _DETECT_BUS = 1 << 29, 1 << 5, 1 << 2
@@ -45,6 +47,16 @@ def processor(root: Root, log: str) -> Processor:
         bus_lock=_bus(root, leaf, flags, online),
         hypervisor=under,
     )
+
+
+def usable(cpu: Processor, since: Version | None) -> tuple[Known, Known]:
+    """Of `#AC` and `#DB`, what a kernel of this version uses (None: any). In a guest not `#AC`: split_lock_setup()."""
+    split, bus = cpu.split_lock.supported, cpu.bus_lock.supported
+    if cpu.hypervisor or (since and since < SPLIT_LOCKS):
+        split = "no"
+    if since and since < (AMD if cpu.vendor in ("AuthenticAMD", "HygonGenuine") else BUS_LOCKS):
+        bus = "no"
+    return split, bus
 
 
 def _split(root: Root, leaf: tuple[int, ...] | None, flags: set[str], online: list[int], listed: bool) -> Detection:

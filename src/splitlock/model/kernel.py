@@ -9,23 +9,22 @@ from __future__ import annotations
 from math import ceil
 from typing import Literal, NamedTuple
 
+from splitlock.kernel_log import PREFIX
 from splitlock.model.cpu import SPLIT_NS, Access, Core, Processor
+from splitlock.versions import AMD, BUS_LOCKS, MISERY, MITIGATE, RATELIMIT, SPLIT_LOCKS, Version
 
 Mode = Literal["off", "warn", "fatal", "ratelimit"]
 Fate = Literal["executed", "slowed", "sigbus", "oops", "panic", "livelock"]
 
 MODES: tuple[Mode, ...] = ("off", "warn", "fatal", "ratelimit")
-SPLIT_LOCKS, MISERY, MITIGATE = (5, 7), (5, 19), (6, 1)  # versions that brought: #AC, the sleep, the sysctl (stable)
-BUS_LOCKS, RATELIMIT, AMD = (5, 13), (5, 14), (6, 13)
 SLEEP_MS, STEP_MS, JIFFIES = 10, 20, 2  # split_lock_warn(), handle_bus_lock(), schedule_delayed_work_on()
-PREFIX = "x86/split lock detection: "
 COMM = 15  # characters of a task's name
 
 
 class Linux(NamedTuple):
     """A kernel and its settings."""
 
-    version: tuple[int, int] = (6, 1)
+    version: Version = (6, 1)
     mode: Mode = "warn"  #: of `split_lock_detect=`
     rate: int = 10  #: of `ratelimit:N`: bus locks a second, 1 to 1,000
     mitigate: bool = True  #: kernel.split_lock_mitigate

@@ -36,7 +36,9 @@ class _Run:
     def __init__(self, scenario: Scenario, find: Finder) -> None:
         given = scenario.host
         self.scenario, self.find = scenario, find
-        self.host = Host(processor(given), linux(given.linux, given.mode, "host", given.mitigate, given.hz))
+        self.host = Host(
+            processor(given, "host.processor"), linux(given.linux, given.mode, "host", given.mitigate, given.hz)
+        )
         self.loaded: dict[str, bool] = {}
         self.reported: set[int] = set()
 

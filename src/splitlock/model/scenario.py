@@ -12,9 +12,9 @@ from splitlock._errors import SplitlockError
 from splitlock.model.cpu import Processor
 from splitlock.model.hypervisor import Kind
 from splitlock.model.kernel import MODES, Linux
+from splitlock.versions import version as numbers
 
 _LARGEST = 1 << 20  # bytes
-_VERSION = re.compile(r"(\d{1,3})\.(\d{1,3})(\..*)?")
 _MODE = re.compile(r"(off|warn|fatal)|ratelimit:([1-9]\d{0,3})")
 
 
@@ -54,7 +54,7 @@ class Event(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     bits: Literal[16, 32, 64] = 64
     emulated: bool = False
     number: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 1
-    every_ms: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    every_ms: Annotated[float, msgspec.Meta(ge=0, le=86_400_000)] = 0.0  #: a day at most
     comm: str = "program"
     pid: int = 1000
     address: str = "0x401000"
@@ -85,6 +85,10 @@ def load(path: str) -> Scenario:
     except (ValueError, RecursionError) as error:
         raise SplitlockError(f"{path}: no valid TOML: {error}", 2) from None
     names = [machine.name for machine in found.vm]
+    for name in names:
+        if name == "host" or names.count(name) > 1:
+            why = "the host's" if name == "host" else "another's"
+            raise SplitlockError(f"{path}: vm {name!r}: this name is {why}; give it one of its own", 2)
     for number, event in enumerate(found.event):
         if (event.load is None) == (event.lock is None):
             raise SplitlockError(f"{path}: event[{number}]: give it either `load` or `lock`", 2)
@@ -103,15 +107,15 @@ def load(path: str) -> Scenario:
 
 def linux(version: str, mode: str, where: str, mitigate: bool = True, hz: int = 250) -> Linux:
     """A kernel from its words. Raises SplitlockError, which says `where` they stand."""
-    numbers = _VERSION.match(version)
-    if not numbers:
+    number = numbers(version)
+    if number is None:
         raise SplitlockError(f"{where}: {version!r} is no version of Linux, such as 6.1", 2)
     words = _MODE.fullmatch(mode)
     if not words or int(words[2] or 1) > 1000:
         raise SplitlockError(f"{where}: {mode!r} is none of off, warn, fatal, ratelimit:1 to ratelimit:1000", 2)
     name = "ratelimit" if words[2] else words[1]
     return Linux(
-        (int(numbers[1]), int(numbers[2])),
+        number,
         next(known for known in MODES if known == name),
         int(words[2] or 10),
         mitigate,
@@ -119,9 +123,9 @@ def linux(version: str, mode: str, where: str, mitigate: bool = True, hz: int = 
     )
 
 
-def processor(machine: Machine) -> Processor:
-    """The host's. AMD's have no `#AC` for split locks."""
+def processor(machine: Machine, where: str) -> Processor:
+    """The host's. AMD's have no `#AC` for split locks. Raises SplitlockError, which says `where` it stands."""
     amd = machine.vendor == "amd"
     if amd and "#AC" in machine.processor:
-        raise SplitlockError('host.processor: no AMD processor has "#AC" for split locks; give ["#DB"]', 2)
+        raise SplitlockError(f'{where}: no AMD processor has "#AC" for split locks; give it "#DB"', 2)
     return Processor("#AC" in machine.processor, "#DB" in machine.processor, amd)

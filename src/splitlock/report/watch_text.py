@@ -54,13 +54,17 @@ def _what(event: Event) -> str:
 
 
 def _place(place: Place) -> list[str]:
-    where = cut(os.path.basename(place.image) or place.image, 40) + (f"+{place.offset}" if place.offset else "")
-    words = [place.function or "?", os.path.basename(place.source) if place.source else "", where]
+    words = [place.function or "?", os.path.basename(place.source) if place.source else ""]
+    words.append(_at(place.image, place.offset))
     lines = wrap("  ".join(filter(None, words)), _MARGIN, _MARGIN)
     if place.instruction:
         likely = "" if place.certain else " (the likeliest)"
         lines.append(cut(f"{_MARGIN}{place.instruction}  ({place.operand_size} bytes){likely}"))
     return lines
+
+
+def _at(image: str, offset: str | None) -> str:
+    return cut(os.path.basename(image) or image, 40) + (f"+{offset}" if offset else "")
 
 
 def _process(process: Process) -> list[str]:
@@ -97,7 +101,7 @@ def render_summary(summary: Summary, *, verbose: bool = False) -> str:
 
 
 def _count(entry: Count) -> str:
-    where = f"{os.path.basename(entry.image)}+{entry.offset}" if entry.image and entry.offset else entry.image
+    where = _at(entry.image, entry.offset) if entry.image else ""
     guest = " (a guest's address)" if entry.guest else ""
     parts = [entry.function or "", where or entry.address or "?"]
     return cut(f"{entry.lines:>7,}  {entry.exception} {entry.comm:<15} {'  '.join(filter(None, parts))}{guest}")
