@@ -44,9 +44,9 @@ python3 /payload/flood.py
 echo "<4>x86/split lock detection: #DB: gone/4194304 took a bus_lock trap at address: 0x10" >/dev/kmsg
 kill -CONT $watch
 for turn in $(seq 60); do grep -q bus_lock out && break; sleep 1; done
-kill -INT $watch; wait $watch; echo "status $?"
+kill -TERM $watch; wait $watch; echo "status $?"  # not INT: a shell has what it starts with & ignore it
 python3 /payload/last.py
-cat out
+cat out; kill $task  # or the output stays open
 """
 
 
