@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -103,6 +105,31 @@ def test_unit() -> None:
     done = subprocess.run(["systemd-analyze", "verify", "--man=no", unit], capture_output=True, text=True, check=False)
     said = [line for line in done.stderr.splitlines() if "splitlock-watch" in line and "is not executable" not in line]
     assert said == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give up capabilities")
+def test_the_units_capabilities(tmp_path: Path) -> None:
+    """They do for another process's program that was deleted since."""
+    unit = (HOST / "units" / "splitlock-watch.service").read_text()
+    kept = re.findall(r"CAP_(\w+)", unit.partition("CapabilityBoundingSet=")[2].partition("\n")[0])
+    program = tmp_path / "sleeps"
+    shutil.copy(shutil.which("sleep") or "", program)
+    with subprocess.Popen([program, "60"]) as process:
+        while Path(f"/proc/{process.pid}/comm").read_text() != "sleeps\n":
+            time.sleep(0.01)
+        program.unlink()
+        maps = Path(f"/proc/{process.pid}/maps").read_text().splitlines()
+        code = next(line for line in maps if " r-xp " in line and str(program) in line)
+        line = f"#AC: sleeps/{process.pid} took a split_lock trap at address: 0x{code.split('-')[0]}"
+        done = subprocess.run(
+            ["setpriv", "--bounding-set", ",".join(["-all", *(f"+{name.lower()}" for name in kept)]), "--no-new-privs",
+             sys.executable, "-m", "splitlock", "explain", "--pid", str(process.pid), "--format", "json", line],
+            capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        process.kill()
+    place = json.loads(done.stdout)["place"]
+    assert place["image"] == str(program)
+    assert place["offset"]
 
 
 @pytest.mark.parametrize("closed", [True, False])
