@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -68,6 +70,39 @@ def test_a_module_that_may_be_loaded(root: Path, tmp_path: Path) -> None:
     done = run("--root", root, "--scan", module)
     assert "boot with split_lock_detect=warn, with splitlock guard" in done.stdout
     assert done.returncode == 1
+
+
+def test_a_named_module_is_of_the_other_machine(root: Path, tmp_path: Path) -> None:
+    """Whether it is loaded says that machine; and what is loaded there is not told twice."""
+    module = tmp_path / "kvm-intel.ko"
+    shutil.copy(modules("amd64")["kvm-intel.ko"], module)
+    found = Report.from_json(run("--root", root, "--scan", module, "--format", "json").stdout).hypervisors
+    assert [(one.name, one.loaded, one.path is None) for one in found] == [("kvm_intel", "yes", False)] * 2
+    (root / "proc/modules").rename(tmp_path / "modules")
+    try:
+        found = Report.from_json(run("--root", root, "--scan", module, "--format", "json").stdout).hypervisors
+    finally:
+        (tmp_path / "modules").rename(root / "proc/modules")
+    assert [one.loaded for one in found] == ["unknown"] * 2
+
+
+def test_killed() -> None:
+    """Nothing that scanned for it goes on."""
+    command = [sys.executable, "-m", "splitlock", "advise", "--root", str(unpacked("amd64"))]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True) as process:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        deadline = time.monotonic() + 30
+        while not children.read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.kill()
+    while True:
+        try:
+            os.killpg(process.pid, 0)
+        except ProcessLookupError:
+            break
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_from_reports(root: Path, tmp_path: Path) -> None:

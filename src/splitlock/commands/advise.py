@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     status = _status(args)
     machine = host(status, args.status or status.machine or status.root)
     # who has interrupted one scan does not want another; a report of one that was is as good as it is
-    named, interrupted = ([], True) if status.interrupted and not args.status else _scanned(args.scan)
+    named, interrupted = ([], True) if status.interrupted and not args.status else _scanned(args)
     modules = {module.path or module.name: module for module in (*status.modules, *named)}
     report = advise(
         machine, hypervisors(list(modules.values()), machine), guests, interrupted=interrupted or status.interrupted
@@ -95,17 +95,19 @@ def _status(args: argparse.Namespace) -> Status:
         return status(Root(args.root), Guard(up="unknown", why="not asked"), advance=bar.advance)
 
 
-def _scanned(paths: list[str] | None) -> tuple[list[Module], bool]:
+def _scanned(args: argparse.Namespace) -> tuple[list[Module], bool]:
     """Modules that were named, and whether the scan was interrupted; what cannot be read is an error."""
+    paths: list[str] = args.scan or []
     if not paths:
         return [], False
-    from splitlock.host.modules import hypervisors
+    from splitlock.host.modules import hypervisors, loaded
     from splitlock.host.root import Root
 
     for path in paths:
         if not os.path.exists(path):
             raise SplitlockError(f"--scan {path}: No such file or directory; name modules, packages or directories", 2)
-    found = hypervisors(Root("/"), [os.path.abspath(path) for path in paths])
+    running = None if args.status else loaded(Root(args.root))  # there, where they may be loaded
+    found = hypervisors(Root("/"), [os.path.abspath(path) for path in paths], running)
     if found.failed:
         raise SplitlockError(f"--scan {found.failed[0]}", 2)
     return found.modules, found.interrupted

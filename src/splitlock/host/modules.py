@@ -60,9 +60,13 @@ def loaded(root: Root) -> set[str] | None:
     return {line.split()[0] for line in text.splitlines() if line.strip() and not line.startswith("Module ")}
 
 
-def hypervisors(root: Root, places: list[str], advance: Callable[[int], None] | None = None) -> Scanned:
-    """The hypervisors among the modules below `places`. `advance` is told how many more files are done."""
-    running = loaded(root)
+def hypervisors(
+    root: Root, places: list[str], running: set[str] | None, advance: Callable[[int], None] | None = None
+) -> Scanned:
+    """The hypervisors among the modules below `places`.
+
+    `running`: the modules that are loaded, None where nobody can tell; `advance` is told how many more files are done.
+    """
     paths = [root.path(place) for place in places]
     for directory in _FOREIGN:
         paths += [root.path(f"{directory}/{name}") for name in root.names(directory) if name.endswith(".r0")]
@@ -85,14 +89,20 @@ def hypervisors(root: Root, places: list[str], advance: Callable[[int], None] | 
                         found[file.path] = _module(root, file, running)
     except KeyboardInterrupt:
         interrupted = True
-    known = {module.name for module in found.values()}
-    for name in sorted((running or set()) & _DRIVERS - known - {"kvm"}):
-        found[name] = Module(
-            name=name, path=None, loaded="yes", aware=False, marked=False, intree=False,
-            evidence=["its name: its file was not seen"], verdict="unknown",
-        )  # fmt: skip
     modules = sorted(found.values(), key=lambda m: (m.loaded != "yes", m.name, m.path or ""))
     return Scanned(modules, scanned, failed, interrupted)
+
+
+def unseen(running: set[str] | None, seen: list[Module]) -> list[Module]:
+    """The hypervisors that are loaded, by their names, and are not among those seen."""
+    names = (running or set()) & _DRIVERS - {module.name for module in seen} - {"kvm"}
+    return [
+        Module(
+            name=name, path=None, loaded="yes", aware=False, marked=False, intree=False,
+            evidence=["its name: its file was not seen"], verdict="unknown",
+        )
+        for name in sorted(names)
+    ]  # fmt: skip
 
 
 def _audited(paths: list[str], job: Job) -> Generator[Batch, None, None]:

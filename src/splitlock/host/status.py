@@ -26,14 +26,15 @@ def status(
     cpu = processor(root, heard.boot)
     system = kernel(root, heard, cpu)
     places = modules.directories(root, system.release) if scan else []
-    scanned = modules.hypervisors(root, places, advance) if scan else modules.Scanned([], 0, [], False)
+    running = modules.loaded(root)
+    scanned = modules.hypervisors(root, places, running, advance) if scan else modules.Scanned([], 0, [], False)
     made = Report(
         root=root.directory,
         machine=(root.text("proc/sys/kernel/hostname", "etc/hostname", "hostname") or "").strip() or None,
         processor=cpu,
         kernel=system,
         log=heard.report(),
-        modules=scanned.modules,
+        modules=modules.unseen(running, scanned.modules) + scanned.modules if scan else [],
         scanned=scanned.files if scan else None,
         unscanned=scanned.failed,
         interrupted=scanned.interrupted,
