@@ -23,6 +23,11 @@ _VERBS = {
     "scan": "find the hypervisors among kernel modules, and judge them",
     "exports": "tell what no longer loads without an exported symbol",
     "guard": "keep kernel modules out that a policy refuses, as they load",
+    "status": "tell what this machine has, and what each mode would do on it",
+    "watch": "follow the kernel's log, and name the code behind its addresses",
+    "explain": "name the code behind one line of the kernel's log",
+    "simulate": "play what would happen, on a model of the whole machine",
+    "advise": "tell which modes are safe here, and what breaks in the others",
 }
 _DESCRIPTION = """\
 Find, explain and control split locks: locked instructions whose operand crosses
@@ -88,7 +93,7 @@ def main(argv: list[str] | None = None) -> int:
         chosen.paths += unknown  # argparse takes those before the first option only
         unknown = [word for word in unknown if word.startswith("-")]
     if unknown:
-        verb_parser.error(f"unrecognized option {unknown[0]}")
+        verb_parser.error(f"unrecognized {'option' if unknown[0].startswith('-') else 'argument'} {unknown[0]}")
     try:
         status: int = module.run(chosen)
     except SplitlockError as error:
