@@ -56,16 +56,19 @@ FIRST_32 = [*FIRST[:1], "-m32", "-march=i686", *FIRST[1:]]
 NATIVE = ["cc", "-O2", "-Wall", "-shared", "-fPIC", "-fvisibility=default", "native.c", "-o"]
 
 
+MADE = (
+    (OBJECT, BPF, "guard"),
+    (LIBRARY, NATIVE, "guard"),
+    (PLUGIN_BUILT, PLUGGED, "guest"),
+    (PROBE_BUILT, BARE, "probe"),
+    (INIT, FIRST, "matrix"),
+    (INIT_32, FIRST_32, "matrix"),
+)  # file, how, the command that needs it
+
+
 def build() -> bool:
     """Compile what is not there, or older than its sources; whether all of it is there now."""
-    for target, command, verb in (
-        (OBJECT, BPF, "guard"),
-        (LIBRARY, NATIVE, "guard"),
-        (PLUGIN_BUILT, PLUGGED, "guest"),
-        (PROBE_BUILT, BARE, "probe"),
-        (INIT, FIRST, "matrix"),
-        (INIT_32, FIRST_32, "matrix"),
-    ):
+    for target, command, verb in MADE:
         place = target.parent
         sources = max(path.stat().st_mtime for path in (*place.glob("*.[chS]"), *place.glob("*.ld"), Path(__file__)))
         if target.exists() and target.stat().st_mtime >= sources:
@@ -80,7 +83,7 @@ def build() -> bool:
             part.unlink(missing_ok=True)
             target.unlink(missing_ok=True)
             print(f"splitlock {verb}: {target.name} is not built, {verb} will not work: {error}", file=sys.stderr)
-    return OBJECT.exists() and LIBRARY.exists() and PLUGIN_BUILT.exists()
+    return all(target.exists() for target, _, _ in MADE)
 
 
 class BuildPy(build_py):

@@ -3,8 +3,8 @@
     benchmarks/guests.py                    a table, in minutes
     benchmarks/guests.py --rounds 9 --markdown docs/benchmarks.md
 
-The guest is Debian's 6.1 with an initramfs; in it busybox compresses, starts processes and copies through pipes, and a
-program counts with aligned locked instructions, which is what a plugin that looks at locked instructions costs most.
+The guest is Debian's 6.1 with an initramfs; in it gcc compiles, busybox compresses, starts processes and copies through
+pipes, and a program counts with aligned locked instructions, where the plugin costs most.
 Time is QEMU's own processor time, and the clock's. The last row is 20,000 split locks, which the plugin counts; with
 --sld the kernel is what takes time for them. `cpu` is QEMU without the plugin and with the processor of --sld, by which
 alone the kernel chooses other ways.
@@ -17,6 +17,7 @@ import itertools
 import os
 import re
 import select
+import subprocess
 import sys
 import tempfile
 import time
@@ -35,6 +36,7 @@ from splitlock.guest.detection import Detection  # noqa: E402
 _SCRIPT = """
 part() { echo "begins $1"; shift; "$@"; }
 cat /bin/busybox /bin/busybox /bin/busybox >/tmp/file
+part compile sh -c 'for n in 1 2 3 4; do LD_LIBRARY_PATH=/ /ld.so /cc1 -quiet -O2 /compile.i -o /dev/null; done'
 part compression sh -c 'gzip -9 </tmp/file >/dev/null'
 part processes sh -c 'i=0; while [ $i -lt 400 ]; do /bin/busybox true; i=$((i+1)); done'
 part pipes sh -c 'dd if=/dev/zero bs=4k count=40000 2>/dev/null | cat | dd of=/dev/null bs=4k 2>/dev/null'
@@ -61,7 +63,17 @@ _KINDS: dict[str, dict[str, object]] = {
     "cpu": {"plugin": False, "detection": _SLD},
     "--sld": {"detection": _SLD},
 }
-_PARTS = ("boot", "compression", "processes", "pipes", "atomics", "split")
+_PARTS = ("boot", "compile", "compression", "processes", "pipes", "atomics", "split")
+
+
+def compiler(place: Path) -> dict[str, Path]:
+    """What gcc is inside, its libraries, and something to compile: this project's plugin."""
+    source = ROOT / "src" / "splitlock" / "guest" / "plugin" / "plugin.c"
+    subprocess.run(["gcc", "-E", source, "-o", place / "compile.i"], check=True)
+    program = subprocess.check_output(["gcc", "-print-prog-name=cc1"], text=True).strip()
+    libraries = re.findall(r"/\S+(?= \(0x)", subprocess.check_output(["ldd", program], text=True))
+    files = {"cc1": Path(program), "compile.i": place / "compile.i"}
+    return files | {"ld.so" if "/ld-" in path else Path(path).name: Path(path) for path in libraries}
 
 
 def once(options: machines.Options, qemu: str) -> dict[str, tuple[float, float]]:
@@ -100,7 +112,7 @@ def measure(rounds: int) -> Table:
         place = Path(name)
         (place / "atomics.c").write_text(_PROGRAM)
         program = boots.compiled(place / "atomics.c", place / "atomics")
-        initramfs = boots.initramfs(place / "initramfs", _SCRIPT, {"atomics": program})
+        initramfs = boots.initramfs(place / "initramfs", _SCRIPT, {"atomics": program, **compiler(place)})
         options = machines.Options(
             kernel=str(kernel("amd64").image), initrd=str(initramfs), append="console=ttyS0 quiet", disk=None,
             disk_format=None, cdrom=None, firmware=None, memory=1 << 30, cpus=2, qemu=QEMU, more=[],

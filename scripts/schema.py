@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from splitlock.report import exports, guard, guest, matrix, probe, run, scan
+from splitlock.report import advise, exports, guard, guest, matrix, probe, run, scan, simulate, status, watch
 
 DOCS = Path(__file__).parents[1] / "docs"
 REPORTS = {
@@ -19,6 +19,12 @@ REPORTS = {
     "guest": guest.Report,
     "probe": probe.Report,
     "matrix": matrix.Report,
+    "status": status.Report,
+    "simulate": simulate.Report,
+    "simulate-matrix": simulate.Matrix,
+    "advise": advise.Report,
+    "watch": watch.Event,
+    "watch-summary": watch.Summary,
 }
 
 

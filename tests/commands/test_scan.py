@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib
 import json
 import os
 import pty
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -206,6 +209,25 @@ def test_an_interrupted_scan_leaves_a_valid_report(package: Path, tmp_path: Path
         assert not report.summary.complete
         assert report.files
         target.unlink()
+
+
+def test_an_interrupted_write_is_whole(modules: Path) -> None:
+    """Ctrl-C while the pipe is full, as a pager leaves it."""
+    words = [*SPLITLOCK, "scan", "--format", "json", "--all", "-j", "2", str(modules)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        fcntl.fcntl(child.stdout, fcntl.F_SETPIPE_SZ, 4096)
+        filled: list[int] = []
+        deadline = time.monotonic() + 60
+        while len(filled) < 5 or filled[-5:] != filled[-1:] * 5 or filled[-1] < 1000:  # until it waits for us
+            assert time.monotonic() < deadline
+            filled += struct.unpack("i", fcntl.ioctl(child.stdout, termios.FIONREAD, bytes(4)))
+            time.sleep(0.1)
+        child.send_signal(signal.SIGINT)
+        time.sleep(0.2)
+        told, said = child.communicate(timeout=60)
+    assert (child.returncode, said) == (130, b"")
+    assert not Report.from_json(told).summary.complete
 
 
 def _on_a_terminal(words: list[str], env: dict[str, str]) -> str:

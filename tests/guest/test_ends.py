@@ -98,6 +98,8 @@ def _fails(*words: object) -> str:
     [
         (["--disk", "/none"], "--disk /none: No such file"),
         (["--kernel", "/etc"], "--kernel /etc: Is a directory"),
+        (["--kernel", "/etc/passwd"], "--kernel /etc/passwd: neither a bzImage (vmlinuz) nor a vmlinux"),
+        (["--kernel", "/bin/true", "--duration", "0"], "argument --duration: invalid seconds value: '0'"),
         (["--cdrom", "/dev/null"], "--cdrom /dev/null: empty"),
         ([], "nothing to boot"),
         (["--disk", "/bin/true", "--initrd", "/bin/true"], "--initrd: goes with --kernel"),

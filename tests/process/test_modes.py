@@ -7,7 +7,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 from conftest import Run
+
+from splitlock.report.run import Report
+from splitlock.report.run_text import render
 
 Program = Callable[..., Path]
 
@@ -34,6 +38,8 @@ def test_fatal_kills_before_the_lock_executes(watch: Callable[..., Run], program
     assert run.report["exit_status"] == 128 + 7
     assert "served" not in run.out
     assert 1 <= run.report["hits"] <= 3
+    text = render(msgspec.convert(run.report, Report))
+    assert re.match(r"\d sites?, stopped before \d split locks? ", text)  # none was taken
 
 
 def test_off_does_not_watch(watch: Callable[..., Run], program: Program) -> None:

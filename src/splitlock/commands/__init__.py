@@ -11,6 +11,7 @@ from splitlock._errors import SplitlockError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import NoReturn
 
 # Listed here so that only the chosen verb's module is imported: start-up counts.
@@ -22,6 +23,11 @@ _VERBS = {
     "scan": "find the hypervisors among kernel modules, and judge them",
     "exports": "tell what no longer loads without an exported symbol",
     "guard": "keep kernel modules out that a policy refuses, as they load",
+    "status": "tell what this machine has, and what each mode would do on it",
+    "watch": "follow the kernel's log, and name the code behind its addresses",
+    "explain": "name the code behind one line of the kernel's log",
+    "simulate": "play what would happen, on a model of the whole machine",
+    "advise": "tell which modes are safe here, and what breaks in the others",
 }
 _DESCRIPTION = """\
 Find, explain and control split locks: locked instructions whose operand crosses
@@ -48,6 +54,13 @@ class Parser(argparse.ArgumentParser):
     """Wrong usage is one line and, as for env(1) and timeout(1), exit status 125 where a program is run."""
 
     wrong_usage = 2
+
+    def commands(self) -> Callable[[str, str], Parser]:
+        """Commands of its own, as `command`: makes the parser of one, by its name and what it is about."""
+        made = self.add_subparsers(
+            prog=self.prog, dest="command", metavar="COMMAND", required=True, parser_class=Parser
+        )
+        return lambda name, about: made.add_parser(name, description=about, formatter_class=Help)
 
     def error(self, message: str) -> NoReturn:
         sys.stderr.write(f"{self.prog}: {message} (see {self.prog} --help)\n")
@@ -80,7 +93,7 @@ def main(argv: list[str] | None = None) -> int:
         chosen.paths += unknown  # argparse takes those before the first option only
         unknown = [word for word in unknown if word.startswith("-")]
     if unknown:
-        verb_parser.error(f"unrecognized option {unknown[0]}")
+        verb_parser.error(f"unrecognized {'option' if unknown[0].startswith('-') else 'argument'} {unknown[0]}")
     try:
         status: int = module.run(chosen)
     except SplitlockError as error:

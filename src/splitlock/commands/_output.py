@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 
 from splitlock._errors import SplitlockError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import BinaryIO
 
     from splitlock.commands._progress import Bar
@@ -32,20 +34,42 @@ class Output:
     def __enter__(self) -> Output:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         if self.path is not None:
-            self._file.close()
+            try:
+                self._file.close()
+            except OSError as error:  # what was written and could not be is tried once more
+                if kind is None:
+                    raise self._failed(error) from None
 
     def write(self, raw: bytes) -> None:
         """Write it now. Ends the program where it goes to one that has seen enough, such as head(1)."""
         if not raw:
             return
         try:
-            with self._bar.hidden() if self._bar is not None else nullcontext():
+            with self._bar.hidden() if self._bar is not None else nullcontext(), _uninterrupted():
                 self._file.write(raw)
                 self._file.flush()
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), self._file.fileno())  # or flushing it would fail again
             sys.exit(2)
         except OSError as error:
-            raise SplitlockError(f"{self.path or 'standard output'}: {error.strerror}: no report", 2) from None
+            raise self._failed(error) from None
+
+    def _failed(self, error: OSError) -> SplitlockError:
+        return SplitlockError(f"{self.path or 'standard output'}: {error.strerror}: no report", 2)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """What would raise KeyboardInterrupt comes after: else a slow reader gets a part of what is written."""
+    held = {
+        number
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) is signal.default_int_handler
+    }
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, held)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -45,17 +45,7 @@ _POLICY = "refuse, disable, break:SYMBOL,... or FILE.toml (docs/policies.md; def
 
 def prepare_parser(parser: Parser) -> None:
     """Add this verb's commands to its parser, made with `PARSER`."""
-    from splitlock.commands import Help
-    from splitlock.commands import Parser as Made
-
-    commands = parser.add_subparsers(
-        prog="splitlock guard", dest="command", metavar="COMMAND", required=True, parser_class=Made
-    )
-
-    def command(name: str, about: str) -> Parser:
-        made: Parser = commands.add_parser(name, description=about, formatter_class=Help)
-        return made
-
+    command = parser.commands()
     start = command("start", "Load the gate, prove it live, pin it.")
     start.add_argument("--policy", default="refuse", help=_POLICY)
     start.add_argument("--audit", action="store_true", help="refuse nothing, log what would be")

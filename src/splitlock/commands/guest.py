@@ -8,6 +8,7 @@ import sys
 from contextlib import contextmanager
 
 from splitlock._errors import SplitlockError
+from splitlock.commands._options import seconds
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def prepare_parser(parser: Parser) -> None:
     parser.add_argument(
         "--smp", type=int, default=2, metavar="N", help="CPUs; with one, Linux unlocks its own code (default: 2)"
     )
-    parser.add_argument("--duration", type=_seconds, metavar="S", help="end after so many seconds")
+    parser.add_argument("--duration", type=seconds, metavar="S", help="end after so many seconds")
     parser.add_argument("--until", type=_pattern, metavar="REGEX", help="end when the console says this")
     parser.add_argument(
         "--fail-on", choices=("kernel", "user", "any"), default="any", help="whose split locks are a failure (any)"
@@ -95,6 +96,7 @@ def run(args: argparse.Namespace) -> int:
             raise SplitlockError(f"--{option}: goes with --kernel", 2)
     for option in ("kernel", "initrd", "cdrom"):
         disk.check_readable(f"--{option}", getattr(args, option))
+    disk.check_kernel(args.kernel)
     detection = Detection(args.sld, args.bus_lock, args.forward_ac)
     if args.forward_ac and (args.sld or args.bus_lock):
         raise SplitlockError("--forward-ac: announces nothing; leave out --sld and --bus-lock", 2)
@@ -186,16 +188,6 @@ def _size(text: str) -> int:
     if not number.isascii() or not number.isdigit() or not 0 < int(number) <= 1 << 20:
         raise argparse.ArgumentTypeError(f"{text}: not an amount of memory, such as 512M or 2G")
     return int(number) << (20 if unit == "M" else 30)
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < 1e9:
-        raise argparse.ArgumentTypeError(f"{text}: not a number of seconds")
-    return value
 
 
 def _pattern(text: str) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import re
 
+from splitlock.commands._options import seconds
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from splitlock.commands import Parser
@@ -61,7 +63,7 @@ def prepare_parser(parser: Parser) -> None:
     )
     parser.add_argument("--qemu", default="qemu-system-x86_64", metavar="PROGRAM", help="(default: %(default)s)")
     parser.add_argument(
-        "--deadline", type=_seconds, default=60.0, metavar="S", help="give up when a boot says nothing for so long (60)"
+        "--deadline", type=seconds, default=60.0, metavar="S", help="give up when a boot says nothing for so long (60)"
     )
     parser.add_argument("--format", choices=("text", "json"), default="text", help="(default: text)")
     parser.add_argument("-o", "--output", metavar="FILE", help="write the report there, not to standard output")
@@ -104,13 +106,3 @@ def _mode(text: str) -> str:
     if text not in _MODES and not (limit and int(limit[1]) <= 1000):
         raise argparse.ArgumentTypeError(f"{text}: not off, warn, mitigate=0, fatal or ratelimit:1 to 1000")
     return text
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < 1e6:
-        raise argparse.ArgumentTypeError(f"{text}: not a number of seconds")
-    return value

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from splitlock._errors import SplitlockError
+from splitlock.commands._options import seconds
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,17 +40,7 @@ _BAD = ("forwards-blindly", "breaks-guest")
 
 def prepare_parser(parser: Parser) -> None:
     """Add this verb's commands to its parser, made with `PARSER`."""
-    from splitlock.commands import Help
-    from splitlock.commands import Parser as Made
-
-    commands = parser.add_subparsers(
-        prog="splitlock probe", dest="command", metavar="COMMAND", required=True, parser_class=Made
-    )
-
-    def command(name: str, about: str) -> Parser:
-        made: Parser = commands.add_parser(name, description=about, formatter_class=Help)
-        return made
-
+    command = parser.commands()
     build = command("build", "Write the image.")
     build.add_argument("-o", "--output", metavar="FILE", default="probe.iso", help="(default: probe.iso)")
     run = command("run", "Run the image here, and tell what it found.")
@@ -59,7 +50,7 @@ def prepare_parser(parser: Parser) -> None:
     where.add_argument("--kvm", action="store_true", help="on /dev/kvm without QEMU: split locks are real here")
     run.add_argument("--qemu-binary", metavar="FILE", default="qemu-system-x86_64", help="(default: %(default)s)")
     run.add_argument("--bochs-binary", metavar="FILE", default="bochs", help="(default: %(default)s)")
-    run.add_argument("--timeout", metavar="SECONDS", type=_seconds, default=60.0, help="(default: 60)")
+    run.add_argument("--timeout", metavar="SECONDS", type=seconds, default=60.0, help="(default: 60)")
     run.add_argument("--log", metavar="FILE", help="keep the serial log there")
     read = command("read", "Tell what a serial log of the image says.")
     read.add_argument("log", metavar="FILE", help="the log, or - for standard input")
@@ -69,13 +60,6 @@ def prepare_parser(parser: Parser) -> None:
         made.add_argument("-v", "--verbose", action="store_true", help="every row, with its cycles")
     for made in (build, run, read):
         made.add_argument("-q", "--quiet", action="store_true", help="nothing but the exit status when it is 0")
-
-
-def _seconds(word: str) -> float:
-    seconds = float(word)
-    if not 0 < seconds < 1e6:
-        raise ValueError
-    return seconds
 
 
 def run(args: argparse.Namespace) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 
-from splitlock._errors import SplitlockError
+from splitlock import _prometheus
 from splitlock.guard import gate
 
 TYPE_CHECKING = False
@@ -54,19 +54,7 @@ class Metrics:
 
 def serve(address: str) -> Metrics:
     """Serve them at `address`, HOST:PORT. Raises SplitlockError."""
-    host, _, port = address.rpartition(":")
-    if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise SplitlockError(f"log --listen {address}: not HOST:PORT, such as 127.0.0.1:9417", 2)
-    try:
-        client = importlib.import_module("prometheus_client")
-    except ImportError:
-        raise SplitlockError(
-            "log --listen: prometheus-client is not installed; pip install 'splitlock[metrics]'", 2
-        ) from None
+    client = _prometheus.serve(address, "log --listen")
     made = Metrics(client)
     client.REGISTRY.register(made)
-    try:
-        client.start_http_server(int(port), host.strip("[]"))
-    except OSError as error:
-        raise SplitlockError(f"log --listen {address}: {error.strerror or error}", 2) from None
     return made

@@ -8,6 +8,8 @@ has it, too.
 
 from __future__ import annotations
 
+from splitlock.kernel_log import PREFIX
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from splitlock.report.guard import Decision
@@ -27,7 +29,7 @@ def disable(decision: Decision, sysctl: str = SYSCTL, kmsg: str = KMSG) -> str:
     except OSError as error:
         done = f"kernel.split_lock_mitigate: {error.strerror}"
     done += "; the mode, split_lock_detect=, is fixed at boot"
-    words = decision.log or f"x86/split lock detection: {decision.reason} in module: {decision.name}"
+    words = decision.log or f"{PREFIX}{decision.reason} in module: {decision.name}"
     try:
         with open(kmsg, "w") as file:
             file.write(f"<4>{_line(words)} (splitlock: {done})\n")

@@ -1,37 +1,44 @@
 """What did the guest do about an exception? By its console, and by what the plugin saw the instruction do afterwards.
 
-The kernel's words: arch/x86/kernel/cpu/intel.c (bus_lock.c since 6.14), traps.c (exc_alignment_check), kernel/panic.c.
+The kernel's words: splitlock.kernel_log; kernel/panic.c.
 """
 
 from __future__ import annotations
 
 import re
 
+from splitlock.kernel_log import PREFIX, parse
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from splitlock.guest.shared import Entry, Totals
     from splitlock.report.guest import Answer, Where
 
-SPLIT_LOCK_LINE = "x86/split lock detection: "
-_WARNED = re.compile(rb"x86/split lock detection: #(AC|DB): (.{1,15})/(\d+) took a \w+ trap at address: 0x([0-9a-f]+)")
-_KILLED = re.compile(rb"traps: (.{1,15})\[(\d+)\] trap alignment check ip:([0-9a-f]+)")
-_OOPS = re.compile(rb"Split lock detected(?=\s*(\[ *\d+\.\d+\])?\s*: \w+ \[#\d+\])")  # over two lines
-_PANIC = re.compile(rb"Kernel panic - not syncing: ([^\r\n]*)")
-_PREFIX = re.compile(rb"^\[ *\d+\.\d+\] ")
+_OOPS = re.compile(r"Split lock detected(?=\s*(\[ *\d+\.\d+\])?\s*: \w+ \[#\d+\])")  # over two lines of a console
+_PANIC = re.compile(r"Kernel panic - not syncing: [^\r\n]*")
 _KERNEL: tuple[Where, ...] = ("kernel", "module")
 
 
 class Console:
     """A console's text, searched once."""
 
-    def __init__(self, text: bytes) -> None:
-        self.warned = {(int(pid), int(at, 16)): line for line, (_, _, pid, at) in _lines(_WARNED, text)}
-        self.killed = {(int(pid), int(at, 16)): line for line, (_, pid, at) in _lines(_KILLED, text)}
-        self.oops = next((line for line, _ in _lines(_OOPS, text)), None)
-        self.panic = next((line for line, _ in _lines(_PANIC, text)), None)
-        words = SPLIT_LOCK_LINE.encode()
-        found = [line for line in text.splitlines() if words in line and not _WARNED.search(line)]
-        self.boot = list(dict.fromkeys(map(_plain, found)))  #: what the kernel says of its detection
+    def __init__(self, raw: bytes) -> None:
+        text = raw.decode("utf-8", "replace")
+        #: the kernel's lines by thread and address
+        self.warned: dict[tuple[int, int | None], str] = {}
+        self.killed: dict[tuple[int, int | None], str] = {}
+        boot = []
+        for line in filter(None, map(parse, text.splitlines())):
+            if line.kind == "trap":
+                self.warned.setdefault((line.pid, line.address), PREFIX + line.text)
+            elif line.kind == "killed":
+                self.killed.setdefault((line.pid, line.address), line.text)
+            elif line.kind == "mode":
+                boot.append(PREFIX + line.text)
+        self.boot = list(dict.fromkeys(boot))  #: what the kernel says of its detection
+        oops, panic = _OOPS.search(text), _PANIC.search(text)
+        self.oops = oops[0] if oops else None
+        self.panic = panic[0] if panic else None
 
 
 def answers(
@@ -64,15 +71,3 @@ def answers(
     if not entry.hits and totals.resets > 1 and entry.trapped_at:
         found.append("reboot")
     return found or ["never executed"], said
-
-
-def _lines(pattern: re.Pattern[bytes], text: bytes) -> list[tuple[str, tuple[bytes, ...]]]:
-    found = []
-    for match in pattern.finditer(text):
-        end = text.find(b"\n", match.end())
-        found.append((_plain(text[match.start() : end if end >= 0 else len(text)]), match.groups()))
-    return found
-
-
-def _plain(line: bytes) -> str:
-    return _PREFIX.sub(b"", line.strip()).decode("utf-8", "replace")

@@ -64,17 +64,18 @@ def _add_answers(site: Site, entry: Entry, named: Named, console: Console, total
     threads = {named.process.pid, named.process.tid} if named.process else set()
     site.traps = entry.traps
     site.answers, site.said = answers(entry, site.where, threads, console, totals, ended.why == "livelock")
-    waits = min(entry.traps, entry.hits)
-    if entry.waited and waits:
-        site.delay_ms = round(entry.waited / waits / 1e6, 3)
+    if entry.waits:
+        site.delays = entry.waits
+        site.delay_ms = round(entry.waited / entry.waits / 1e6, 3)
         site.longest_delay_ms = round(entry.longest / 1e6, 3)
 
 
 def _join(site: Site, other: Site) -> None:
     """The same instruction of the same program: at another address, or another thread."""
-    delays = [(each.delay_ms, min(each.hits, each.traps)) for each in (site, other) if each.delay_ms is not None]
-    if delays:
-        site.delay_ms = round(sum(delay * count for delay, count in delays) / sum(count for _, count in delays), 3)
+    if other.delays:
+        waited = sum(each.delays * (each.delay_ms or 0.0) for each in (site, other))
+        site.delays += other.delays
+        site.delay_ms = round(waited / site.delays, 3)
         site.longest_delay_ms = max(each.longest_delay_ms or 0.0 for each in (site, other))
     site.hits += other.hits
     site.traps += other.traps
@@ -162,6 +163,8 @@ def _unwatched(watch: Watch, sites: list[Site], files: Files | None) -> list[str
         found.append("the guest's kernel carries no BTF: processes and modules have no names")
     if totals.lost:
         found.append(f"{totals.lost:,} split locks in no site: there were more than the table holds")
+    if unplaced := totals.traps - sum(site.traps for site in sites):
+        found.append(f"{unplaced:,} exceptions in no site: there were more than the table holds")
     if any(site.where == "user" and site.comm is None for site in sites):
         found.append("some programs are unknown")
     if files is not None:

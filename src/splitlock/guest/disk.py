@@ -1,4 +1,4 @@
-"""Disk images before they are booted: what format they have, and whether they are whole. They are only ever read."""
+"""What is to be booted, before it is: of what format it is, and whether it is whole. It is only ever read."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import struct
 
 from splitlock._errors import SplitlockError
+from splitlock.image.bzimage import HEAD, is_bzimage
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,6 +32,16 @@ def check_readable(option: str, path: str | None) -> None:
                 raise SplitlockError(f"{option} {path}: empty", 2)
     except OSError as error:
         raise SplitlockError(f"{option} {path}: {error.strerror}", 2) from None
+
+
+def check_kernel(path: str | None) -> None:
+    """Is this a kernel that QEMU can start? None is nobody's. Raises SplitlockError."""
+    if path is None:
+        return
+    with open(path, "rb") as file:
+        head = file.read(HEAD)
+    if not is_bzimage(head) and head[:4] != b"\x7fELF":
+        raise SplitlockError(f"--kernel {path}: neither a bzImage (vmlinuz) nor a vmlinux", 2)
 
 
 def check(path: str) -> str:

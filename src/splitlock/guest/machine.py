@@ -83,7 +83,7 @@ class Machine:
         self.options = options
         self.memory = Memory(options.memory)
         self.shared = Shared()
-        self.console = Console("console")
+        self.console = Console()
         self.asked, ask = socket.socketpair()
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115  # as long as the machine
         inherited = [self.memory.fd, self.shared.fd, ask.fileno()]
@@ -98,13 +98,14 @@ class Machine:
                 # it ends with us, however we end; and Ctrl-C at the terminal is for us alone
                 ["setpriv", "--pdeathsig", "KILL", *self._command(options, qemu, ask.fileno()),
                  *([] if stub is None else _stub_words(stub.fileno()))],
-                stdin=subprocess.DEVNULL, stdout=self.errors, stderr=self.errors, pass_fds=inherited,
+                stdin=self.console.input, stdout=self.console.output, stderr=self.errors, pass_fds=inherited,
                 start_new_session=True, env={"TMPDIR": "/var/tmp", **os.environ},  # where snapshots grow
             )  # fmt: skip
         except OSError as error:
             self._close()
             raise SplitlockError(f"setpriv: {error.strerror}; install util-linux", 2) from None
         finally:
+            self.console.given()
             ask.close()
             if stub is not None:
                 stub.close()

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 CPUS, ENTRIES, _TABLE = 256, 1 << 16, 1 << 16
 _MOST_PLACES = 4096
 NESTED, SMM, AFTER_BOOT_SECTOR, KNOWS_REGISTERS = 1, 2, 4, 8  #: bits of Entry.flags
-_ENTRY = struct.Struct("<11Q8QQI4B16s")
+_ENTRY = struct.Struct("<12Q8QQI4B16s")
 _HEAD = struct.Struct("<II9Q")
 _LOOK = struct.Struct("<Q")
 _TASKS = _HEAD.size + _LOOK.size
@@ -26,7 +26,7 @@ _ARMED = _PLACES + 8 * _MOST_PLACES
 
 Entry = namedtuple(
     "Entry",
-    "hits traps signals trapped_at waited longest pc address task started execs "
+    "hits traps signals trapped_at waited longest waits pc address task started execs "
     "cr0 cr3 cr4 efer eflags cs gs_base k_gs_base host_cr3 vcpu size length mode flags code",
 )
 """A locked instruction that crossed, as one program runs it; registers are those at the first hit. `hits`: it executed;
@@ -113,7 +113,6 @@ class Shared:
         """One more exception, of an entry. `now`: nanoseconds of the monotonic clock; 0: it has executed before."""
         self._bump("traps")
         if number is None:
-            self._bump("lost")
             return
         entry = self.entry(number)
         entry = entry._replace(traps=entry.traps + 1, trapped_at=entry.trapped_at or now)
@@ -128,7 +127,9 @@ class Shared:
         entry = self.entry(number)
         if entry.trapped_at:
             waited = now - entry.trapped_at
-            entry = entry._replace(trapped_at=0, waited=entry.waited + waited, longest=max(entry.longest, waited))
+            entry = entry._replace(
+                trapped_at=0, waited=entry.waited + waited, longest=max(entry.longest, waited), waits=entry.waits + 1
+            )
         _ENTRY.pack_into(self._map, _TABLE + number * _ENTRY.size, *entry._replace(hits=entry.hits + 1))
 
     def add_signal(self, number: int) -> None:

@@ -252,7 +252,7 @@ class Stops:
             flags = KNOWS_REGISTERS | (SMM if cpu.smm else 0)
             flags |= AFTER_BOOT_SECTOR if self._shared.totals().boot_sector else 0
             entry = Entry(
-                0, 0, 0, 0, 0, 0, cpu.pc, address, *who, cpu.cr0, cpu.cr3, cpu.cr4, cpu.efer, cpu.flags, cpu.cs,
+                0, 0, 0, 0, 0, 0, 0, cpu.pc, address, *who, cpu.cr0, cpu.cr3, cpu.cr4, cpu.efer, cpu.flags, cpu.cs,
                 cpu.bases[Register.GS], cpu.kernel_gs_base(), 0, cpu.number, size, len(code), cpu.mode, flags, code,
             )  # fmt: skip
             found = self._shared.add(entry)

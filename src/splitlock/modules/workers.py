@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import signal
 from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor
 from multiprocessing import get_context
@@ -11,6 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Future
     from typing import Any
+
+
+_PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 class Workers(Executor):
@@ -25,16 +30,24 @@ class Workers(Executor):
 
     def _new(self) -> ProcessPoolExecutor:
         # fork: the decoder, once imported, is there in all of them
-        return ProcessPoolExecutor(self._number, mp_context=get_context("fork"), initializer=_ignore_interrupts)
+        return ProcessPoolExecutor(
+            self._number, mp_context=get_context("fork"), initializer=_begin, initargs=(os.getpid(),)
+        )
 
     def submit(self, function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future[Any]:
         """As concurrent.futures has it."""
+        # This may start processes. Ctrl-C in the middle of that is lost in a callback of fork's, or leaves a pool that
+        # waits for ever; so it comes after.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            return self._pool.submit(function, *arguments, **named)
-        except BrokenExecutor:
-            self._pool.shutdown()
-            self._pool = self._new()
-            return self._pool.submit(function, *arguments, **named)
+            try:
+                return self._pool.submit(function, *arguments, **named)
+            except BrokenExecutor:
+                self._pool.shutdown()
+                self._pool = self._new()
+                return self._pool.submit(function, *arguments, **named)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """As concurrent.futures has it."""
@@ -48,6 +61,9 @@ class Workers(Executor):
             process.join()
 
 
-def _ignore_interrupts() -> None:
-    """Ctrl-C is the parent's to handle."""
+def _begin(parent: int) -> None:
+    """Ctrl-C is the parent's to handle, and a worker does not outlive it: killed, it leaves a pipe that never ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it was killed before that
+        os._exit(1)

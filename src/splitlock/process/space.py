@@ -20,6 +20,11 @@ def mappings(pid: int) -> list[Mapping]:
         raw = file.read()
         while part := file.read():
             raw += part
+    return parse_maps(raw)
+
+
+def parse_maps(raw: bytes) -> list[Mapping]:
+    """The lines of a /proc/PID/maps. Raises ValueError or IndexError where it is none."""
     found = []
     for line in raw.split(b"\n")[:-1]:  # not splitlines: file names may hold what else ends a line
         fields = os.fsdecode(line).split(None, 5)

@@ -24,7 +24,8 @@ class Site(msgspec.Struct, kw_only=True):
     hits: int  #: it executed
     traps: int = 0  #: exceptions that it got instead (#AC), or right behind it (#DB)
     answers: list[Answer] = []  #: what came of these
-    delay_ms: float | None = None  #: from an #AC until it executed, the mean; null: it never did
+    delays: int = 0  #: how often it executed after all
+    delay_ms: float | None = None  #: from an #AC until then, the mean (the kernel's own on several CPUs at once: about)
     longest_delay_ms: float | None = None
     said: str | None = None  #: the kernel's line about it
     address: str  #: hex, linear address of the instruction

@@ -21,8 +21,9 @@ def render(report: Report, most: int = _SITES) -> str:
     processes = max(len({pid for pid, _ in tasks}), max((s.processes for s in report.sites), default=0))
     threads = max(len(tasks), max((s.threads for s in report.sites), default=0))
     if report.sites:
+        did = ", stopped before" if report.mode == "fatal" else " took"
         lines.append(
-            f"{count(len(report.sites), 'site')} took {count(report.hits, 'split lock')} "
+            f"{count(len(report.sites), 'site')}{did} {count(report.hits, 'split lock')} "
             f"({count(processes, 'process', 'processes')}, {count(threads, 'thread')})"
         )
         width = max(len(f"{s.hits:,}") for s in report.sites)

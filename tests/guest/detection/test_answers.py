@@ -14,6 +14,7 @@ def test_warned_then_oops(boot: Boot) -> None:
     (demo,) = sites(report, "demo")
     assert (demo["hits"], demo["answers"]) == (3, ["warned", "executed"])
     assert 1 <= demo["traps"] <= 3
+    assert 1 <= demo["delays"] <= demo["traps"]
     assert demo["delay_ms"] > 5
     assert re.match(r"x86/split lock detection: #AC: demo/\d+ took a split_lock trap at address: 0x", demo["said"])
     (module,) = [site for site in report["sites"] if site["where"] == "module"]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections import namedtuple
 
+from splitlock.kernel_log import parse
+
 _TIME = re.compile(r"^\[ *\d+\.\d+\](?:\[ *[TC]\d+\])? ?")
 _OURS = re.compile(r"splitlock-matrix: (\w+)(?: ([a-z]\w*)(?= |$))?(.*)$")
 _FIELD = re.compile(r" (\w+)=(0x[0-9a-f]{16}|[a-z]+)(?= |$)")
@@ -16,7 +18,6 @@ _ABOUT = re.compile(
 _COMMAND_LINE = re.compile(r"[Cc]ommand line")
 _MOST = 40  # lines kept of one kind
 _OOPS, _PANIC = re.compile(r"\[#\d+\]"), re.compile(r"Kernel panic")
-_WARNING = re.compile(r"#(?:AC|DB): (.*)/\d+ took a (?:split|bus)_lock trap")
 
 Line = namedtuple("Line", "what kind fields")
 """A line of init's: `begin user`, with its `name=number`s."""
@@ -52,7 +53,7 @@ class Told:
     @property
     def warnings(self) -> int:
         """How often did the kernel say that a task took a trap?"""
-        return sum(bool(_WARNING.search(line)) for line in self.log)
+        return sum(line is not None and line.kind == "trap" for line in map(parse, self.log))
 
 
 class Log:

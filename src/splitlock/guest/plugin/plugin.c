@@ -225,7 +225,8 @@ static uint64_t now(void)
 static struct entry *count_trap(unsigned vcpu, struct site *site, uint64_t address, unsigned size, bool waits)
 {
     struct entry *entry = entry_of(vcpu, site, address, size);
-    atomic_fetch_add_explicit(entry ? &entry->traps : &shared->lost, 1, memory_order_relaxed);
+    if (entry)
+        atomic_fetch_add_explicit(&entry->traps, 1, memory_order_relaxed);
     atomic_fetch_add_explicit(&shared->traps, 1, memory_order_relaxed);
     if (entry && waits && !entry->trapped_at)
         entry->trapped_at = now();
@@ -238,6 +239,7 @@ static void let_go(struct entry *entry)
     uint64_t waited = now() - entry->trapped_at;
     entry->trapped_at = 0;
     entry->waited += waited;
+    entry->waits++;
     if (waited > entry->longest)
         entry->longest = waited;
 }

@@ -19,6 +19,7 @@ struct entry {
     _Atomic uint64_t traps; /* exceptions raised for it: detection.h */
     _Atomic uint64_t signals; /* SIGBUS that the kernel sent for these */
     uint64_t trapped_at, waited, longest; /* nanoseconds: from a trap until it executed, in all and at most */
+    uint64_t waits;   /* how often that was */
     uint64_t pc;      /* linear address of the instruction */
     uint64_t address; /* of the operand, at the first hit */
     uint64_t task, started, execs; /* who: see struct header; 0 where that is unknown */
@@ -59,4 +60,4 @@ struct header {
 
 enum { TABLE = 65536 }; /* where the entries begin */
 _Static_assert(sizeof(struct header) <= TABLE, "the header overruns the table");
-_Static_assert(sizeof(struct entry) == 184, "shared.py has it otherwise");
+_Static_assert(sizeof(struct entry) == 192, "shared.py has it otherwise");

@@ -1,0 +1,136 @@
+"""`splitlock advise`: should split-lock detection be on here, and how?"""
+
+from __future__ import annotations
+
+import os
+
+from splitlock._errors import SplitlockError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+
+    from splitlock.commands import Parser
+    from splitlock.report.advise import Guest
+    from splitlock.report.status import Module
+    from splitlock.report.status import Report as Status
+
+_EPILOG = """\
+exit status: 0 the mode in effect breaks nothing that is known of, 1 it does,
+2 something could not be read, or wrong usage, 130 interrupted: the report knows
+only what was scanned until then.
+
+examples:
+  splitlock advise
+  splitlock advise --root /mnt/image --scan vmmon.ko
+  splitlock status --format json -o host.json
+  splitlock guest --disk vm.qcow2 --format json -o guest.json
+  splitlock advise --status host.json --guest-report guest.json"""
+
+PARSER = {
+    "description": "Tell which modes of split_lock_detect= are safe on this machine, what breaks in\n"
+    "the others and why, and what to boot with: a model of the kernel and its\n"
+    "hypervisors, fed with this machine's status, its modules and guest reports.",
+    "epilog": _EPILOG,
+}
+
+
+def prepare_parser(parser: Parser) -> None:
+    """Add this verb's options to its parser, made with `PARSER`."""
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--root", default="/", metavar="DIR", help="another system's files (default: this one's)")
+    source.add_argument("--status", metavar="FILE", help="a report of `splitlock status --format json` instead")
+    parser.add_argument("--scan", nargs="+", metavar="PATH", help="modules that may be loaded, besides those installed")
+    parser.add_argument(
+        "--guest-report",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="reports of `splitlock guest --format json`: these guests are run here, and no others",
+    )
+    parser.add_argument("--format", choices=("text", "json"), default="text", help="(default: text)")
+    parser.add_argument("-o", "--output", metavar="FILE", help="write the report there, not to standard output")
+    parser.add_argument("-q", "--quiet", action="store_true", help="nothing but the exit status when it is 0")
+    parser.add_argument("-v", "--verbose", action="store_true", help="with the source of each rule")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do it; gives the exit status."""
+    from splitlock.commands._output import Output
+    from splitlock.model.advise import advise, host, hypervisors
+    from splitlock.report.advise_text import render
+
+    guests = _guests(args.guest_report)
+    status = _status(args)
+    machine = host(status, args.status or status.machine or status.root)
+    # who has interrupted one scan does not want another; a report of one that was is as good as it is
+    named, interrupted = ([], True) if status.interrupted and not args.status else _scanned(args)
+    modules = {module.path or module.name: module for module in (*status.modules, *named)}
+    report = advise(
+        machine, hypervisors(list(modules.values()), machine), guests, interrupted=interrupted or status.interrupted
+    )
+    now = [mode for mode in report.modes if mode.mode.partition(":")[0] == machine.mode]
+    found = 130 if interrupted else int(any(mode.verdict == "breaks" for mode in now))
+    if found or not args.quiet:
+        with Output(args.output) as out:
+            out.write(report.to_json() if args.format == "json" else render(report, verbose=args.verbose).encode())
+    return found
+
+
+def _status(args: argparse.Namespace) -> Status:
+    import msgspec
+
+    from splitlock.report.status import Guard, Report
+
+    if args.status:
+        try:
+            return Report.from_json(_contents("--status", args.status))
+        except msgspec.DecodeError as error:
+            raise SplitlockError(f"--status {args.status}: no report of splitlock status: {error}", 2) from None
+    from splitlock.commands._progress import Bar
+    from splitlock.host.root import Root
+    from splitlock.host.status import status
+
+    with Bar("reading modules", [], quiet=args.quiet) as bar:
+        return status(Root(args.root), Guard(up="unknown", why="not asked"), advance=bar.advance)
+
+
+def _scanned(args: argparse.Namespace) -> tuple[list[Module], bool]:
+    """Modules that were named, and whether the scan was interrupted; what cannot be read is an error."""
+    paths: list[str] = args.scan or []
+    if not paths:
+        return [], False
+    from splitlock.host.modules import hypervisors, loaded
+    from splitlock.host.root import Root
+
+    for path in paths:
+        if not os.path.exists(path):
+            raise SplitlockError(f"--scan {path}: No such file or directory; name modules, packages or directories", 2)
+    running = None if args.status else loaded(Root(args.root))  # there, where they may be loaded
+    found = hypervisors(Root("/"), [os.path.abspath(path) for path in paths], running)
+    if found.failed:
+        raise SplitlockError(f"--scan {found.failed[0]}", 2)
+    return found.modules, found.interrupted
+
+
+def _guests(paths: list[str]) -> list[Guest]:
+    import msgspec
+
+    from splitlock.model.advise import guest
+    from splitlock.report.guest import Report
+
+    found = []
+    for path in paths:
+        try:
+            found.append(guest(path, Report.from_json(_contents("--guest-report", path))))
+        except msgspec.DecodeError as error:
+            raise SplitlockError(f"--guest-report {path}: no report of splitlock guest: {error}", 2) from None
+    return found
+
+
+def _contents(option: str, path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise SplitlockError(f"{option} {path}: {error.strerror}; name a report in JSON", 2) from None

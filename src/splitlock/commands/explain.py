@@ -1,0 +1,110 @@
+"""`splitlock explain`: what one line of the kernel's log means, for who has only the log."""
+
+from __future__ import annotations
+
+import sys
+
+from splitlock._errors import SplitlockError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+
+    from splitlock.commands import Parser
+    from splitlock.host.space import Saved
+
+_EPILOG = """\
+exit status: 0 the locked instruction was found, 1 it was not, 2 it could not be
+looked for, or wrong usage.
+
+examples:
+  splitlock explain --pid 4185 "$(dmesg | grep split_lock | tail -n 1)"
+  splitlock explain --image ./remake --base 0x555555554000 \\
+      '#DB: remake/737636 took a bus_lock trap at address: 0x5555555645d6'
+  splitlock explain --maps saved.maps 'LINE'      cat /proc/PID/maps >saved.maps
+  dmesg | grep bus_lock | tail -n 1 | splitlock explain --pid 4185"""
+
+PARSER = {
+    "usage": "splitlock explain [options] [LOGLINE]",
+    "description": "Name the code behind the address in one line of the kernel's log.",
+    "epilog": _EPILOG,
+}
+
+
+def prepare_parser(parser: Parser) -> None:
+    """Add this verb's options to its parser, made with `PARSER`."""
+    parser.add_argument("line", nargs="?", metavar="LOGLINE", help="the kernel's line (default: standard input)")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--pid", type=int, metavar="P", help="the process is still there (default: the line's own task)")
+    where.add_argument("--maps", metavar="SAVED", help="a copy of its /proc/PID/maps")
+    where.add_argument("--image", metavar="FILE", help="the program or library that the address is in")
+    parser.add_argument(
+        "--base", metavar="ADDR", help="with --image: where it was mapped (default: where it is linked to)"
+    )
+    parser.add_argument("--root", metavar="DIR", default="", help="with --maps: where the mapped files lie")
+    parser.add_argument("--format", choices=("text", "json"), default="text", help="(default: text)")
+    parser.add_argument("-o", "--output", metavar="FILE", help="write there, not to standard output")
+    parser.add_argument("-q", "--quiet", action="store_true", help="nothing but the exit status")
+    parser.add_argument("-v", "--verbose", action="store_true", help="the kernel's words as well")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do it; gives the exit status."""
+    from splitlock.commands._output import Output
+    from splitlock.host.explain import explain
+    from splitlock.kernel_log import PREFIX, parse
+
+    if args.base and not args.image:
+        raise SplitlockError("--base: goes with --image FILE", 2)
+    if args.root and not args.maps:
+        raise SplitlockError("--root: goes with --maps SAVED", 2)
+    given = args.line if args.line is not None else sys.stdin.readline()
+    line = parse(given) or parse(PREFIX + given[given.find("#") :] if "#" in given else "")
+    if line is None or line.kind not in ("trap", "guest", "killed"):
+        raise SplitlockError(
+            f"explain {given.strip()[:60]!r}: not a line of the kernel's with an address, such as "
+            "'#AC: COMM/PID took a split_lock trap at address: 0x401000'",
+            2,
+        )
+    event = explain(line, _space(args))
+    if not args.quiet:
+        with Output(args.output) as out:
+            if args.format == "json":
+                import msgspec
+
+                out.write(msgspec.json.format(msgspec.json.encode(event), indent=2) + b"\n")
+            else:
+                from splitlock.report.watch_text import render
+
+                out.write(render(event, verbose=args.verbose).encode("utf-8", "replace"))
+    return 0 if event.place and event.place.instruction else 1
+
+
+def _space(args: argparse.Namespace) -> Saved | None:
+    if args.pid is None and not args.maps and not args.image:
+        return None
+    from splitlock.host.space import Based, Live, Saved, loaded
+
+    if args.pid is not None:
+        try:
+            return Live(args.pid)
+        except OSError as error:
+            raise SplitlockError(
+                f"--pid {args.pid}: {error.strerror or error}; is it still there, and yours?", 2
+            ) from None
+    if args.maps:
+        try:
+            with open(args.maps, "rb") as file:
+                return Saved(file.read(), args.root)
+        except OSError as error:
+            raise SplitlockError(f"--maps {args.maps}: {error.strerror}; save /proc/PID/maps there", 2) from None
+    try:
+        image = loaded(args.image)
+        base = int(args.base, 0) if args.base else image.span[0] if image else 0
+    except OSError:
+        base = 0  # said better by Based
+    except ValueError:
+        raise SplitlockError(f"--base {args.base}: no number; such as 0x555555554000", 2) from None
+    if not 0 <= base < 1 << 64:
+        raise SplitlockError(f"--base {args.base}: no address of 64 bits; such as 0x555555554000", 2)
+    return Based(args.image, base)

@@ -1,0 +1,143 @@
+"""Which hypervisors are among the machine's kernel modules, loaded or installed? The audit's scanner decides."""
+
+from __future__ import annotations
+
+import os
+from contextlib import closing
+from typing import NamedTuple
+
+from splitlock.host.kernel import MODULES
+from splitlock.modules.audit import Job, audit, batches
+from splitlock.modules.policy import load
+from splitlock.report.status import Module
+from splitlock.x86.privileged import GROUPS
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+
+    from splitlock.host.root import Root
+    from splitlock.modules.audit import Batch
+    from splitlock.report.scan import File
+    from splitlock.report.status import Known
+
+#: What only a hypervisor needs. VMCALL and VMMCALL are a guest's; VMXOFF alone is a crash kernel's.
+_HYPERVISOR = frozenset({"VMXON", "VMLAUNCH", "VMRESUME", "VMRUN", "VMPTRLD", "SEAMCALL"})
+_LOOKED_FOR = frozenset((*GROUPS["vmx"], *GROUPS["svm"], "FOREIGN-CODE"))
+#: Ring-0 code that is no module: VirtualBox's, which its driver loads by itself.
+_FOREIGN = ("usr/lib/virtualbox", "opt/VirtualBox", "usr/lib64/virtualbox")
+_DRIVERS = {"vboxdrv", "vmmon", "kvm", "kvm_intel", "kvm_amd", "acrn", "mshv_root", "jailhouse", "hax", "nvmm"}
+_LSMOD = ("proc/modules", "lsmod", "sos_commands/kernel/lsmod")
+
+
+class Scanned(NamedTuple):
+    """What a scan came to."""
+
+    modules: list[Module]  #: hypervisors, the loaded ones first
+    files: int  #: that were looked into
+    failed: list[str]  #: which could not be, and why
+    interrupted: bool  #: by Ctrl-C: there may be more
+
+
+def directories(root: Root, release: str | None) -> list[str]:
+    """Where the modules of the running kernel are, by their names on that machine; of all kernels where it has none."""
+    tops = [top for top in MODULES if root.names(top)]
+    for top in tops:
+        if release and root.exists(f"{top}/{release}/kernel"):
+            return [f"{top}/{release}"]
+    found = [f"{top}/{name}" for top in tops for name in root.names(top) if root.exists(f"{top}/{name}/kernel")]
+    kept: dict[str, str] = {}
+    for name in found:  # /lib may be a link to /usr/lib
+        kept.setdefault(os.path.realpath(root.path(name)), name)
+    return list(kept.values())
+
+
+def loaded(root: Root) -> set[str] | None:
+    """The modules that are loaded; None where nobody can tell."""
+    text = root.text(*_LSMOD)
+    if text is None:
+        return set() if root.exists("proc/modules") or (root.live and root.exists("proc/version")) else None
+    return {line.split()[0] for line in text.splitlines() if line.strip() and not line.startswith("Module ")}
+
+
+def hypervisors(
+    root: Root, places: list[str], running: set[str] | None, advance: Callable[[int], None] | None = None
+) -> Scanned:
+    """The hypervisors among the modules below `places`.
+
+    `running`: the modules that are loaded, None where nobody can tell; `advance` is told how many more files are done.
+    """
+    paths = [root.path(place) for place in places]
+    for directory in _FOREIGN:
+        paths += [root.path(f"{directory}/{name}") for name in root.names(directory) if name.endswith(".r0")]
+    job = Job(load("refuse"), _LOOKED_FOR)
+    found: dict[str, Module] = {}
+    scanned, failed = 0, []
+    interrupted = False
+    try:
+        with closing(_audited(paths, job)) as audited:
+            for batch in audited:
+                scanned += len(batch.files) + batch.clean
+                if advance:
+                    advance(len(batch.files) + batch.clean)
+                for file in batch.files:
+                    if file.verdict == "error":
+                        # links, .dep files and the like of a kernel's directory are no modules
+                        if ".ko" in os.path.basename(file.path):
+                            failed.append(f"{_named(root, file.path)}: {file.reason}")
+                    elif _is_hypervisor(file):
+                        found[file.path] = _module(root, file, running)
+    except KeyboardInterrupt:
+        interrupted = True
+    modules = sorted(found.values(), key=lambda m: (m.loaded != "yes", m.name, m.path or ""))
+    return Scanned(modules, scanned, failed, interrupted)
+
+
+def unseen(running: set[str] | None, seen: list[Module]) -> list[Module]:
+    """The hypervisors that are loaded, by their names, and are not among those seen."""
+    names = (running or set()) & _DRIVERS - {module.name for module in seen} - {"kvm"}
+    return [
+        Module(
+            name=name, path=None, loaded="yes", aware=False, marked=False, intree=False,
+            evidence=["its name: its file was not seen"], verdict="unknown",
+        )
+        for name in sorted(names)
+    ]  # fmt: skip
+
+
+def _audited(paths: list[str], job: Job) -> Generator[Batch, None, None]:
+    number = len(os.sched_getaffinity(0))
+    if number == 1 or sum(1 for _ in zip(batches(paths), range(2), strict=False)) < 2:
+        yield from audit(paths, job)
+        return
+    from splitlock.modules.workers import Workers
+
+    with Workers(number) as workers:
+        yield from audit(paths, job, executor=workers, workers=number)
+
+
+def _is_hypervisor(file: File) -> bool:
+    kinds = {finding.kind for finding in file.findings if finding.certainty == "exact"}
+    foreign = any(finding.kind == "FOREIGN-CODE" for finding in file.findings) and file.verdict != "allow"
+    return bool(kinds & _HYPERVISOR) or foreign
+
+
+def _module(root: Root, file: File, running: set[str] | None) -> Module:
+    is_loaded: Known = "unknown"
+    if not file.path.endswith(".r0"):
+        is_loaded = "unknown" if running is None else "yes" if (file.name or "").replace("-", "_") in running else "no"
+    return Module(
+        name=file.name or os.path.basename(file.path),
+        path=_named(root, file.path),
+        loaded=is_loaded,
+        aware=file.sld_aware,
+        marked=file.sld_safe,
+        intree=file.intree,
+        evidence=sorted({finding.kind for finding in file.findings} & (_HYPERVISOR | {"FOREIGN-CODE"})),
+        verdict=file.verdict,
+    )
+
+
+def _named(root: Root, path: str) -> str:
+    """A file by its name on that machine."""
+    return path if root.live else "/" + os.path.relpath(path, root.directory)

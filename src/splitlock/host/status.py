@@ -1,0 +1,69 @@
+"""Everything about one machine that bears on split-lock detection, gathered for a report."""
+
+from __future__ import annotations
+
+from splitlock.host import advice, modules, tasks
+from splitlock.host.kernel import Heard, kernel
+from splitlock.host.processor import processor
+from splitlock.report.status import Report, Vmm
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from splitlock.host.root import Root
+    from splitlock.report.status import Guard, Measured
+
+_PS = ("ps", "sos_commands/process/ps_auxwwwm", "sos_commands/process/ps_auxwww")
+
+
+def status(
+    root: Root, guard: Guard, *, scan: bool = True, measured: Measured | None = None,
+    advance: Callable[[int], None] | None = None,
+) -> Report:  # fmt: skip
+    """The report on a machine. `scan`: look into its modules; `advance`: told how many more files are done."""
+    heard = Heard(root)
+    cpu = processor(root, heard.boot)
+    system = kernel(root, heard, cpu)
+    places = modules.directories(root, system.release) if scan else []
+    running = modules.loaded(root)
+    scanned = modules.hypervisors(root, places, running, advance) if scan else modules.Scanned([], 0, [], False)
+    made = Report(
+        root=root.directory,
+        machine=(root.text("proc/sys/kernel/hostname", "etc/hostname", "hostname") or "").strip() or None,
+        processor=cpu,
+        kernel=system,
+        log=heard.report(),
+        modules=modules.unseen(running, scanned.modules) + scanned.modules if scan else [],
+        scanned=scanned.files if scan else None,
+        unscanned=scanned.failed,
+        interrupted=scanned.interrupted,
+        vmms=vmms(root),
+        guard=guard,
+        advice=[],
+        checks=[],
+        measured=measured,
+    )
+    made.advice = advice.modes(made)
+    made.checks = advice.checks(made)
+    return made
+
+
+def vmms(root: Root) -> list[Vmm]:
+    """The programs that run virtual machines now: by /proc, or by the list of processes in an sosreport."""
+    proc = root.path("proc")
+    found = []
+    for name in root.names("proc"):
+        if not name.isdigit():
+            continue
+        process = tasks.process(int(name), proc=proc)
+        if process and process.vmm:
+            found.append(Vmm(pid=process.pid, name=process.vmm, vm=process.vm))
+    if not found:
+        for line in (root.text(*_PS) or "").splitlines():
+            for word in line.split()[10:11]:
+                vmm = tasks.vmm_by_name(word.rpartition("/")[2])
+                if vmm:
+                    command = line.split()[10:]
+                    found.append(Vmm(pid=int(line.split()[1]), name=vmm, vm=tasks.vm_name(command, "", vmm)))
+    return found

@@ -1,0 +1,112 @@
+"""Whose task is it? Command line, container, virtual machine; by what /proc says of it now."""
+
+from __future__ import annotations
+
+import os
+import re
+from itertools import pairwise
+
+from splitlock.report.watch import Process
+
+# Containers: as runtimes name their control groups (systemd scopes, cgroupfs, LXC); the kernel gives the path.
+_CONTAINER = re.compile(
+    r"(?:docker|libpod|cri-containerd|crio|containerd)[-/]([0-9a-f]{12,64})|/([0-9a-f]{64})(?:\.scope)?(?:/|$)"
+    r"|lxc\.payload\.([^/]+)|/lxc/([^/]+)|machine\.slice/(?:machine-|systemd-nspawn@)([^/]+?)\.(?:scope|service)"
+)
+_MACHINE = re.compile(r"machine-(qemu|lxc|ch)\\x2d\d+\\x2d([^/]+)\.scope")
+#: Names of threads in which a virtual processor runs: QEMU's with libvirt or Proxmox, VirtualBox's, VMware's, crosvm's.
+_VCPU_THREADS = (
+    (re.compile(r"CPU \d+/(KVM|TCG|HVF)$"), "QEMU"), (re.compile(r"EMT(-\d+)?$"), "VirtualBox"),
+    (re.compile(r"vmx-vcpu-\d+$"), "VMware"), (re.compile(r"crosvm_vcpu\d+$"), "crosvm"),
+    (re.compile(r"fc_vcpu ?\d+$"), "Firecracker"), (re.compile(r"vcpu\d+$"), "cloud-hypervisor"),
+)  # fmt: skip
+#: Programs that run virtual machines, by the start of their names, cut as the kernel's are.
+_PROGRAMS = (
+    ("qemu-system", "QEMU"), ("qemu-kvm", "QEMU"), ("kvm", "QEMU"), ("VBoxHeadless", "VirtualBox"),
+    ("VirtualBoxVM", "VirtualBox"), ("VBoxSDL", "VirtualBox"), ("vmware-vmx", "VMware"), ("firecracker", "Firecracker"),
+    ("cloud-hypervis", "cloud-hypervisor"), ("crosvm", "crosvm"), ("acrn-dm", "ACRN"), ("bochs", "Bochs"),
+)  # fmt: skip
+
+
+def vcpu_thread(comm: str) -> bool:
+    """Is it, by its name, a thread that does nothing but run a virtual processor?"""
+    return any(pattern.match(comm) for pattern, _ in _VCPU_THREADS)
+
+
+def vmm_by_name(comm: str) -> str | None:
+    """What runs virtual machines, by a task's name; None: nothing that is known."""
+    for pattern, name in _VCPU_THREADS:
+        if pattern.match(comm):
+            return name
+    return next(
+        (name for start, name in _PROGRAMS if comm.startswith(start) and (start != "kvm" or comm == "kvm")), None
+    )
+
+
+def process(tid: int, comm: str = "", proc: str = "/proc") -> Process | None:
+    """The process of a task; None when it is gone, or its number has gone to a task of another name."""
+    try:
+        status = _read(f"{proc}/{tid}/status")
+        name = _read(f"{proc}/{tid}/comm").rstrip("\n")
+        if comm and name != comm:
+            return None
+        pid = int(next(line for line in status.splitlines() if line.startswith("Tgid:")).split()[1])
+        command = _read(f"{proc}/{pid}/cmdline").rstrip("\0").split("\0")
+        groups = _read(f"{proc}/{tid}/cgroup")
+    except (OSError, StopIteration, ValueError):
+        return None
+    vmm = _vmm(pid, command, name, proc)
+    return Process(
+        pid=pid,
+        command=command if command != [""] else [],
+        container=container(groups),
+        vm=vm_name(command, groups, vmm),
+        vmm=vmm,
+    )
+
+
+def container(groups: str) -> str | None:
+    """The container that a /proc/PID/cgroup names: an id's first 12 digits, or a name."""
+    found = _CONTAINER.search(groups)
+    name = next((group for group in found.groups() if group), None) if found else None
+    if name is None or "machine-qemu" in groups:
+        return None
+    return name[:12] if re.fullmatch(r"[0-9a-f]{64}", name) else _unescaped(name)
+
+
+def vm_name(command: list[str], groups: str, vmm: str | None) -> str | None:
+    """The virtual machine's name: QEMU's -name, VirtualBox's --startvm or --comment, or systemd-machined's."""
+    for option, value in pairwise(command):
+        if vmm == "QEMU" and option in ("-name", "--name"):
+            words = value.split(",")
+            return next((word[6:] for word in words if word.startswith("guest=")), words[0])
+        if vmm == "VirtualBox" and option == "--comment":
+            return value
+    if vmm == "Firecracker" and "--id" in command[:-1]:
+        return command[command.index("--id") + 1]
+    found = _MACHINE.search(groups)
+    return _unescaped(found[2]) if found and found[1] != "lxc" else None
+
+
+def _vmm(pid: int, command: list[str], comm: str, proc: str) -> str | None:
+    name = os.path.basename(command[0]) if command else ""
+    found = vmm_by_name(comm) or vmm_by_name(name)
+    if found != "QEMU" and found is not None:
+        return found
+    try:
+        for entry in os.scandir(f"{proc}/{pid}/fd"):
+            if "kvm-vcpu" in os.readlink(entry.path):
+                return found or name or "a VMM"
+    except OSError:
+        return found
+    return found
+
+
+def _unescaped(name: str) -> str:
+    """A name as systemd escapes it in units: \\x2d for -."""
+    return re.sub(r"\\x([0-9a-f]{2})", lambda match: chr(int(match[1], 16)), name)
+
+
+def _read(path: str) -> str:
+    with open(path, "rb") as file:
+        return file.read(1 << 20).decode("utf-8", "replace")

@@ -1,0 +1,36 @@
+"""What does the guest make of an exception that reaches it?
+
+Sources: SDM volume 3, interrupt 17 (a fault: the saved IP is the instruction); model/kernel.py for Linux.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from splitlock.model.cpu import Access, Processor, Raised
+from splitlock.model.kernel import Answer, Linux, Locks, alignment_check, bus_lock
+
+
+class Guest(NamedTuple):
+    """A guest's kernel."""
+
+    linux: Linux | None  #: None: a system that never heard of detection and is not Linux
+    shown: bool = False  #: it is shown split-lock detection
+
+
+def takes(guest: Guest, exception: Raised, access: Access, locks: Locks, amd: bool) -> Answer:
+    """What comes of it; the processor is as the guest is shown it."""
+    processor = Processor(split_locks=guest.shown, amd=amd)
+    if exception == "#DB":
+        if guest.linux is not None:  # DR6's bus-lock bit alone sends no signal: exc_debug_user()
+            return bus_lock(guest.linux, processor, locks)
+        what = "takes it for a single step that nobody asked for, and ends the program"
+        return Answer("sigbus", what, "commit 433265870ab3, bugzilla.kernel.org 219787")
+    if access.bits == 16:
+        what = "whatever its handler does, it returns to the instruction, which traps again"
+        return Answer("livelock", what, "SDM volume 3, interrupt 17")
+    if guest.linux is not None:
+        return alignment_check(guest.linux, processor, access, locks)
+    if access.user:
+        return Answer("sigbus", "takes it for a failed alignment check: ends the program", "LWN 816918")
+    return Answer("panic", "an exception that its kernel does not expect: it stops", "LWN 816918")

@@ -1,0 +1,112 @@
+"""What comes of every mode, policy, hypervisor and guest?"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from splitlock.model.cpu import Access, Processor
+from splitlock.model.guest import Guest
+from splitlock.model.hypervisor import TITLES, Kind
+from splitlock.model.kernel import MODES, Linux, Locks, Mode
+from splitlock.model.loader import NONE, Module, Outcome, admit, described
+from splitlock.model.machine import VM, Host, Result, inside, native
+from splitlock.report.simulate import MATRIX_SCHEMA, Admission, Cell, Matrix
+
+_KVM = ("VMXON", "VMXOFF", "VMLAUNCH", "VMRESUME", "VMREAD", "VMWRITE", "VMPTRLD", "VMCLEAR", "MOV CR2", "WRMSR")
+_BREAKS = "break:register_kprobe,__vmalloc"
+POLICIES = (NONE, "disable", "kernel-2020", "refuse", _BREAKS)
+
+
+class Hypervisor(NamedTuple):
+    """A way to run a guest: the hypervisors from the host up, and the module that the first one needs."""
+
+    title: str
+    layers: tuple[Kind, ...]
+    module: Module | None
+
+
+# What the modules hold: KVM's and VirtualBox's as scanned (docs/policies.md); VMware's cannot be had, and is taken for
+# one of the article's known holes: VMXON and no VMLAUNCH.
+_MODULES: dict[Kind, Module | None] = {
+    "kvm": described("kvm_intel", _KVM, text=False, imports=("handle_guest_split_lock",), intree=True),
+    "kvm-before": described("kvm_intel", _KVM, text=False, imports=("__vmalloc",), intree=True),
+    "vmware": described("vmmon", ("VMXON", "VMXOFF", "VMREAD"), imports=("__vmalloc",)),
+    "virtualbox": described("vboxdrv", ("WRMSR", "RDMSR", "FOREIGN-CODE"), imports=("register_kprobe", "vmap")),
+    "unmarked": described("hypervisor", ("VMXON", "VMLAUNCH", "VMRESUME")),
+    "acrn": None,
+}
+HYPERVISORS = [
+    *(Hypervisor(TITLES[kind], (kind,), module) for kind, module in _MODULES.items()),
+    Hypervisor("KVM in KVM", ("kvm", "kvm"), _MODULES["kvm"]),
+    Hypervisor("VMware (2020) in KVM", ("kvm", "vmware"), _MODULES["kvm"]),
+    Hypervisor("KVM in VMware (2020)", ("vmware", "kvm"), _MODULES["vmware"]),
+]
+GUESTS = {
+    "Linux 6.1": Guest(Linux((6, 1))),
+    "Linux 4.19": Guest(Linux((4, 19))),
+    "another": Guest(None),
+}
+ACCESSES = {
+    "user": Access(),
+    "user, 32-bit": Access(bits=32),
+    "user that asks": Access(ac=True),
+    "kernel": Access("kernel"),
+    "real mode": Access("kernel", bits=16),
+    "emulated": Access(emulated=True),
+}
+
+
+def admitted(hypervisor: Hypervisor, policy: str, detecting: bool) -> tuple[Outcome, str]:
+    """What the policy says to its module, and why."""
+    if hypervisor.module is None:
+        return "loaded", "no module: it runs below Linux"
+    found = admit(hypervisor.module, policy, detecting)
+    return found.outcome, found.reason
+
+
+def result(host: Host, hypervisor: Hypervisor | None, policy: str, guest: Guest, access: Access) -> Result:
+    """One cell; no hypervisor: on the host itself."""
+    if hypervisor is None:
+        return native(host, access, Locks())
+    outcome, _ = admitted(hypervisor, policy, host.set.core.test_ctrl)
+    if outcome == "refused":
+        return Result("not-started", "", [])
+    return inside(host._replace(disabled=outcome == "disables"), VM(hypervisor.layers, guest), access, Locks())
+
+
+def matrix(processor: Processor, linux: Linux) -> Matrix:
+    """All of them."""
+    report = Matrix(
+        schema=MATRIX_SCHEMA,
+        processor=["#AC"] * processor.split_locks + ["#DB"] * processor.bus_locks,
+        linux=".".join(map(str, linux.version)), admissions=[], cells=[],
+    )  # fmt: skip
+    detecting = Host(processor, linux._replace(mode="warn")).set.core.test_ctrl
+    for policy in POLICIES:
+        for hypervisor in HYPERVISORS:
+            outcome, why = admitted(hypervisor, policy, detecting)
+            report.admissions.append(Admission(policy=policy, hypervisor=hypervisor.title, outcome=outcome, reason=why))
+        for mode in MODES:
+            report.cells += _cells(Host(processor, linux._replace(mode=mode)), mode, policy)
+    return report
+
+
+def _cells(host: Host, mode: Mode, policy: str) -> list[Cell]:
+    cells = []
+    for title, access in ACCESSES.items():
+        if policy == NONE and not access.emulated and access.bits != 16:
+            found = result(host, None, policy, Guest(None), access)
+            cells.append(_cell(mode, policy, "none", "none", title, found))
+        for hypervisor in HYPERVISORS:
+            for name, guest in GUESTS.items():
+                found = result(host, hypervisor, policy, guest, access)
+                cells.append(_cell(mode, policy, hypervisor.title, name, title, found))
+    return cells
+
+
+def _cell(mode: Mode, policy: str, hypervisor: str, guest: str, access: str, found: Result) -> Cell:
+    why = f"{found.steps[-1].who}: {found.steps[-1].what}" if found.steps else "its module is refused"
+    return Cell(
+        mode=mode, policy=policy, hypervisor=hypervisor, guest=guest, access=access, fate=found.fate,
+        victim=found.victim, why=why,
+    )  # fmt: skip

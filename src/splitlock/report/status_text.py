@@ -1,0 +1,147 @@
+"""The report of `splitlock status` as text: one page, 80 columns wide."""
+
+from __future__ import annotations
+
+import math
+
+from splitlock.report.lines import count, cut, printable, wrap
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from splitlock.report.status import Detection, Kernel, Log, Measured, Module, Processor, Report
+
+_LABEL = 12  # columns
+_TASKS, _MODULES = 5, 8  # shown without --verbose
+_BAR = 40  # columns of the plot
+
+
+def render(report: Report, *, verbose: bool = False) -> str:
+    """The report, with a newline at the end."""
+    lines: list[str] = []
+    where = f"{report.machine or 'a machine'}" + (f" (files below {report.root})" if report.root != "/" else "")
+    lines += _field("machine", where)
+    lines += _processor(report.processor)
+    lines += _kernel(report.kernel)
+    lines += _log(report.log, verbose)
+    lines += _modules(report, verbose)
+    running = [f"{v.name} {v.pid}{f' ({v.vm})' if v.vm else ''}" for v in report.vmms]
+    lines += _field("VMs", ", ".join(running) or "none running")
+    lines += _field(
+        "guard", {"yes": "up", "no": "not up", "unknown": "not known"}[report.guard.up] + _also(report.guard.why)
+    )
+    if report.measured:
+        lines += _measured(report.measured)
+    lines += ["", "what each mode would do here:"]
+    for advice in report.advice:
+        lines += wrap(f"{'*' if advice.now else ' '} {advice.mode:<12}{advice.effect}", "", " " * 14)
+    if report.checks:
+        lines += ["", "look at this first:"]
+        for number, check in enumerate(report.checks, 1):
+            lines += wrap(f"{number:>2}. {check}", "", "    ")
+    return printable("\n".join(lines) + "\n")
+
+
+def _field(label: str, text: str) -> list[str]:
+    return wrap(f"{label:<{_LABEL}}{text}", "", " " * _LABEL)
+
+
+def _also(why: str) -> str:
+    return f": {why}" if why else ""
+
+
+def _processor(cpu: Processor) -> list[str]:
+    model = f", family {cpu.family} model {cpu.model:#x}" if cpu.family is not None and cpu.model is not None else ""
+    number = f", {count(cpu.count, 'processor')}" if cpu.count else ""
+    lines = _field("processor", f"{cpu.name or 'not known'}{model}{number}")
+    lines += _field("", f"inside {cpu.hypervisor}") if cpu.hypervisor else []
+    lines += _detection("split-lock #AC", cpu.split_lock)
+    return lines + _detection("bus-lock #DB", cpu.bus_lock)
+
+
+def _detection(name: str, found: Detection) -> list[str]:
+    can = {"yes": "yes", "no": "none", "unknown": "not known"}[found.supported]
+    on = {"yes": ", on", "no": ", off", "unknown": ""}[found.enabled] if found.supported != "no" else ""
+    more = f"; {found.registers}" if found.registers else ""
+    return _field("", f"{name}: {can}{on} ({found.source}{more})")
+
+
+def _kernel(kernel: Kernel) -> list[str]:
+    installed = f"none is known to run; installed: {', '.join(kernel.installed)}" if kernel.installed else "not known"
+    lines = _field("kernel", kernel.release or installed)
+    mode = f"{kernel.mode}{f':{kernel.rate}' if kernel.rate else ''}" if kernel.mode != "unknown" else "not known"
+    lines += _field("mode", f"{mode}: {kernel.why}")
+    lines += _field("", f"split_lock_detect={kernel.parameter}" if kernel.parameter else "no split_lock_detect= given")
+    if kernel.mitigate is not None:
+        lines += _field("", f"kernel.split_lock_mitigate={kernel.mitigate}")
+    for line in kernel.configured:
+        lines += _field("", f"configured: {line}")
+    return lines
+
+
+def _log(log: Log, verbose: bool) -> list[str]:
+    if log.source is None:
+        return _field("log", f"not read: {log.why}")
+    more = [f"{count(log.suppressed, 'line')} held back"] if log.suppressed else []
+    more += [f"{count(log.lost, 'record')} lost"] if log.lost else []
+    more += [log.why] if log.why else []
+    said = f"{count(log.lines, 'split or bus lock')} logged since boot" if log.lines else "no split or bus lock logged"
+    lines = _field("log", f"{said} ({'; '.join([log.source, *more])})")
+    most = len(log.tasks) if verbose else _TASKS
+    for task in log.tasks[:most]:
+        lines += _field("", f"{task.lines:,} {task.exception} by {task.comm}{' (of a guest)' if task.guest else ''}")
+    if len(log.tasks) > most:
+        lines += _field("", f"and {count(len(log.tasks) - most, 'more program')} (-v lists all)")
+    return lines
+
+
+def _modules(report: Report, verbose: bool) -> list[str]:
+    if report.scanned is None:
+        return _field("modules", "not scanned")
+    scanned = f"{count(report.scanned, 'file')} scanned{' until interrupted' if report.interrupted else ''}"
+    if not report.modules:
+        some = report.scanned or report.interrupted
+        lines = _field("modules", f"{scanned}: no hypervisor" if some else "none are there")
+    else:
+        lines = _field("modules", f"{scanned}: {count(len(report.modules), 'hypervisor')}")
+    most = len(report.modules) if verbose else _MODULES
+    for module in report.modules[:most]:
+        lines += _field("", _module(module))
+    if len(report.modules) > most:
+        lines += _field("", f"and {len(report.modules) - most:,} more (-v lists all)")
+    if report.unscanned:
+        lines += _field("", f"could not be looked into: {count(len(report.unscanned), 'file')}")
+        lines += [cut(f"{'':{_LABEL}}  {line}") for line in report.unscanned] if verbose else []
+    return lines
+
+
+def _module(module: Module) -> str:
+    state = {"yes": "loaded", "no": "installed", "unknown": "installed"}[module.loaded]
+    aware = "SLD-aware" if module.aware else "marked sld_safe" if module.marked else "not known to be SLD-aware"
+    if "VMRUN" in module.evidence and not module.aware:
+        aware = "AMD's, which have no split-lock #AC"
+    return f"{module.name}: {state}, {aware} ({', '.join(module.evidence)})"
+
+
+def _measured(found: Measured) -> list[str]:
+    lines = _field("measured", f"{count(found.split_locks, 'split lock')} taken; medians")
+    bars = [("aligned lock", found.aligned), ("split lock", found.split)]
+    if found.neighbour_core is not None:
+        bars.append((f"core {found.neighbour_core}'s read", found.neighbour_quiet))
+    if found.neighbour_during is not None:
+        bars.append(("  during one", found.neighbour_during))
+    top = max(value for _, value in bars)
+    for label, value in bars:  # a logarithmic scale from 1 ns
+        width = round(_BAR * math.log(max(value, 1.0)) / math.log(max(top, 2.0)))
+        lines.append(f"{'':{_LABEL}}{label:<15}{value:>9,.0f} ns {'#' * width}".rstrip())
+    if found.aligned and found.neighbour_core is not None and found.neighbour_during and found.neighbour_quiet:
+        lines += _field(
+            "",
+            f"split: {found.split / found.aligned:,.0f} times an aligned lock; a neighbour's read takes "
+            f"{found.neighbour_during / found.neighbour_quiet:,.1f} times as long "
+            f"({count(found.neighbour_met, 'split lock')} met it)",
+        )
+    elif found.neighbour_core is None:
+        lines += _field("", "one processor: no neighbour to feel it")
+    elif found.neighbour_during is None:
+        lines += _field("", "the neighbour was not at work during any of them")
+    return lines

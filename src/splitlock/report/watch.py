@@ -1,0 +1,91 @@
+"""The events of `splitlock watch` and `explain`, and their sum: plain data, JSON of schema `splitlock/watch/1`."""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+import msgspec
+
+from splitlock.report.document import Document
+
+SCHEMA: Final = "splitlock/watch/1"
+SUMMARY: Final = "splitlock/watch-summary/1"
+
+Kind = Literal["trap", "guest", "killed", "mode", "oops", "suppressed", "lost"]
+
+
+class Place(msgspec.Struct, kw_only=True):
+    """The instruction that an address means."""
+
+    image: str
+    offset: str | None  #: hex, address in the file, as addr2line takes it (PE: RVA); null: it is no file's code
+    build_id: str | None
+    function: str | None
+    source: str | None  #: `file:line`
+    instruction: str | None  #: the locked one: for #DB the one before the logged address; null: there is none
+    instruction_address: str | None  #: hex, as the process has it
+    operand_size: int | None  #: bytes
+    certain: bool  #: false: the instruction before is the likeliest of several decodings
+
+
+class Process(msgspec.Struct, kw_only=True):
+    """Whose task it was."""
+
+    pid: int
+    command: list[str]
+    container: str | None
+    vm: str | None  #: the virtual machine's name
+    vmm: str | None  #: what the process is, where it runs a virtual machine: QEMU, VirtualBox, ...
+
+
+class Event(msgspec.Struct, kw_only=True):
+    """One line of the kernel's."""
+
+    schema: Literal["splitlock/watch/1"] = SCHEMA
+    kind: Kind
+    exception: str  #: `#AC`, `#DB` or empty
+    time: str | None  #: UTC, ISO 8601, where the log tells
+    stamp: str  #: what came before the kernel's words
+    text: str  #: the kernel's words
+    comm: str  #: of the task, cut at 15 characters
+    tid: int | None
+    address: str | None  #: hex, as logged
+    number: int  #: lines suppressed, or records lost; else 1
+    #: a mode (`mode`), fatal or bogus (`guest`), the kernel's own `in FILE[...]` (`killed`), a function (`oops`)
+    detail: str
+    guest: bool  #: the address is a virtual machine's, not the process's, or most likely is (`note`)
+    process: Process | None = None
+    place: Place | None = None
+    note: str = ""  #: why no more is known
+
+
+class Count(msgspec.Struct, kw_only=True):
+    """What came from one place. Places of many processes are one where image and offset are."""
+
+    lines: int
+    exception: str
+    comm: str
+    image: str | None
+    offset: str | None
+    function: str | None
+    address: str | None  #: where no image is known
+    guest: bool
+
+
+class Summary(Document, kw_only=True):
+    """A whole watch. What the kernel did not log nobody counted: in mode warn it logs #AC once a task."""
+
+    schema: Literal["splitlock/watch-summary/1"] = SUMMARY
+    source: str
+    complete: bool  #: false: interrupted
+    read: int  #: lines, or records
+    recognised: int
+    traps: int
+    guests: int
+    killed: int
+    oopses: int
+    suppressed: int  #: lines that the kernel held back
+    lost: int  #: records that were overwritten, or dropped, before they were read
+    mode: str | None  #: as logged at boot
+    counts: list[Count]
+    uncounted: int  #: lines of places beyond the most that are kept apart

@@ -1,0 +1,173 @@
+"""`splitlock advise`: this machine, another's files, and reports; every failure in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jsonschema
+import pytest
+from modules.debian import modules, unpacked
+
+from splitlock.report.advise import Report
+from splitlock.report.advise_text import render
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def run(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "splitlock", "advise", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A host with detection and Debian's real KVM loaded."""
+    place = tmp_path_factory.mktemp("root")
+    (place / "proc").mkdir()
+    (place / "proc/cpuinfo").write_text(
+        "processor\t: 0\nvendor_id\t: GenuineIntel\ncpu family\t: 6\nmodel\t\t: 106\nstepping\t: 6\n"
+        "flags\t\t: fpu vmx split_lock_detect\n\n"
+    )
+    (place / "proc/version").write_text("Linux version 6.1.0-56-amd64 (debian)\n")
+    (place / "proc/sys/kernel").mkdir(parents=True)
+    (place / "proc/sys/kernel/osrelease").write_text("6.1.0-56-amd64\n")
+    (place / "proc/cmdline").write_text("root=/dev/sda1\n")
+    (place / "proc/modules").write_text("kvm_intel 1 0 - Live 0x0\n")
+    kvm = modules("amd64")["kvm-intel.ko"]
+    kernel = place / "lib/modules/6.1.0-56-amd64/kernel"
+    kernel.mkdir(parents=True)
+    (kernel / "kvm-intel.ko").write_bytes(kvm.read_bytes())
+    return place
+
+
+def test_another_root(root: Path) -> None:
+    done = run("--root", root)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert max(map(len, done.stdout.replace(str(root), "").splitlines())) <= 80
+    told = run("--root", root, "--format", "json").stdout
+    jsonschema.validate(json.loads(told), json.loads((DOCS / "advise.schema.json").read_text()))
+    report = Report.from_json(told)
+    assert render(report) == done.stdout
+    assert (report.host.split_locks, report.host.linux) == ("yes", "6.1.0-56-amd64")
+    assert [(one.name, one.kind, one.loaded) for one in report.hypervisors] == [("kvm_intel", "kvm", "yes")]
+    assert (report.command_line, report.guard) == ("split_lock_detect=warn", False)
+    assert "[split_lock_warn()]" in run("--root", root, "-v").stdout
+    assert run("--root", root, "-q").stdout == ""
+
+
+def test_a_module_that_may_be_loaded(root: Path, tmp_path: Path) -> None:
+    """A hypervisor out of tree: with it, the mode in effect breaks guests."""
+    source = 'asm(".section .modinfo, \\"a\\"; .asciz \\"name=hyp\\"; .text; vmlaunch");'
+    module = tmp_path / "hyp.ko"
+    subprocess.run(["gcc", "-x", "c", "-c", "-o", module, "-"], input=source.encode(), check=True)
+    done = run("--root", root, "--scan", module)
+    assert "boot with split_lock_detect=warn, with splitlock guard" in done.stdout
+    assert done.returncode == 1
+
+
+def test_a_named_module_is_of_the_other_machine(root: Path, tmp_path: Path) -> None:
+    """Whether it is loaded says that machine; and what is loaded there is not told twice."""
+    module = tmp_path / "kvm-intel.ko"
+    shutil.copy(modules("amd64")["kvm-intel.ko"], module)
+    found = Report.from_json(run("--root", root, "--scan", module, "--format", "json").stdout).hypervisors
+    assert [(one.name, one.loaded, one.path is None) for one in found] == [("kvm_intel", "yes", False)] * 2
+    (root / "proc/modules").rename(tmp_path / "modules")
+    try:
+        found = Report.from_json(run("--root", root, "--scan", module, "--format", "json").stdout).hypervisors
+    finally:
+        (tmp_path / "modules").rename(root / "proc/modules")
+    assert [one.loaded for one in found] == ["unknown"] * 2
+
+
+def test_killed() -> None:
+    """Nothing that scanned for it goes on."""
+    command = [sys.executable, "-m", "splitlock", "advise", "--root", str(unpacked("amd64"))]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True) as process:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        deadline = time.monotonic() + 30
+        while not children.read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.kill()
+    while True:
+        try:
+            os.killpg(process.pid, 0)
+        except ProcessLookupError:
+            break
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_from_reports(root: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "splitlock", "status", "--root", str(root), "--format", "json"]
+    path = tmp_path / "host.json"
+    path.write_bytes(subprocess.run(command, capture_output=True, timeout=300, check=False).stdout)
+    (tmp_path / "bad.json").write_text("{}")
+    assert "boot with split_lock_detect=warn" in run("--status", path).stdout
+    assert "no report of splitlock guest" in run("--status", path, "--guest-report", tmp_path / "bad.json").stderr
+
+
+@pytest.mark.parametrize("verb", ["advise", "status"])
+def test_interrupted(verb: str) -> None:
+    """Ctrl-C while thousands of modules are scanned: a valid report, which says so."""
+    command = [sys.executable, "-m", "splitlock", verb, "--root", str(unpacked("amd64")), "--format", "json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 30
+        while not Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text():  # those that scan
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        told, said = process.communicate(timeout=30)
+    assert (process.returncode, said) == (130, "")
+    found = json.loads(told)
+    jsonschema.validate(found, json.loads((DOCS / f"{verb}.schema.json").read_text()))
+    assert found["interrupted"]
+    if verb == "advise":
+        assert "the scan was interrupted" in found["unwatched"][0]
+        assert render(Report.from_json(told)).startswith("interrupted: ")
+    else:
+        assert found["scanned"] < 4000
+        assert "the scan was interrupted: not all modules were looked into" in found["checks"]
+
+
+def test_interrupted_before(root: Path, tmp_path: Path) -> None:
+    """A report of a status that was: advice from it knows."""
+    command = [sys.executable, "-m", "splitlock", "status", "--root", str(root), "--format", "json"]
+    status = json.loads(subprocess.run(command, capture_output=True, timeout=300, check=False).stdout)
+    assert not status["interrupted"]
+    path = tmp_path / "host.json"
+    path.write_text(json.dumps({**status, "interrupted": True}))
+    done = run("--status", path)
+    assert done.returncode == 0
+    assert done.stdout.startswith("interrupted: what follows knows only the modules that were scanned until then\n")
+
+
+def test_this_machine() -> None:
+    done = run()
+    assert done.returncode in (0, 1), done.stderr
+    assert done.stdout.startswith(("boot with split_lock_detect=", "nothing to turn on"))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--status", "x.json"], "--status x.json: No such file or directory"),
+        (["--status", DOCS / "run.md"], "no report of splitlock status"),
+        (["--root", "/nowhere"], "--root /nowhere"),
+        (["--scan", "/nowhere"], "--scan /nowhere: No such file"),
+        (["--guest-report", "x.json"], "--guest-report x.json: No such file"),
+        (["--root", "/tmp", "--status", "x"], "not allowed with"),
+    ],
+)
+def test_mistakes(words: list[str | Path], said: str) -> None:
+    done = run(*words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1

@@ -1,0 +1,272 @@
+"""`splitlock status`: this machine, and other machines' files: Debian's, a Fedora-like one's, an sosreport, nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import msgspec
+import pytest
+from modules.debian import unpacked
+
+from splitlock.host.root import Root
+from splitlock.report.status import Report
+from splitlock.report.status_text import render
+
+SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "status.schema.json").read_text())
+SPLITLOCK = [sys.executable, "-m", "splitlock", "status"]
+ICE_LAKE = (
+    "processor\t: 0\nvendor_id\t: GenuineIntel\ncpu family\t: 6\nmodel\t\t: 106\n"
+    "model name\t: Xeon\nstepping\t: 6\nflags\t\t: fpu vme de{flags}\n\nprocessor\t: 1\nvendor_id\t: GenuineIntel\n"
+)
+BOOT = "[    0.000000] Linux version 6.12.9-200.fc41.x86_64 (mockbuild) #1 SMP\n"
+WARN = (
+    "[    0.000000] x86/split lock detection: #AC: crashing the kernel on kernel split_locks and warning on user-space "
+    "split_locks\n"
+)
+TRAP = "[ 1180.886150] x86/split lock detection: #AC: {who} took a split_lock trap at address: 0x3ff2624d\n"
+
+
+def run(*words: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*SPLITLOCK, *map(str, words)], capture_output=True, text=True, timeout=120, check=False)
+
+
+def report(*words: object, status: int = 0) -> dict[str, Any]:
+    done = run(*words, "--format", "json")
+    assert (done.returncode, done.stderr) == (status, "")
+    found: dict[str, Any] = json.loads(done.stdout)
+    jsonschema.validate(found, SCHEMA)
+    for line in render(Report.from_json(done.stdout)).splitlines():
+        assert len(line) <= 80 or len(line.split()) == 1, line  # one that no blank breaks, a path, on a line of its own
+    return found
+
+
+def write(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+def test_schema() -> None:
+    assert msgspec.json.schema(Report) == SCHEMA, "make schema"
+
+
+def test_here() -> None:
+    """This machine, by its own kernel's and processor's word."""
+    found = report("--no-scan", status=run("--no-scan", "-q").returncode)
+    flags = Path("/proc/cpuinfo").read_text().split("flags", 1)[1].splitlines()[0].split()
+    assert found["kernel"]["release"] == os.uname().release
+    assert found["processor"]["count"] == os.sysconf("SC_NPROCESSORS_ONLN")
+    assert (found["processor"]["hypervisor"] is not None) == ("hypervisor" in flags)
+    for name in ("split_lock", "bus_lock"):
+        if f"{name}_detect" in flags:
+            assert found["processor"][name]["supported"] == "yes"
+        if found["processor"][name]["supported"] == "yes":
+            assert found["kernel"]["mode"] != "unknown"
+    assert found["scanned"] is None
+    assert [advice["mode"] for advice in found["advice"]] == ["off", "warn", "fatal", "ratelimit:N"]
+    assert sum(advice["now"] for advice in found["advice"]) <= 1
+
+
+def test_cpuid_is_what_the_kernel_says() -> None:
+    """Against /proc/cpuinfo, leaf 7 and leaf 1."""
+    from splitlock.host import cpuid
+
+    flags = Path("/proc/cpuinfo").read_text().split("flags", 1)[1].splitlines()[0].split()
+    leaf = cpuid.leaf7()
+    assert leaf
+    for flag, register, bit in (
+        ("bmi1", 1, 3),
+        ("avx2", 1, 5),
+        ("bmi2", 1, 8),
+        ("rdseed", 1, 18),
+        ("vaes", 2, 9),
+        ("rdpid", 2, 22),
+    ):
+        assert (leaf[register] >> bit & 1) == (flag in flags), flag
+
+
+def test_debian() -> None:
+    """An unpacked image: no /proc, real modules."""
+    found = report("--root", unpacked("amd64"))
+    names = {module["name"]: module for module in found["modules"]}
+    assert found["scanned"] > 4000
+    assert found["unscanned"] == []
+    assert found["kernel"]["mode"] == "unknown"
+    assert found["kernel"]["installed"] == [path.name for path in (unpacked("amd64") / "lib/modules").iterdir()]
+    assert set(names) == {"kvm_intel", "kvm_amd"}
+    assert (names["kvm_intel"]["aware"], names["kvm_intel"]["loaded"], names["kvm_intel"]["verdict"]) == (
+        True,
+        "unknown",
+        "allow",
+    )
+    assert "VMRUN" in names["kvm_amd"]["evidence"]
+
+
+@pytest.fixture
+def fedora(tmp_path: Path) -> Path:
+    """A running host as a container sees it: /lib is a link to usr/lib, by an absolute path; modules are .ko.xz."""
+    root = tmp_path / "host"
+    (tree,) = (unpacked("xz") / "lib" / "modules").iterdir()
+    (root / "usr" / "lib" / "modules").mkdir(parents=True)
+    (root / "usr" / "lib" / "modules" / tree.name).symlink_to(tree)
+    (root / "lib").symlink_to("/usr/lib")
+    assert list(tree.rglob("kvm-intel.ko.xz"))
+    # the kernel's directory itself has to be below the root: a link out of it is followed nowhere
+    (root / "usr" / "lib" / "modules" / tree.name).unlink()
+    subprocess.run(["cp", "-r", tree, root / "usr/lib/modules/"], check=True)
+    return write(
+        root,
+        {
+            "proc/cpuinfo": ICE_LAKE.format(flags=" split_lock_detect"),
+            "proc/sys/kernel/osrelease": f"{tree.name}\n",
+            "proc/sys/kernel/split_lock_mitigate": "0\n",
+            "proc/cmdline": "root=/dev/sda1 split_lock_detect=off split_lock_detect=warn quiet\n",
+            "proc/modules": "kvm_intel 430080 4 - Live 0x0\nkvm 1396736 1 kvm_intel, Live 0x0\nvmmon 1 0 - Live 0x0\n",
+            "etc/hostname": "web1\n",
+            "boot/loader/entries/1.conf": "title x\noptions root=/dev/sda1 split_lock_detect=fatal\n",
+            "etc/sysctl.d/90-sld.conf": "# no\nkernel.split_lock_mitigate = 0\n",
+            "var/log/messages": BOOT + WARN + TRAP.format(who="old/1") + BOOT + WARN
+            + TRAP.format(who="CPU 0/KVM/10167") * 2 + TRAP.format(who="steam/5")
+            + "split_lock_warn: 35 callbacks suppressed\n",
+            "proc/77/comm": "qemu-system-x86\n",
+            "proc/77/status": "Name:\tqemu-system-x86\nTgid:\t77\n",
+            "proc/77/cmdline": "/usr/bin/qemu-system-x86_64\0-name\0guest=win10,debug-threads=on\0",
+            "proc/77/cgroup": "0::/machine.slice/machine-qemu\\x2d1\\x2dwin10.scope\n",
+        },
+    )  # fmt: skip
+
+
+def test_fedora(fedora: Path) -> None:
+    found = report("--root", fedora, status=1)
+    assert found["machine"] == "web1"
+    assert (found["processor"]["split_lock"]["supported"], found["processor"]["count"]) == ("yes", 2)
+    assert (found["kernel"]["mode"], found["kernel"]["parameter"], found["kernel"]["mitigate"]) == ("warn", "warn", 0)
+    assert found["kernel"]["configured"] == [
+        "boot/loader/entries/1.conf: split_lock_detect=fatal",
+        "etc/sysctl.d/90-sld.conf: kernel.split_lock_mitigate = 0",
+    ]
+    assert (found["log"]["source"], found["log"]["lines"], found["log"]["suppressed"]) == ("var/log/messages", 3, 35)
+    assert [(task["comm"], task["lines"], task["guest"]) for task in found["log"]["tasks"]] == [
+        ("CPU 0/KVM", 2, True), ("steam", 1, False),
+    ]  # fmt: skip
+    modules = {module["name"]: module for module in found["modules"]}
+    assert (modules["kvm_intel"]["loaded"], modules["kvm_intel"]["aware"]) == ("yes", True)
+    assert (modules["kvm_amd"]["loaded"], modules["vmmon"]["path"]) == ("no", None)
+    assert [(vmm["pid"], vmm["name"], vmm["vm"]) for vmm in found["vmms"]] == [(77, "QEMU", "win10")]
+    warn, fatal = found["advice"][1], found["advice"][2]
+    assert warn["now"]
+    assert "split_lock_mitigate=0" in warn["effect"]
+    assert "vmmon: may pass #AC on" in fatal["effect"]
+    assert "CPU 0/KVM, steam" in fatal["effect"]
+    assert found["checks"][0].startswith("vmmon: not known to handle #AC")
+
+
+def test_sosreport(tmp_path: Path) -> None:
+    root = write(
+        tmp_path,
+        {
+            "proc/cpuinfo": ICE_LAKE.format(flags=" hypervisor"),
+            "sos_commands/kernel/dmesg": BOOT
+            + "[    0.1] Hypervisor detected: VMware\n[    0.1] Command line: ro quiet\n",
+            "sos_commands/kernel/uname_-a": "Linux db2 5.14.0-162.6.1.el9_1.x86_64 #1 SMP x86_64 GNU/Linux\n",
+            "sos_commands/kernel/lsmod": "Module                  Size  Used by\nvboxdrv 1 0\n",
+            "sos_commands/kernel/sysctl_-a": "kernel.split_lock_mitigate = 1\n",
+            "hostname": "db2\n",
+            "ps": "USER PID %CPU %MEM VSZ RSS TTY STAT START TIME COMMAND\n"
+            "qemu 4185 9.1 2.0 1 2 ? Sl 10:00 0:01 /usr/libexec/qemu-kvm -name guest=mail,x=y -m 4096\n",
+        },
+    )
+    found = report("--root", root, status=0)
+    assert (found["machine"], found["processor"]["hypervisor"]) == ("db2", "VMware")
+    assert (found["kernel"]["release"], found["kernel"]["mitigate"]) == ("6.12.9-200.fc41.x86_64", 1)
+    assert found["kernel"]["mode"] in ("off", "unknown")
+    assert [(vmm["pid"], vmm["vm"]) for vmm in found["vmms"]] == [(4185, "mail")]
+    assert [(module["name"], module["loaded"]) for module in found["modules"]] == [("vboxdrv", "yes")]
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    """No modules, no log, no processor: nothing is made up."""
+    found = report("--root", tmp_path)
+    assert (found["scanned"], found["modules"], found["vmms"], found["log"]["source"]) == (0, [], [], None)
+    assert {found["processor"][name]["supported"] for name in ("split_lock", "bus_lock")} == {"unknown"}
+    assert found["kernel"]["mode"] == "unknown"
+    assert not any(advice["now"] for advice in found["advice"])
+
+
+@pytest.mark.parametrize(
+    ("line", "mode", "rate"),
+    [
+        ("warning about user-space split_locks", "warn", None), ("disabled", "off", None),
+        ("#DB: sending SIGBUS on user-space bus_locks", "fatal", None),
+        ("#DB: setting system wide bus lock rate limit to 10/sec", "ratelimit", 10),
+    ],
+)  # fmt: skip
+def test_what_the_kernel_said_counts(tmp_path: Path, line: str, mode: str, rate: int | None) -> None:
+    """More than the command line."""
+    root = write(
+        tmp_path,
+        {"dmesg": f"{BOOT}[ 0.0] x86/split lock detection: {line}\n", "proc/cmdline": "split_lock_detect=off\n"},
+    )
+    found = report("--root", root)
+    assert (found["kernel"]["mode"], found["kernel"]["rate"]) == (mode, rate)
+
+
+@pytest.mark.parametrize(
+    ("release", "parameter", "mode", "effects"),
+    [
+        ("4.19.0-1", "fatal", "off", ["No effect: Linux 4.19.0-1 has no", "No effect", "No effect"]),
+        ("5.10.0-46", "ratelimit:9", "warn", ["does not slow it (Linux 5.10.0-46)", "SIGBUS", "does not know it"]),
+        (
+            "6.1.0-56",
+            "warn",
+            "warn",
+            ["10 ms of sleep", "SIGBUS", "If the processor has #DB"],
+        ),
+    ],
+)
+def test_what_a_kernel_knows(tmp_path: Path, release: str, parameter: str, mode: str, effects: list[str]) -> None:
+    """The same processor and words, by version."""
+    root = write(
+        tmp_path,
+        {
+            "proc/cpuinfo": ICE_LAKE.format(flags=" split_lock_detect"),
+            "proc/sys/kernel/osrelease": f"{release}\n",
+            "proc/cmdline": f"split_lock_detect={parameter}\n",
+        },
+    )
+    found = report("--root", root)
+    assert found["kernel"]["mode"] == mode
+    for advice, effect in zip(found["advice"][1:], effects, strict=True):
+        assert effect in advice["effect"]
+
+
+def test_links_stay_below_the_root(tmp_path: Path) -> None:
+    root = Root(str(write(tmp_path, {"real/file": "mine"})))
+    (tmp_path / "absolute").symlink_to("/real")
+    (tmp_path / "out").symlink_to("../../../../etc")
+    (tmp_path / "loop").symlink_to("loop")
+    assert root.text("absolute/file") == "mine"
+    assert root.path("out/passwd") == f"{tmp_path}/etc/passwd"
+    assert root.text("loop") is None
+
+
+def test_errors() -> None:
+    for words, said in (
+        (["--root", "/none"], "--root /none: no such directory"), (["--measure", "501", "--yes"], "1 to 500"),
+        (["--measure", "5"], "not without consent"), (["--measure", "--root", "/tmp"], "leave out --root"),
+        (["--yes"], "goes with --measure"), (["--measure", "x"], "--measure"),
+    ):  # fmt: skip
+        done = subprocess.run(
+            [*SPLITLOCK, *words], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+        )
+        assert (done.returncode, done.stdout) == (2, "")
+        assert said in done.stderr
+    assert run("-o", "/none/x", "--no-scan").returncode == 2
