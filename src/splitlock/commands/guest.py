@@ -114,10 +114,11 @@ def run(args: argparse.Namespace) -> int:
     )  # fmt: skip
     qemu = version(args.qemu)
     if any(detection):
-        from splitlock.guest import slow, watch
+        from splitlock.guest import watch
         from splitlock.guest.selftest import check
+        from splitlock.guest.stub import passes
 
-        check(options, qemu, slow.lived if args.slow else watch.lived)
+        check(options, qemu, passes.lived if args.slow else watch.lived)
     with Output(args.output) as out, _traps(args.traps) as traps:
         report = _watch(options._replace(traps=traps), args, qemu)
         status = _status(report, args.fail_on)
@@ -145,14 +146,15 @@ def _traps(path: str | None) -> Iterator[int | None]:
 
 
 def _watch(options: Options, args: argparse.Namespace, qemu: str) -> Report:
-    from splitlock.guest import slow, watch
+    from splitlock.guest import watch
     from splitlock.guest.describe import describe
     from splitlock.guest.files import Files
+    from splitlock.guest.stub import passes
 
     how = {"duration": args.duration, "until": args.until, "console": None if args.quiet else 2}
     images = [(args.disk, options.disk_format)] if args.disk else []
     with (
-        slow.lived(options, qemu, **how, tell=_quiet if args.quiet else _tell) if args.slow
+        passes.lived(options, qemu, **how, tell=_quiet if args.quiet else _tell) if args.slow
         else watch.lived(options, qemu, **how) as (seen, ended),
         Files(images + ([(args.cdrom, "raw")] if args.cdrom else [])) as files,
     ):  # fmt: skip

@@ -30,7 +30,7 @@ Options = namedtuple(
 """What is booted: paths or None, and the disk's format as QEMU calls it; `firmware`: None, `ovmf` or a path; `memory`
 in bytes; `qemu`: the program; `more`: options of its own; `plugin` False: without ours, to compare with;
 `detection`: what its processors detect; `traps`: a descriptor to which their exceptions are written, lines of JSON;
-`slow`: detection by QEMU's gdb stub (slow.py), None, or what for: `count` or `stop`."""
+`slow`: detection by QEMU's gdb stub (stub/passes.py), None, or what for: `count` or `stop`."""
 
 
 def version(program: str) -> str:

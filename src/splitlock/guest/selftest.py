@@ -29,7 +29,7 @@ _SECONDS = 60.0  # it takes half a second
 def check(options: Options, qemu: str, lived: Lived = watch.lived) -> None:
     """Try each row of the probe on the same QEMU and processor. Raises SplitlockError where one ends otherwise.
 
-    `lived`: watch.py's, or slow.py's.
+    `lived`: watch.py's, or stub/passes.py's.
     """
     with tempfile.TemporaryDirectory(prefix="splitlock-") as directory:
         image = os.path.join(directory, "probe.iso")

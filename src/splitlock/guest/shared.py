@@ -75,7 +75,7 @@ class Shared:
             _KERNEL.pack_into(self._map, _TASKS, direct_map, started, execs, exec_bytes, send_fault)
             self._map[at : at + len(values)] = values
 
-    # what splitlock does itself, while the guest stands still (stops.py)
+    # what splitlock does itself, while the guest stands still (stub/stops.py)
 
     def escaped(self) -> int:
         """Split locks that executed on an armed vCPU."""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from splitlock.guest.machine import Options
-    from splitlock.guest.stops import Stops
+    from splitlock.guest.stub.stops import Stops
 
 _TICK = 0.5  # seconds between looks for a kernel
 _KEEP = 1 << 20  # bytes of the console that are kept

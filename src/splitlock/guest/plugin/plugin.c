@@ -6,7 +6,7 @@
  *   ram      the guest's memory
  *   low      how much of it lies below 4 GiB; the rest begins at 4 GiB
  *   detect   what exceptions the CPUs raise for split locks, none by default: detection.h; or `stub`: splitlock raises them,
- *            through QEMU's gdb stub (stops.py), and is told where accesses to MSRs and DR6 are
+ *            through QEMU's gdb stub (stub/stops.py), and is told where accesses to MSRs and DR6 are
  *   traps    a file: a line of JSON for each of these
  *   ask      a socket: the number of each new entry goes there (4 bytes), and the vCPU waits for one byte back
  *

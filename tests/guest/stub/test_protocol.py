@@ -8,8 +8,8 @@ from collections.abc import Callable
 import pytest
 
 from splitlock._errors import SplitlockError
-from splitlock.guest.cpu import Cpu
-from splitlock.guest.gdb import GoneError, Stub
+from splitlock.guest.stub.cpu import Cpu
+from splitlock.guest.stub.protocol import GoneError, Stub
 
 
 def _packet(words: bytes) -> bytes:

@@ -12,7 +12,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Literal
 
-    from splitlock.guest.gdb import Stub
+    from splitlock.guest.stub.protocol import Stub
 
 DB, GP, AC = 1, 13, 17
 PE, PG, AM, LMA = 1, 1 << 31, 1 << 18, 1 << 10  # CR0, CR0, CR0, EFER

@@ -14,11 +14,11 @@ import time
 
 from iced_x86 import Code, Decoder, Mnemonic, Register, RegisterExt
 
-from splitlock.guest.cpu import AC, AM, DB, FLAGS_AC, GP, LMA, PG, Cpu
-from splitlock.guest.gdb import GoneError, Stub
 from splitlock.guest.linux import KERNEL_HALF
 from splitlock.guest.memory import Space
 from splitlock.guest.shared import AFTER_BOOT_SECTOR, KNOWS_REGISTERS, SMM, Entry
+from splitlock.guest.stub.cpu import AC, AM, DB, FLAGS_AC, GP, LMA, PG, Cpu
+from splitlock.guest.stub.protocol import GoneError, Stub
 from splitlock.x86.execute import execute
 from splitlock.x86.lines import crosses
 from splitlock.x86.locked import operand_address, split_size

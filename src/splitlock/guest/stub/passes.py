@@ -11,9 +11,9 @@ import os
 from contextlib import contextmanager, suppress
 
 from splitlock._errors import SplitlockError
-from splitlock.guest.gdb import GoneError
 from splitlock.guest.machine import Machine
-from splitlock.guest.stops import Stops
+from splitlock.guest.stub.protocol import GoneError
+from splitlock.guest.stub.stops import Stops
 from splitlock.guest.watch import Watch
 
 TYPE_CHECKING = False
