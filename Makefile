@@ -64,6 +64,7 @@ bench: setup  ## measure against native, QEMU, valgrind, objdump; rewrites docs/
 		$(BIN)/python benchmarks/audit.py "$${package#amd64 }" --markdown docs/benchmarks.md
 	@$(BIN)/python benchmarks/gate.py --markdown docs/benchmarks.md
 	@$(BIN)/python benchmarks/guests.py --markdown docs/benchmarks.md
+	@$(BIN)/python benchmarks/watch.py --markdown docs/benchmarks.md
 
 schema: setup  ## regenerate docs/*.schema.json from the reports' types
 	@$(BIN)/python scripts/schema.py

