@@ -57,9 +57,9 @@ class Follower:
             time.sleep(0.02)
         return self.lines
 
-    def end(self) -> dict[str, Any]:
+    def end(self, by: signal.Signals = signal.SIGINT) -> dict[str, Any]:
         """Ctrl-C: its sum."""
-        self.process.send_signal(signal.SIGINT)
+        self.process.send_signal(by)
         self.process.wait(20)
         self._thread.join(10)
         return self.lines[-1]
@@ -70,6 +70,25 @@ def log(tmp_path: Path) -> Path:
     path = tmp_path / "kern.log"
     path.write_text("something before\n" + _trap())
     return path
+
+
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_its_end(log: Path, by: signal.Signals) -> None:
+    """However it is told to end, it tells its sum; with nohup(1) a terminal that goes away is nothing to it."""
+    follower = Follower("-f", log)
+    follower.wait(1)
+    summary = follower.end(by)
+    assert (summary["traps"], summary["complete"], follower.process.returncode) == (1, True, 1)
+    if by == signal.SIGHUP:
+        before = signal.signal(by, signal.SIG_IGN)
+        follower = Follower("-f", log)
+        signal.signal(by, before)
+        follower.wait(1)
+        follower.process.send_signal(by)
+        with log.open("a") as file:
+            file.write(_trap(pid=2))
+        follower.wait(2)
+        assert follower.end()["traps"] == 2
 
 
 def test_rotation(log: Path) -> None:

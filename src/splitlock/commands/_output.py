@@ -60,6 +60,13 @@ class Output:
         return SplitlockError(f"{self.path or 'standard output'}: {error.strerror}: no report", 2)
 
 
+def end_politely() -> None:
+    """From now on SIGTERM and SIGHUP do as Ctrl-C: what is known is told, nothing is left. nohup(1) is obeyed."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
+
+
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
     """What would raise KeyboardInterrupt comes after: else a slow reader gets a part of what is written."""

@@ -73,15 +73,12 @@ def prepare_parser(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do it; gives the exit status."""
-    import signal
-
-    from splitlock.commands._output import Output
+    from splitlock.commands._output import Output, end_politely
     from splitlock.commands._progress import Bar
     from splitlock.guest.matrix.measure import Wanted, measure
     from splitlock.report.matrix_text import render
 
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)  # so that nothing is left behind
+    end_politely()
     wanted = Wanted(
         kernels=args.kernels, headers=args.headers, processors=_once(args.processors), modes=_once(args.modes),
         kinds=[kind for kind in _KINDS if kind in args.kinds], qemu=args.qemu, deadline=args.deadline,

@@ -82,14 +82,12 @@ def _build(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    import signal
-
+    from splitlock.commands._output import Output, end_politely
     from splitlock.guest.probe import emulator, kvm
     from splitlock.guest.probe.log import read
     from splitlock.guest.probe.verdict import report
 
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)  # so that nothing is left behind
+    end_politely()
     if args.kvm:
         source, ran = "KVM", kvm.run(args.timeout)
     elif args.bochs:
@@ -97,8 +95,6 @@ def _run(args: argparse.Namespace) -> int:
     else:
         source, ran = f"QEMU {args.qemu}", emulator.qemu(args.qemu, args.qemu_binary, args.timeout)
     if args.log:
-        from splitlock.commands._output import Output
-
         with Output(args.log) as log:
             log.write(ran.log)
     status = _tell(report(source, read(ran.log), ran.ended, ran.died), args)

@@ -61,7 +61,7 @@ def prepare_parser(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do it; gives the exit status."""
-    from splitlock.commands._output import Output
+    from splitlock.commands._output import Output, end_politely
     from splitlock.host.watch import Watch
 
     if args.journal and args.file:
@@ -77,9 +77,7 @@ def run(args: argparse.Namespace) -> int:
         from splitlock.host.metrics import Metrics
 
         metrics = Metrics(serve(args.listen, "--listen"))
-    import signal
-
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service is stopped so: the sum is still to be told
+    end_politely()
     with Output(args.output) as out:
         shown = _Shown(args, out)
         complete = False
