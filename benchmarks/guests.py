@@ -28,7 +28,7 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "src")]
 
 from guard.machine import QEMU, kernel  # noqa: E402
 from guest import boots  # noqa: E402
-from tables import Table, machine, rewrite_section, version  # noqa: E402
+from tables import Table, machine, publish, version  # noqa: E402
 
 from splitlock.guest import machine as machines  # noqa: E402
 from splitlock.guest.detection import Detection  # noqa: E402
@@ -142,10 +142,7 @@ def main() -> None:
         f"{version([QEMU, '--version'])}, TCG, 2 CPUs; guest Linux {kernel('amd64').release}",
         f"{arguments.rounds} rounds, plain, watched, with the processor of --sld and with --sld, in turns",
     ]
-    report = "\n\n".join(["\n".join(heading), measure(arguments.rounds).text()]) + "\n"
-    print(report, end="")
-    if arguments.markdown:
-        rewrite_section(arguments.markdown, "guest", f"```\n{report}```\n")
+    publish("guest", heading, [measure(arguments.rounds)], arguments.markdown)
 
 
 if __name__ == "__main__":
