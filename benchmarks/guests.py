@@ -104,8 +104,8 @@ def once(options: machines.Options, qemu: str) -> dict[str, tuple[float, float]]
     return {a[0]: (b[1] - a[1], b[2] - a[2]) for a, b in itertools.pairwise(seen)}
 
 
-def measure(rounds: int) -> Table:
-    """Each kind in turns; of each part the least: what else runs only adds."""
+def measure(rounds: int, append: str) -> Table:
+    """Each kind in turns; of each part the least: what else runs only adds. `append`: to the kernel's command line."""
     qemu = machines.version(QEMU)
     times: dict[str, list[dict[str, tuple[float, float]]]] = {kind: [] for kind in _KINDS}
     with tempfile.TemporaryDirectory() as name:
@@ -114,7 +114,7 @@ def measure(rounds: int) -> Table:
         program = boots.compiled(place / "atomics.c", place / "atomics")
         initramfs = boots.initramfs(place / "initramfs", _SCRIPT, {"atomics": program, **compiler(place)})
         options = machines.Options(
-            kernel=str(kernel("amd64").image), initrd=str(initramfs), append="console=ttyS0 quiet", disk=None,
+            kernel=str(kernel("amd64").image), initrd=str(initramfs), append=f"console=ttyS0 quiet {append}", disk=None,
             disk_format=None, cdrom=None, firmware=None, memory=1 << 30, cpus=2, qemu=QEMU, more=[],
         )  # fmt: skip
         for turn in range(rounds):
@@ -134,6 +134,7 @@ def main() -> None:
     """Measure, print, and keep where asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="each kind, in turns (default: 5)")
+    parser.add_argument("--append", default="", metavar="TEXT", help="more for the kernel, such as mitigations=off")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="rewrite FILE between guest:begin and guest:end")
     arguments = parser.parse_args()
     load = os.getloadavg()[0]
@@ -142,7 +143,7 @@ def main() -> None:
         f"{version([QEMU, '--version'])}, TCG, 2 CPUs; guest Linux {kernel('amd64').release}",
         f"{arguments.rounds} rounds, plain, watched, with the processor of --sld and with --sld, in turns",
     ]
-    publish("guest", heading, [measure(arguments.rounds)], arguments.markdown)
+    publish("guest", heading, [measure(arguments.rounds, arguments.append)], arguments.markdown)
 
 
 if __name__ == "__main__":
