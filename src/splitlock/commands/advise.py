@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from splitlock._errors import SplitlockError
+from splitlock.commands._options import report_options
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -48,10 +49,7 @@ def prepare_parser(parser: Parser) -> None:
         metavar="FILE",
         help="reports of `splitlock guest --format json`: these guests are run here, and no others",
     )
-    parser.add_argument("--format", choices=("text", "json"), default="text", help="(default: text)")
-    parser.add_argument("-o", "--output", metavar="FILE", help="write the report there, not to standard output")
-    parser.add_argument("-q", "--quiet", action="store_true", help="nothing but the exit status when it is 0")
-    parser.add_argument("-v", "--verbose", action="store_true", help="with the source of each rule")
+    report_options(parser, "with the source of each rule")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from splitlock._errors import SplitlockError
+from splitlock.commands._options import report_options
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,10 +43,12 @@ def prepare_parser(parser: Parser) -> None:
         "--base", metavar="ADDR", help="with --image: where it was mapped (default: where it is linked to)"
     )
     parser.add_argument("--root", metavar="DIR", default="", help="with --maps: where the mapped files lie")
-    parser.add_argument("--format", choices=("text", "json"), default="text", help="(default: text)")
-    parser.add_argument("-o", "--output", metavar="FILE", help="write there, not to standard output")
-    parser.add_argument("-q", "--quiet", action="store_true", help="nothing but the exit status")
-    parser.add_argument("-v", "--verbose", action="store_true", help="the kernel's words as well")
+    report_options(
+        parser,
+        "the kernel's words as well",
+        output="write there, not to standard output",
+        quiet="nothing but the exit status",
+    )
 
 
 def run(args: argparse.Namespace) -> int:

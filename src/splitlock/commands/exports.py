@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from splitlock._errors import SplitlockError
+from splitlock.commands._options import report_options
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -53,10 +54,7 @@ def prepare_parser(parser: Parser) -> None:
         help="one kernel's modules: a directory, files or its package (default: the running kernel's)",
     )
     parser.add_argument("--symvers", metavar="FILE", help="what the kernel exports: Module.symvers, from its headers")
-    parser.add_argument("--format", choices=("text", "json"), default="text", help="(default: text)")
-    parser.add_argument("-o", "--output", metavar="FILE", help="write the report there, not to standard output")
-    parser.add_argument("-q", "--quiet", action="store_true", help="nothing but the exit status when it is 0")
-    parser.add_argument("-v", "--verbose", action="store_true", help="list all of many modules")
+    report_options(parser, "list all of many modules")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -8,7 +8,7 @@ import sys
 from contextlib import contextmanager
 
 from splitlock._errors import SplitlockError
-from splitlock.commands._options import seconds
+from splitlock.commands._options import report_options, seconds
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -75,10 +75,7 @@ def prepare_parser(parser: Parser) -> None:
     )
     parser.add_argument("--traps", metavar="FILE", help="a line of JSON for each exception of these")
     parser.add_argument("--qemu", default="qemu-system-x86_64", metavar="PROGRAM", help="(default: %(default)s)")
-    parser.add_argument("--format", choices=("text", "json"), default="text", help="(default: text)")
-    parser.add_argument("-o", "--output", metavar="FILE", help="write the report there, not to standard output")
-    parser.add_argument("-q", "--quiet", action="store_true", help="no console; no report when the status is 0")
-    parser.add_argument("-v", "--verbose", action="store_true", help="list all of many sites")
+    report_options(parser, "list all of many sites", quiet="no console; no report when the status is 0")
     parser.add_argument("more", nargs="*", metavar="-- QEMU OPTIONS", help="more options for QEMU")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 
-from splitlock.commands._options import seconds
+from splitlock.commands._options import report_options, seconds
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -65,10 +65,7 @@ def prepare_parser(parser: Parser) -> None:
     parser.add_argument(
         "--deadline", type=seconds, default=60.0, metavar="S", help="give up when a boot says nothing for so long (60)"
     )
-    parser.add_argument("--format", choices=("text", "json"), default="text", help="(default: text)")
-    parser.add_argument("-o", "--output", metavar="FILE", help="write the report there, not to standard output")
-    parser.add_argument("-q", "--quiet", action="store_true", help="nothing but the exit status when it is 0")
-    parser.add_argument("-v", "--verbose", action="store_true", help="with the kernel's own lines about every cell")
+    report_options(parser, "with the kernel's own lines about every cell")
 
 
 def run(args: argparse.Namespace) -> int:

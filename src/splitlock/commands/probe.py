@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from splitlock._errors import SplitlockError
-from splitlock.commands._options import seconds
+from splitlock.commands._options import report_options, seconds
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -55,11 +55,8 @@ def prepare_parser(parser: Parser) -> None:
     read = command("read", "Tell what a serial log of the image says.")
     read.add_argument("log", metavar="FILE", help="the log, or - for standard input")
     for made in (run, read):
-        made.add_argument("--format", choices=("text", "json"), default="text", help="(default: text)")
-        made.add_argument("-o", "--output", metavar="FILE", help="write the report there, not to standard output")
-        made.add_argument("-v", "--verbose", action="store_true", help="every row, with its cycles")
-    for made in (build, run, read):
-        made.add_argument("-q", "--quiet", action="store_true", help="nothing but the exit status when it is 0")
+        report_options(made, "every row, with its cycles")
+    build.add_argument("-q", "--quiet", action="store_true", help="nothing but the exit status when it is 0")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -7,6 +7,7 @@ import os
 import time
 
 from splitlock._errors import SplitlockError
+from splitlock.commands._options import report_options
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -51,11 +52,14 @@ def prepare_parser(parser: Parser) -> None:
         action="store_true",
         help="with warn: the kernel's misery too, 10 ms of sleep, then one split-locking task at a time",
     )
-    parser.add_argument("--format", choices=("text", "json"), default="text", help="of the report (default: text)")
-    parser.add_argument("-o", "--output", metavar="FILE", help="write the report there, not to standard error")
+    report_options(
+        parser,
+        "list all sites, and the images that were watched",
+        which="of the report",
+        output="write the report there, not to standard error",
+        quiet="no lines while it runs, no report of nothing",
+    )
     parser.add_argument("--error-exitcode", metavar="N", type=_status, help="exit with N when split locks were taken")
-    parser.add_argument("-q", "--quiet", action="store_true", help="no lines while it runs, no report of nothing")
-    parser.add_argument("-v", "--verbose", action="store_true", help="list all sites, and the images that were watched")
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="PROGRAM", help=argparse.SUPPRESS)
 
 

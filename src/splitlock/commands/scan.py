@@ -10,6 +10,7 @@ import os
 import sys
 
 from splitlock._errors import SplitlockError
+from splitlock.commands._options import report_options
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -67,12 +68,12 @@ def prepare_parser(parser: Parser) -> None:
         "Default: all but frequent (IRET, HLT, POPF). The policy looks for its own in any case",
     )
     parser.add_argument("--all", action="store_true", help="list clean files too")
-    parser.add_argument("--format", choices=("text", "json", "sarif"), default="text", help="(default: text)")
-    parser.add_argument("-o", "--output", metavar="FILE", help="write the report there, not to standard output")
     parser.add_argument("-j", "--jobs", metavar="N", type=_jobs, help="processes (default: one a CPU)")
     parser.add_argument("--dask", metavar="ADDRESS", help="scan on a dask cluster, tcp://HOST:PORT")
-    parser.add_argument("-q", "--quiet", action="store_true", help="only what is not allowed; no progress bar")
-    parser.add_argument("-v", "--verbose", action="store_true", help="every finding, and each module's metadata")
+    report_options(
+        parser, "every finding, and each module's metadata", formats=("text", "json", "sarif"),
+        quiet="only what is not allowed; no progress bar",
+    )  # fmt: skip
     parser.add_argument("paths", nargs="*", metavar="PATH", help=argparse.SUPPRESS)
 
 

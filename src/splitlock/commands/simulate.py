@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from splitlock._errors import SplitlockError
+from splitlock.commands._options import report_options
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,12 +53,9 @@ def prepare_parser(parser: Parser) -> None:
     )
     parser.add_argument("--vendor", choices=("intel", "amd"), default="intel", help="of --matrix (default: intel)")
     parser.add_argument("--linux", default="6.1", metavar="VERSION", help="of --matrix: the host's (default: 6.1)")
-    parser.add_argument(
-        "--format", choices=("text", "json", "html"), default="text", help="html: of --matrix (default: text)"
+    report_options(
+        parser, "of --matrix: a table for each policy", formats=("text", "json", "html"), which="html: of --matrix"
     )
-    parser.add_argument("-o", "--output", metavar="FILE", help="write the report there, not to standard output")
-    parser.add_argument("-q", "--quiet", action="store_true", help="nothing but the exit status when it is 0")
-    parser.add_argument("-v", "--verbose", action="store_true", help="of --matrix: a table for each policy")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ import os
 import sys
 
 from splitlock._errors import SplitlockError
+from splitlock.commands._options import report_options
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,10 +47,7 @@ def prepare_parser(parser: Parser) -> None:
         help=f"take N split locks (1 to 500, default: {_DEFAULT}), and tell what one costs, and costs a neighbour core",
     )  # fmt: skip
     parser.add_argument("--yes", action="store_true", help="with --measure: do not ask")
-    parser.add_argument("--format", choices=("text", "json"), default="text", help="(default: text)")
-    parser.add_argument("-o", "--output", metavar="FILE", help="write the report there, not to standard output")
-    parser.add_argument("-q", "--quiet", action="store_true", help="nothing but the exit status when it is 0")
-    parser.add_argument("-v", "--verbose", action="store_true", help="all modules and programs")
+    report_options(parser, "all modules and programs")
 
 
 def run(args: argparse.Namespace) -> int:

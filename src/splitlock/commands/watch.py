@@ -6,6 +6,7 @@ import os
 import sys
 
 from splitlock._errors import SplitlockError
+from splitlock.commands._options import report_options
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -51,12 +52,13 @@ def prepare_parser(parser: Parser) -> None:
     parser.add_argument("--maps", metavar="SAVED", help="look addresses up in this copy of /proc/PID/maps")
     parser.add_argument("--root", metavar="DIR", default="", help="with --maps: where the mapped files lie")
     parser.add_argument("--listen", metavar="HOST:PORT", help="counters for Prometheus")
-    parser.add_argument(
-        "--format", choices=("text", "json"), default="text", help="json: an event a line (default: text)"
+    report_options(
+        parser,
+        "the kernel's words, every repetition, all places",
+        which="json: an event a line",
+        output="write there, not to standard output",
+        quiet="the sum only, and nothing where nothing was logged",
     )
-    parser.add_argument("-o", "--output", metavar="FILE", help="write there, not to standard output")
-    parser.add_argument("-q", "--quiet", action="store_true", help="the sum only, and nothing where nothing was logged")
-    parser.add_argument("-v", "--verbose", action="store_true", help="the kernel's words, every repetition, all places")
 
 
 def run(args: argparse.Namespace) -> int:
