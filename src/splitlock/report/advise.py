@@ -20,7 +20,7 @@ class Host(msgspec.Struct, kw_only=True):
     """What advice needs to know of a machine."""
 
     source: str  #: where it is known from
-    split_locks: Known  #: `#AC`
+    split_locks: Known  #: `#AC`, of which the kernel makes use
     bus_locks: Known  #: `#DB`
     amd: bool
     linux: str | None  #: as `uname -r` says it; null: not known
