@@ -19,7 +19,8 @@ runs it; that it is really there is read from the live kernel. "in": loaded; "re
 the kernel or the tool has none of it, with or without the gate. A race tells how many of the loads that it won held the
 instruction.
 
-This is what we tried. It is not all there is: [ways past the gate](guard.md#ways-past-it) are known that are not in this list.
+This is what we tried. It is not all there is:
+[ways past the gate](guard.md#ways-past-it) are known that are not in this list.
 
 """
 _TAIL = """
