@@ -1,0 +1,337 @@
+"""What does the kernel dump when a split lock of its own stops it? The grammar of an oops, from its lines to numbers.
+
+The words: arch/x86/kernel/dumpstack.c (`__die_header`, `show_opcodes`, `show_iret_regs`, `show_trace_log_lvl`,
+`oops_end`), process_64.c and process_32.c (`__show_regs`), lib/dump_stack.c (`dump_stack_print_info`), kernel/module
+(`print_modules`), kernel/panic.c. Symbols are lib/vsprintf.c's %pS and %pBb: `name+0xOFFSET/0xSIZE [module build-id]`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+_LINES = 400  # of one dump that are read: two stacks and a list of modules have some 150
+_QUIET = 60  # lines in a row that say nothing to us: the rest of the dump is lost
+_AFTER = 5  # the same after its end, where the kernel may yet say that the machine stops
+_FRAMES = 128
+_BYTES = 256  # of code: the kernel prints 64
+_MODULES = 1024
+_NAME = 256  # characters: symbols are shorter (KSYM_NAME_LEN is 512, of mangled names)
+
+_COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+_BREAK = re.compile(r"\\x0a|\\n|#012|\n")  # /dev/kmsg and journalctl; JSON; rsyslog; a record with a break in it
+_CALLER = re.compile(r"\[ *([CT]\d+)\]")  # CONFIG_PRINTK_CALLER: which CPU or task wrote the line
+
+_BEGINS = r"(?:^|[\s\]>\"])"  # where the kernel's words can begin: behind a time, a name, a level
+_SPLIT = re.compile(rf"{_BEGINS}(?:Oops: )?Split lock detected(?: ?: [0-9a-f]{{4}} \[#(?P<number>\d+)\].*)?$")
+_CHECK = re.compile(rf"{_BEGINS}(?:Oops: )?alignment check: [0-9a-f]{{4}} \[#(?P<number>\d+)\]")
+_NUMBER = re.compile(rf"{_BEGINS}: [0-9a-f]{{4}} \[#(?P<number>\d+)\]")
+
+_MODULE = r"(?: \[(?P<module>[\w-]{1,64})(?: (?P<build>[0-9a-f]+))?\])?"
+_SYMBOL = r"(?P<symbol>[\w.$]{1,512})\+0x(?P<offset>[0-9a-f]{1,16})/0x(?P<size>[0-9a-f]{1,16})"
+_SOURCE = r"(?P<decoded>[\w.$]{1,512}) \((?P<source>[^()\s]+:\d+)[^()]*(?:\([^()]*\))?[^()]*\)"  # decode_stacktrace.sh
+_PLACE = re.compile(rf"(?:{_SYMBOL}|(?P<address>0x[0-9a-f]{{1,16}})|{_SOURCE}){_MODULE}")
+_FRAME = re.compile(
+    rf"(?:^|[\s\]>])(?P<guess>\? +)?(?:\[<[0-9a-f]*>\] +(?P<guess2>\? +)?)?"
+    rf"(?:{_SYMBOL}|(?P<address>0x[0-9a-f]{{4,16}})|{_SOURCE}){_MODULE}$"
+)
+_IP = re.compile(r"\b(?P<name>[RE]IP): (?:(?P<cs>[0-9a-f]{4}):)?(?:\[<[0-9a-f]*>\] *)*(?P<where>.*)")
+_CONTEXT = re.compile(r"(?:^|\s)<(?P<end>/?)(?P<name>[A-Z#][A-Z#0-9_]{1,15})>(?P<rest>.*)$")
+_REGISTER = re.compile(  # of all their digits: a line that was cut off has fewer
+    r"\b(?:(R[A-D]X|R[SD]I|R[BS]P|R\d\d|[CD]R\d|FS|GS|knlGS): *(?:[0-9a-f]{4}:)?([0-9a-f]{16})"
+    r"|(E[A-D]X|E[SD]I|E[BS]P|EFLAGS|[CD]R\d): *([0-9a-f]{8}))\b"
+)
+_OPCODES = re.compile(r"\bCode: (?P<bytes>(?:[<(]?[0-9a-f]{2}[>)]? ?)+)")
+_HEX = re.compile(r"^(?:[<(]?[0-9a-f]{2}[>)]? ?)+$")
+_UNREADABLE = re.compile(
+    r"\bCode: +(?:Unable to access opcode bytes at (?:RIP )?(?:0x(?P<start>[0-9a-f]{1,16}))?|Bad RIP)"
+)
+_PROLOGUE = 42  # bytes before the instruction that `Code:` begins with
+_TASK = re.compile(
+    r"\bCPU: (?P<cpu>\d+) (?:UID: \d+ )?PID: (?P<pid>\d+) Comm: (?P<comm>.{0,20}?) +(?:Kdump: loaded )?"
+    r"(?P<taint>Not tainted|Tainted: [A-Z -]+?) +(?P<release>\d[^\s]*)(?: (?P<version>.*))?"
+)
+_HARDWARE = re.compile(r"\bHardware name: (.*)")
+_WORK = re.compile(r"\bWorkqueue: (.*)")
+_LINKED = re.compile(r"\bModules linked in:(?P<names>.*)")
+_LINKED_ON = re.compile(r"(?:^|[\]:]) *((?:[\w-]+(?:\([A-Z+-]+\))? *)+)(?:\[last unloaded:.*)?$")
+_LOADED = re.compile(r"([\w-]+)(?:\(([A-Z+-]+)\))?(?: |$)")
+_TRACE = re.compile(r"\bCall Trace:")
+_END = re.compile(r"---\[ end trace ")
+_PANIC = re.compile(r"\bKernel panic - not syncing: (.*)")
+_NOTE = re.compile(r"\bnote: .{1,20}\[\d+\] exited with ")
+
+
+class Head(NamedTuple):
+    """The first words of an oops by `#AC`.
+
+    split  a kernel that knows of split locks (5.7 and later): `Split lock detected`. False: `alignment check`, which
+           older kernels say, for whom `#AC` in kernel mode has no meaning
+    number `[#N]`: the how manieth oops since boot; None where the line with it is missing
+    """
+
+    split: bool
+    number: int | None
+
+
+class Frame(NamedTuple):
+    """A function and a place in it.
+
+    symbol    as the kernel has it; an address (0x...) where no symbol is known
+    offset    bytes from its start; None with an address
+    size      bytes of the function, as kallsyms counts them
+    module    empty: the kernel itself, or what its symbols do not tell
+    build     the module's build-id, where the kernel prints it
+    reliable  False: marked with `?`, an address found on the stack which may be left over from an earlier call
+    context   which stack: TASK, IRQ, NMI, ...; empty where that is not said
+    source    `file:line`, where scripts/decode_stacktrace.sh has put it in the offset's place
+    """
+
+    symbol: str
+    offset: int | None
+    size: int | None
+    module: str = ""
+    build: str = ""
+    reliable: bool = True
+    context: str = ""
+    source: str = ""
+
+    def __str__(self) -> str:
+        where = self.symbol if self.offset is None else f"{self.symbol}+{self.offset:#x}/{self.size or 0:#x}"
+        return f"{where} [{self.module}]" if self.module else where
+
+
+@dataclass(slots=True)
+class Dump:
+    """What one oops says. None and empty: the line is missing.
+
+    bits       64, or 32 for a kernel of 32 bits
+    cs         code segment; its lowest two bits are 0 in the kernel
+    address    of the instruction; printed only where there is no symbol, or no code that could be read
+    code       bytes around the instruction, `at`: where in them it begins; None: not marked
+    unreadable the kernel could not read its own code there
+    registers  by the kernel's names (RAX, R08, EFLAGS, CR2, ...); FS, GS: their bases
+    taint      the letters; None: the line is missing
+    modules    loaded ones, each with its own letters; `listed`: whether the list was there
+    ended      the dump was read to its end; False: the log breaks off, or other lines took its place
+    panic      why the whole machine stopped; None: it went on, as far as the log says
+    """
+
+    head: Head
+    bits: int = 64
+    place: Frame | None = None
+    cs: int | None = None
+    address: int | None = None
+    code: bytes = b""
+    at: int | None = None
+    unreadable: bool = False
+    registers: dict[str, int] = field(default_factory=dict)
+    cpu: int | None = None
+    pid: int | None = None
+    comm: str = ""
+    taint: str | None = None
+    release: str = ""
+    version: str = ""
+    hardware: str = ""
+    work: str = ""
+    frames: list[Frame] = field(default_factory=list)
+    modules: dict[str, str] = field(default_factory=dict)
+    listed: bool = False
+    ended: bool = False
+    panic: str | None = None
+
+
+def head(text: str) -> Head | None:
+    """Whether a line, or a record of two lines, begins an oops by `#AC`. Whatever a logger puts first may be there."""
+    if "lock detected" not in text and "alignment check:" not in text:
+        return None
+    first, *rest = _lines(text)
+    if found := _SPLIT.search(first):
+        number = found["number"] or next((more["number"] for line in rest if (more := _NUMBER.search(line))), None)
+        return Head(True, int(number) if number else None)
+    if found := _CHECK.search(first):
+        return Head(False, int(found["number"]))
+    return None
+
+
+def _lines(text: str) -> list[str]:
+    """The kernel's lines in one record, without colours and what ends them."""
+    return [_COLOUR.sub("", line).rstrip() for line in _BREAK.split(text)]
+
+
+class Collector:
+    """Reads the lines after an oops's head, one at a time: `feed` until it says that it has all; `dump` holds them.
+
+    Lines of others in between are passed over. Memory is bounded, whatever is fed.
+    """
+
+    def __init__(self, text: str) -> None:
+        """`text`: the record with the head, for which `head` is not None."""
+        found = head(text)
+        if found is None:
+            raise ValueError("no head of an oops")
+        self.dump = Dump(found)
+        self.done = False
+        self._fed = self._quiet = 0
+        self._tracing = self._closing = self._listing = self._coding = False
+        self._context = ""
+        caller = _CALLER.search(text[:_NAME])
+        self._caller = caller[1] if caller else None
+
+    def feed(self, text: str) -> bool:
+        """One more record. True: it is a part of the dump. `done` is set when no more is to come."""
+        if self.done:
+            return False
+        if head(text) is not None:
+            self.done = True
+            return False
+        caller = _CALLER.search(text[:_NAME])
+        if caller and self._caller and caller[1] != self._caller:
+            return False
+        known = False
+        for line in _lines(text):
+            known = self._line(line[: 16 * _NAME]) or known
+            if self.done:
+                break
+        self._fed += 1
+        self._quiet = 0 if known else self._quiet + 1
+        if self._fed >= _LINES or self._quiet >= (_AFTER if self._closing else _QUIET):
+            self.done = True
+        return known
+
+    def _line(self, line: str) -> bool:
+        dump = self.dump
+        listing, self._listing = self._listing, False
+        if self._coding and _HEX.match(line):
+            return self._opcodes(line, first=False)
+        self._coding = False
+        if found := _PANIC.search(line):
+            dump.panic, dump.ended, self.done = found[1][:_NAME], True, True
+        elif _NOTE.search(line):
+            dump.ended = self.done = True
+        elif _END.search(line):
+            self._closing, dump.ended, self._tracing, self._quiet = True, True, False, 0
+        elif found := _TASK.search(line):
+            return self._task(found)
+        elif found := _OPCODES.search(line):
+            return self._opcodes(found["bytes"], first=True)
+        elif found := _UNREADABLE.search(line):
+            if self._own and not dump.code:
+                dump.unreadable = True
+                dump.address = int(found["start"], 16) + _PROLOGUE if found["start"] else dump.address
+        elif found := _IP.search(line):
+            self._place(found)
+        elif found := _LINKED.search(line):
+            dump.listed, self._listing, self._tracing = True, True, False
+            self._loaded(found["names"])
+        elif listing and (found := _LINKED_ON.search(line)):
+            self._listing = True
+            self._loaded(found[1])
+        elif _TRACE.search(line):
+            self._tracing = not self._closing
+        elif self._registers(line) or self._traced(line):
+            pass
+        elif found := _NUMBER.search(line):
+            if dump.head.number is None:
+                dump.head = dump.head._replace(number=int(found["number"]))
+        elif found := _HARDWARE.search(line):
+            dump.hardware = dump.hardware or found[1][:_NAME]
+        elif found := _WORK.search(line):
+            dump.work = dump.work or found[1][:_NAME]
+        else:
+            return "PKRU:" in line or "Tainted: [" in line
+        return True
+
+    @property
+    def _own(self) -> bool:
+        """Whether what comes now is the oops's own: within a trace there are the registers of what was interrupted.
+        After the end the kernel says its own once more."""
+        return (not self._tracing and not self.dump.frames) or self._closing
+
+    def _task(self, found: re.Match[str]) -> bool:
+        dump = self.dump
+        if dump.cpu is None and not self._closing:
+            dump.cpu, dump.pid, dump.comm = int(found["cpu"]), int(found["pid"]), found["comm"].strip()
+            dump.taint = "" if found["taint"] == "Not tainted" else "".join(found["taint"][9:].split())
+            dump.release, dump.version = found["release"][:_NAME], (found["version"] or "").strip()[:_NAME]
+            return True
+        if dump.pid != int(found["pid"]):  # somebody else's dump: a warning, a backtrace of all CPUs
+            self.done = True
+            return False
+        return True
+
+    def _place(self, found: re.Match[str]) -> None:
+        dump = self.dump
+        if not self._own or dump.place is not None:
+            return
+        where = found["where"].strip()
+        place = _PLACE.match(where)
+        dump.bits = 32 if found["name"] == "EIP" else 64
+        dump.cs = int(found["cs"], 16) if found["cs"] else None
+        if place is not None:
+            dump.place = _frame(place)
+            if place["address"]:
+                dump.address = int(place["address"], 16)
+        elif where:
+            dump.place = Frame(where.split()[0][:_NAME], None, None)
+
+    def _opcodes(self, text: str, *, first: bool) -> bool:
+        """Bytes of code: the first line of them, or one that goes on where a terminal or a pager has broken it."""
+        dump = self.dump
+        if (not first and not self._coding) or not self._own:
+            return True
+        if first and dump.at is not None:
+            return True
+        if first:  # a second time at the end: the first was cut off before the instruction
+            dump.code = b""
+        for word in text.split():
+            if word[0] in "<(" and dump.at is None:
+                dump.at = len(dump.code)
+            dump.code += bytes([int(word.strip("<>()"), 16)])
+        dump.code = dump.code[:_BYTES]
+        self._coding = True
+        return True
+
+    def _registers(self, line: str) -> bool:
+        found = _REGISTER.findall(line)
+        if self._own:
+            for wide, value, narrow, half in found:
+                if narrow[:1] == "E" and narrow != "EFLAGS":
+                    self.dump.bits = 32
+                if not half or narrow == "EFLAGS" or self.dump.bits == 32:
+                    self.dump.registers.setdefault(wide or narrow, int(value or half, 16))
+        return bool(found)
+
+    def _loaded(self, text: str) -> None:
+        modules = self.dump.modules
+        for name, letters in _LOADED.findall(text.split("[last unloaded", maxsplit=1)[0]):
+            if len(modules) < _MODULES:
+                modules[name.replace("-", "_")] = letters
+
+    def _traced(self, line: str) -> bool:
+        context = _CONTEXT.search(line)
+        if self._closing or not (self._tracing or context):
+            return False
+        if context:
+            self._tracing = True
+            self._context = "" if context["end"] else context["name"]
+            line = context["rest"]
+            if not line.strip():
+                return True
+        found = _FRAME.search(line)
+        if found is None:
+            return False
+        if len(self.dump.frames) < _FRAMES:
+            guess = bool(found["guess"] or found["guess2"])
+            self.dump.frames.append(_frame(found)._replace(reliable=not guess, context=self._context))
+        return True
+
+
+def _frame(found: re.Match[str]) -> Frame:
+    module, build = found["module"] or "", found["build"] or ""
+    if found["address"]:
+        return Frame(found["address"], None, None, module, build)
+    if found["decoded"]:
+        return Frame(found["decoded"], None, None, module, build, source=found["source"])
+    return Frame(found["symbol"], int(found["offset"], 16), int(found["size"], 16), module, build)
