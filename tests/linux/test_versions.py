@@ -66,8 +66,8 @@ def known(text: str) -> Release:
 
 @pytest.mark.parametrize(("name", "marks"), ROWS, ids=[name for name, _ in ROWS])
 def test_every_tree_that_was_read_gets_its_own_answer(name: str, marks: str) -> None:
-    # NON_WB_WORDS_GONE is `.` where the words had not come yet; 5.17.0 was a release candidate's tree. A fix may be in a
-    # stable release that the table does not know of: it then must say so, and never the contrary of the source.
+    # NON_WB_WORDS_GONE is `.` where the words had not come yet; 5.17.0 was a release candidate's tree. A stable release
+    # may have a fix that the table does not know of: has() then must say so, and never the contrary of the source.
     assert len(marks) == len(TREES.split())
     change = BY_NAME[name]
     for tree, mark in zip(TREES.split(), marks, strict=True):
