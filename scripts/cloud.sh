@@ -9,12 +9,12 @@ directory=$(cd "$1" && pwd)
 kernel=$(realpath "$2")
 # shellcheck source=/dev/null
 release=$(. /etc/os-release && echo "$VERSION_CODENAME")
-mirror=$(cat /etc/apt/sources.list /etc/apt/sources.list.d/* 2>/dev/null |
-    grep -oE 'https?://[^ ]+/debian/?( |$)' | head -n 1 | tr -d ' ')
-image="$directory/cloud-$( (cat "$0"; echo "$release $mirror $(basename "$kernel")") | sha256sum | cut -c1-12).ext4"
+sources=$("$(dirname "$0")/sources.py")
+image="$directory/cloud-$( (cat "$0"; echo "$sources $(basename "$kernel")") | sha256sum | cut -c1-12).ext4"
 if [ ! -s "$image" ]; then
     part=$(mktemp -d "$directory/part.XXXXXX")
     trap 'rm -rf "$part"' EXIT
+    echo "$sources" >"$part/debian.sources"
     cat >"$part/payload.service" <<'UNIT'
 [Unit]
 Description=what the test put into the image
@@ -44,7 +44,7 @@ UNIT
         --customize-hook="cp -ax \"\$1\" '$part/root' && rm -rf '$part'/root/dev/* '$part'/root/var/cache/*" \
         --customize-hook="mkfs.ext4 -q -F -L root -d '$part/root' '$part/image' 1G" \
         --customize-hook="rm -rf '$part/root'" \
-        "$release" - "deb ${mirror:-http://deb.debian.org/debian} $release main" >&2
+        "$release" - "$part/debian.sources" >&2
     mv "$part/image" "$image"
 fi
 echo "$image"

@@ -7,24 +7,20 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from modules.debian import ROOT
 from modules.toys import make
-
-_KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
 
 def packages(place: Path) -> Path:
     """The packages virtualbox and virtualbox-dkms, unpacked in `place`; found through package lists of its own."""
-    wanted = ["Created-By: Packages", "Origin: Debian", "Component: main"]
-    command = ["apt-get", "indextargets", "--format", "$(REPO_URI)", *wanted]
-    known = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
-    archives = [uri for uri in known if "security" not in uri]
-    if not archives:
-        pytest.skip("no Debian archive among this machine's sources")
+    found = subprocess.run([ROOT / "scripts/sources.py", "sid", "contrib"], capture_output=True, text=True, check=False)
+    if found.returncode:
+        pytest.skip(found.stderr.strip())
     for directory in ("lists/partial", "cache/archives/partial"):
         (place / directory).mkdir(parents=True)
-    (place / "sources").write_text(f"deb [signed-by={_KEYRING}] {archives[0]} sid contrib\n")
+    (place / "debian.sources").write_text(found.stdout)
     settings = {
-        "Dir::Etc::sourcelist": place / "sources", "Dir::Etc::sourceparts": "/dev/null",
+        "Dir::Etc::sourcelist": place / "debian.sources", "Dir::Etc::sourceparts": "/dev/null",
         "Dir::State::lists": place / "lists", "Dir::Cache": place / "cache", "APT::Sandbox::User": "root",
     }  # fmt: skip
     apt = ["apt-get", "-qq", *(word for key, value in settings.items() for word in ("-o", f"{key}={value}"))]
