@@ -22,6 +22,7 @@ DW_AT_LINKAGE_NAME, DW_AT_MIPS_LINKAGE_NAME = 0x6E, 0x2007
 DW_UT_SKELETON = 4
 DWARF_CB_OK, DWARF_CB_ABORT = 0, 1
 SCOPES = (DW_TAG_LEXICAL_BLOCK, DW_TAG_INLINED_SUBROUTINE, DW_TAG_CATCH_BLOCK, DW_TAG_TRY_BLOCK)
+_FUNCTIONS = (2, 10)  # STT_FUNC, STT_GNU_IFUNC
 DIE_SIZE = 32
 """Bytes of a Dwarf_Die: address, unit, abbreviation, padding."""
 
@@ -79,6 +80,8 @@ _PROTOTYPES: dict[str, tuple[type | None, list[type]]] = {
         c_char_p,
         [c_void_p, c_uint64, _OUT64, POINTER(Sym), c_void_p, c_void_p, c_void_p],
     ),
+    "dwfl_module_getsymtab": (c_int, [c_void_p]),
+    "dwfl_module_getsym": (c_char_p, [c_void_p, c_int, POINTER(Sym), c_void_p]),
     "dwfl_linux_proc_report": (c_int, [c_void_p, c_int]),
     "dwfl_linux_proc_attach": (c_int, [c_void_p, c_int, c_bool]),
     "dwfl_getthread_frames": (c_int, [c_void_p, c_int, Callback, c_void_p]),
@@ -249,6 +252,15 @@ def symbol(lib: ctypes.CDLL, module: int, address: int) -> tuple[str, int, int, 
     offset, sym = c_uint64(), Sym()
     raw = lib.dwfl_module_addrinfo(module, address, ctypes.byref(offset), ctypes.byref(sym), None, None, None)
     return None if raw is None else (raw.decode("utf-8", "replace"), offset.value, sym.info & 15, sym.size)
+
+
+def named(lib: ctypes.CDLL, module: int, name: str) -> list[tuple[int, int]]:
+    """Addresses and sizes of the functions of a name. Sections of a relocatable file lie where libdw puts them."""
+    wanted, sym, found = name.encode(), Sym(), []
+    for number in range(max(0, lib.dwfl_module_getsymtab(module))):
+        if lib.dwfl_module_getsym(module, number, ctypes.byref(sym), None) == wanted and sym.info & 15 in _FUNCTIONS:
+            found.append((sym.value, sym.size))
+    return found
 
 
 def line(lib: ctypes.CDLL, unit: int, pc: int) -> str | None:

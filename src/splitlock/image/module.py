@@ -40,6 +40,8 @@ __all__ = ["ET_REL", "Code", "KernelImage", "Relocation", "Signature"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from splitlock.image.elf import Buffer
 
 SHT_RELA = 4
@@ -169,6 +171,21 @@ class KernelImage(Sections):
                 return raw.cast("I"), raw.cast("Q"), self.contents(self.header(index)[6])
         return memoryview(b"").cast("I"), memoryview(b"").cast("Q"), b""
 
+    def symbol(self, number: int) -> tuple[str, int, int, int, int] | None:
+        """A symbol by its number: name, kind, section's number, value, size. None where there is no such."""
+        words, quads, strings = self._symbols
+        if not 0 <= 6 * number < len(words):
+            return None
+        info = words[6 * number + 1]
+        return text_at(strings, words[6 * number]), info & 15, info >> 16, quads[3 * number + 1], quads[3 * number + 2]
+
+    def symbols(self) -> Iterator[tuple[str, int, int, int, int]]:
+        """All of them, as `symbol` gives them."""
+        for number in range(len(self._symbols[0]) // 6):
+            found = self.symbol(number)
+            assert found is not None
+            yield found
+
     @cached_property
     def imports(self) -> frozenset[str]:
         """Names of the undefined symbols that something else must provide."""
@@ -283,6 +300,16 @@ class KernelImage(Sections):
         starts, ends, names = self.functions(code)
         at = bisect_right(starts, offset) - 1
         return text_at(self._symbols[2], names[at]) or None if at >= 0 and offset < ends[at] and names[at] else None
+
+    def functions_named(self, name: str) -> list[tuple[Code, int, int]]:
+        """The functions of a name: section, offset in it, and size in bytes. Static ones can have it in common."""
+        strings, wanted, found = self._symbols[2], name.encode() + b"\0", []
+        for code in self.code if self.kinds else ():
+            base = 0 if self.type == ET_REL else code.address
+            for value, size, at in self._function_symbols.get(code.index, ()):
+                if strings.startswith(wanted, at) and 0 <= value - base < code.size:
+                    found.append((code, value - base, size))
+        return found
 
     def relocations(self, code: Code, symbol: str) -> list[Relocation]:
         """A section's relocations against an undefined symbol; empty in files that are linked."""

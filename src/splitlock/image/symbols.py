@@ -91,6 +91,16 @@ class Symbols:
             self._frames[address] = self._find_frames(address)
         return list(self._frames[address])
 
+    def named(self, name: str) -> list[tuple[int, int]]:
+        """File addresses and sizes of the functions of a name, as the symbol table spells it. Empty without libdw.
+
+        In a relocatable file (a kernel module) the addresses are those that `frames` takes, and no others'.
+        """
+        self._open()
+        if self._lib is None or self._module is None:
+            return []
+        return _libdw.named(self._lib, self._module, name)
+
     def data(self, address: int) -> tuple[str, int, str] | None:
         """The data object at a file address: `(name, offset into it, section name)`.
 

@@ -1,0 +1,104 @@
+"""Is the cause of a trap or of an oops a known one? causes.toml, and files of others in its form, checked strictly."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import msgspec
+
+from splitlock._errors import SplitlockError
+from splitlock.report.oops import Cause
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from splitlock.report.oops import Oops
+
+SHIPPED = Path(__file__).with_name("causes.toml")
+_LARGEST = 1 << 20  # bytes of a file
+
+
+class _Entry(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """A [[cause]] as it is written."""
+
+    name: str
+    what: str
+    versions: str = ""
+    fix: str
+    links: list[str]
+    comms: list[str] = []
+    modules: list[str] = []
+    functions: list[str] = []
+    callers: list[str] = []
+
+
+class _File(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    cause: list[_Entry]
+
+
+class Causes:
+    """The known causes; `paths`: more files of them. Raises SplitlockError where one does not hold together."""
+
+    def __init__(self, paths: Iterable[str] = ()) -> None:
+        self._entries: list[_Entry] = []
+        for path in (str(SHIPPED), *paths):
+            for entry in _read(path):
+                if any(entry.name == other.name for other in self._entries):
+                    raise SplitlockError(f"{path}: two causes are called {entry.name!r}; give one another name", 2)
+                self._entries.append(entry)
+
+    def of_task(self, comm: str) -> list[Cause]:
+        """Those that a task of that name has."""
+        return [_shown(entry) for entry in self._entries if _matches(entry.comms, comm)]
+
+    def of_oops(self, oops: Oops) -> list[Cause]:
+        """Those that an oops's function, module and callers fit. Callers marked as unreliable do not count."""
+        if oops.place is None:
+            return []
+        callers = [frame.function for frame in oops.frames if frame.reliable]
+        return [
+            _shown(entry)
+            for entry in self._entries
+            if (entry.modules or entry.functions)
+            and (not entry.functions or _matches(entry.functions, oops.place.function))
+            and (not entry.modules or _matches(entry.modules, oops.place.module or ""))
+            and (not entry.callers or any(_matches(entry.callers, caller) for caller in callers))
+        ]
+
+
+def _matches(patterns: list[str], name: str) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _shown(entry: _Entry) -> Cause:
+    return Cause(name=entry.name, what=entry.what, versions=entry.versions, fix=entry.fix, links=entry.links)
+
+
+def _read(path: str) -> list[_Entry]:
+    try:
+        with open(path, "rb") as file:
+            text = file.read(_LARGEST + 1)
+        if len(text) > _LARGEST:
+            raise SplitlockError(f"{path}: more than {_LARGEST >> 20} MB; that is no file of causes", 2)
+        entries = msgspec.toml.decode(text, type=_File).cause
+    except OSError as error:
+        raise SplitlockError(f"{path}: {error.strerror}; name a file that is there and yours to read", 2) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise SplitlockError(f"{path}: {error}; docs/oops.md says what a cause is made of", 2) from None
+    for entry in entries:
+        _check(path, entry)
+    return entries
+
+
+def _check(path: str, entry: _Entry) -> None:
+    if not (entry.comms or entry.modules or entry.functions):
+        raise SplitlockError(f"{path}: cause {entry.name!r} fits nothing; give it comms, modules or functions", 2)
+    if entry.callers and not (entry.modules or entry.functions):
+        raise SplitlockError(f"{path}: cause {entry.name!r}: callers go with functions or modules; add one", 2)
+    for link in entry.links:
+        if not link.startswith("https://"):
+            raise SplitlockError(f"{path}: cause {entry.name!r}: {link!r} is no link; write https://...", 2)
+    if not entry.links:
+        raise SplitlockError(f"{path}: cause {entry.name!r} has no links; say where it was found out", 2)
