@@ -14,7 +14,6 @@ import msgspec
 import pytest
 from modules.debian import unpacked
 
-from splitlock.host.root import Root
 from splitlock.report.status import Report
 from splitlock.report.status_text import render
 
@@ -246,16 +245,6 @@ def test_what_a_kernel_knows(tmp_path: Path, release: str, parameter: str, mode:
     assert found["kernel"]["mode"] == mode
     for advice, effect in zip(found["advice"][1:], effects, strict=True):
         assert effect in advice["effect"]
-
-
-def test_links_stay_below_the_root(tmp_path: Path) -> None:
-    root = Root(str(write(tmp_path, {"real/file": "mine"})))
-    (tmp_path / "absolute").symlink_to("/real")
-    (tmp_path / "out").symlink_to("../../../../etc")
-    (tmp_path / "loop").symlink_to("loop")
-    assert root.text("absolute/file") == "mine"
-    assert root.path("out/passwd") == f"{tmp_path}/etc/passwd"
-    assert root.text("loop") is None
 
 
 def test_errors() -> None:

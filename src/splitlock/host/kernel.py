@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
+from contextlib import ExitStack
 
 from splitlock import kernel_log
 from splitlock._errors import SplitlockError
@@ -15,7 +15,7 @@ from splitlock.versions import RATELIMIT, SPLIT_LOCKS, version
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from splitlock.host.root import Root
     from splitlock.host.sources import Record
@@ -33,6 +33,7 @@ _LOGS = (
 #: Where boot parameters are configured: GRUB, systemd's kernel-install, Proxmox, boot loader entries.
 _BOOT = ("etc/default/grub", "etc/default/grub.d", "etc/kernel/cmdline", "boot/loader/entries", "boot/grub/grub.cfg",
          "boot/grub2/grub.cfg")  # fmt: skip
+_JOURNAL = (".journal", ".journal~")
 _SET = re.compile(r"kernel[./]split_lock_mitigate\s*=\s*\d")
 _AROUND = ' \t"'
 MODULES = ("lib/modules", "usr/lib/modules")
@@ -55,15 +56,28 @@ class Heard:
                 self._hear("the journal", sources.journal(follow=False, boot=True))
         else:
             for name in _LOGS:
-                if root.text(name):
-                    self._hear(name, sources.file(root.path(name), follow=False))
+                if root.is_filled(name):
+                    self._hear_files(root, name, [name], lambda paths: sources.file(paths[0], follow=False))
                     break
             else:
-                journal = root.path("var/log/journal")
-                if root.names("var/log/journal"):
-                    self._hear("var/log/journal", sources.journal(follow=False, directory=journal))
+                kept = [name for name in root.files("var/log/journal") if name.endswith(_JOURNAL)]
+                if kept:
+                    self._hear_files(
+                        root, "var/log/journal", kept, lambda paths: sources.journal(follow=False, files=paths)
+                    )
         if self.source is None and not self.why:
             self.why = "no log is there"
+
+    def _hear_files(
+        self, root: Root, name: str, files: list[str], records: Callable[[list[str]], Iterator[Record]]
+    ) -> None:
+        with ExitStack() as stack:
+            try:
+                paths = [stack.enter_context(root.held(file)) for file in files]
+            except OSError as error:
+                self.why = f"{error.filename or name}: {error.strerror}"
+                return
+            self._hear(name, records(paths))
 
     def _hear(self, name: str, records: Iterator[Record]) -> None:
         try:
@@ -178,7 +192,7 @@ def _configured(root: Root) -> list[str]:
     """What is set for the next boot."""
     found = []
     for place, pattern in [*((p, PARAMETER) for p in _BOOT), *((p, _SET) for p in _SYSCTL)]:
-        names = [f"{place}/{name}" for name in root.names(place)] if os.path.isdir(root.path(place)) else [place]
+        names = [f"{place}/{name}" for name in root.names(place)] if root.is_directory(place) else [place]
         for name in names:
             for line in (root.text(name) or "").splitlines():
                 if not line.lstrip().startswith("#"):

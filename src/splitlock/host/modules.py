@@ -46,9 +46,9 @@ def directories(root: Root, release: str | None) -> list[str]:
         if release and root.exists(f"{top}/{release}/kernel"):
             return [f"{top}/{release}"]
     found = [f"{top}/{name}" for top in tops for name in root.names(top) if root.exists(f"{top}/{name}/kernel")]
-    kept: dict[str, str] = {}
+    kept: dict[tuple[int, int] | None, str] = {}
     for name in found:  # /lib may be a link to /usr/lib
-        kept.setdefault(os.path.realpath(root.path(name)), name)
+        kept.setdefault(root.identity(name), name)
     return list(kept.values())
 
 
@@ -67,15 +67,15 @@ def hypervisors(
 
     `running`: the modules that are loaded, None where nobody can tell; `advance` is told how many more files are done.
     """
-    paths = [root.path(place) for place in places]
+    paths = [f"/{place.lstrip('/')}" for place in places]
     for directory in _FOREIGN:
-        paths += [root.path(f"{directory}/{name}") for name in root.names(directory) if name.endswith(".r0")]
+        paths += [f"/{directory}/{name}" for name in root.names(directory) if name.endswith(".r0")]
     job = Job(load("refuse"), _LOOKED_FOR)
     found: dict[str, Module] = {}
     scanned, failed = 0, []
     interrupted = False
     try:
-        with closing(_audited(paths, job)) as audited:
+        with closing(_audited(paths, job, root.below)) as audited:
             for batch in audited:
                 scanned += len(batch.files) + batch.clean
                 if advance:
@@ -84,9 +84,9 @@ def hypervisors(
                     if file.verdict == "error":
                         # links, .dep files and the like of a kernel's directory are no modules
                         if ".ko" in os.path.basename(file.path):
-                            failed.append(f"{_named(root, file.path)}: {file.reason}")
+                            failed.append(f"{file.path}: {file.reason}")
                     elif _is_hypervisor(file):
-                        found[file.path] = _module(root, file, running)
+                        found[file.path] = _module(file, running)
     except KeyboardInterrupt:
         interrupted = True
     modules = sorted(found.values(), key=lambda m: (m.loaded != "yes", m.name, m.path or ""))
@@ -105,15 +105,15 @@ def unseen(running: set[str] | None, seen: list[Module]) -> list[Module]:
     ]  # fmt: skip
 
 
-def _audited(paths: list[str], job: Job) -> Generator[Batch, None, None]:
+def _audited(paths: list[str], job: Job, root: str) -> Generator[Batch, None, None]:
     number = len(os.sched_getaffinity(0))
-    if number == 1 or sum(1 for _ in zip(batches(paths), range(2), strict=False)) < 2:
-        yield from audit(paths, job)
+    if number == 1 or sum(1 for _ in zip(batches(paths, root), range(2), strict=False)) < 2:
+        yield from audit(paths, job, root=root)
         return
     from splitlock.modules.workers import Workers
 
     with Workers(number) as workers:
-        yield from audit(paths, job, executor=workers, workers=number)
+        yield from audit(paths, job, executor=workers, workers=number, root=root)
 
 
 def _is_hypervisor(file: File) -> bool:
@@ -122,13 +122,13 @@ def _is_hypervisor(file: File) -> bool:
     return bool(kinds & _HYPERVISOR) or foreign
 
 
-def _module(root: Root, file: File, running: set[str] | None) -> Module:
+def _module(file: File, running: set[str] | None) -> Module:
     is_loaded: Known = "unknown"
     if not file.path.endswith(".r0"):
         is_loaded = "unknown" if running is None else "yes" if (file.name or "").replace("-", "_") in running else "no"
     return Module(
         name=file.name or os.path.basename(file.path),
-        path=_named(root, file.path),
+        path=file.path,
         loaded=is_loaded,
         aware=file.sld_aware,
         marked=file.sld_safe,
@@ -136,8 +136,3 @@ def _module(root: Root, file: File, running: set[str] | None) -> Module:
         evidence=sorted({finding.kind for finding in file.findings} & (_HYPERVISOR | {"FOREIGN-CODE"})),
         verdict=file.verdict,
     )
-
-
-def _named(root: Root, path: str) -> str:
-    """A file by its name on that machine."""
-    return path if root.live else "/" + os.path.relpath(path, root.directory)

@@ -90,8 +90,8 @@ class _Entry(msgspec.Struct):
     time: str | None = msgspec.field(default=None, name="__REALTIME_TIMESTAMP")
 
 
-def journal(*, follow: bool, directory: str | None = None, boot: bool = False) -> Iterator[Record]:
-    """The kernel's messages in systemd's journal, or in the journal files of a directory. Raises SplitlockError.
+def journal(*, follow: bool, files: list[str] | None = None, boot: bool = False) -> Iterator[Record]:
+    """The kernel's messages in systemd's journal, or in these files of one. Raises SplitlockError.
 
     `boot`: since this boot only.
     """
@@ -99,7 +99,7 @@ def journal(*, follow: bool, directory: str | None = None, boot: bool = False) -
         raise SplitlockError("--journal: journalctl is not installed; leave out --journal, or name a log file", 2)
     words = ["journalctl", "--output=json", "--output-fields=MESSAGE", "--no-pager", "--quiet"]
     # its own notes of what it missed are of transport `driver`
-    words += ["_TRANSPORT=kernel", "+", "_TRANSPORT=driver"] + (["--directory", directory] if directory else [])
+    words += ["_TRANSPORT=kernel", "+", "_TRANSPORT=driver"] + ([f"--file={path}" for path in files or ()])
     words += (["--boot"] if boot else []) + (["--follow", "--lines=all"] if follow else [])
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
     assert process.stdout
@@ -118,7 +118,7 @@ def journal(*, follow: bool, directory: str | None = None, boot: bool = False) -
                 if isinstance(entry.MESSAGE, str)
                 else bytes(entry.MESSAGE or ()).decode("utf-8", "replace")
             )
-            yield Record(text, int(entry.time) / 1e6 if entry.time else None, 0, directory is None)
+            yield Record(text, int(entry.time) / 1e6 if entry.time else None, 0, files is None)
         ended = True
     finally:
         if not ended:

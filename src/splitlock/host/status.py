@@ -51,12 +51,11 @@ def status(
 
 def vmms(root: Root) -> list[Vmm]:
     """The programs that run virtual machines now: by /proc, or by the list of processes in an sosreport."""
-    proc = root.path("proc")
     found = []
     for name in root.names("proc"):
         if not name.isdigit():
             continue
-        process = tasks.process(int(name), proc=proc)
+        process = tasks.process(int(name), root=root)
         if process and process.vmm:
             found.append(Vmm(pid=process.pid, name=process.vmm, vm=process.vm))
     if not found:

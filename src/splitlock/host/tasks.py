@@ -6,6 +6,7 @@ import os
 import re
 from itertools import pairwise
 
+from splitlock.host.root import Root
 from splitlock.report.watch import Process
 
 # Containers: as runtimes name their control groups (systemd scopes, cgroupfs, LXC); the kernel gives the path.
@@ -28,6 +29,9 @@ _PROGRAMS = (
 )  # fmt: skip
 
 
+HERE = Root("/")
+
+
 def vcpu_thread(comm: str) -> bool:
     """Is it, by its name, a thread that does nothing but run a virtual processor?"""
     return any(pattern.match(comm) for pattern, _ in _VCPU_THREADS)
@@ -43,19 +47,19 @@ def vmm_by_name(comm: str) -> str | None:
     )
 
 
-def process(tid: int, comm: str = "", proc: str = "/proc") -> Process | None:
+def process(tid: int, comm: str = "", root: Root = HERE) -> Process | None:
     """The process of a task; None when it is gone, or its number has gone to a task of another name."""
     try:
-        status = _read(f"{proc}/{tid}/status")
-        name = _read(f"{proc}/{tid}/comm").rstrip("\n")
+        status = _read(root, f"proc/{tid}/status")
+        name = _read(root, f"proc/{tid}/comm").rstrip("\n")
         if comm and name != comm:
             return None
         pid = int(next(line for line in status.splitlines() if line.startswith("Tgid:")).split()[1])
-        command = _read(f"{proc}/{pid}/cmdline").rstrip("\0").split("\0")
-        groups = _read(f"{proc}/{tid}/cgroup")
+        command = _read(root, f"proc/{pid}/cmdline").rstrip("\0").split("\0")
+        groups = _read(root, f"proc/{tid}/cgroup")
     except (OSError, StopIteration, ValueError):
         return None
-    vmm = _vmm(pid, command, name, proc)
+    vmm = _vmm(pid, command, name, root)
     return Process(
         pid=pid,
         command=command if command != [""] else [],
@@ -88,15 +92,14 @@ def vm_name(command: list[str], groups: str, vmm: str | None) -> str | None:
     return _unescaped(found[2]) if found and found[1] != "lxc" else None
 
 
-def _vmm(pid: int, command: list[str], comm: str, proc: str) -> str | None:
+def _vmm(pid: int, command: list[str], comm: str, root: Root) -> str | None:
     name = os.path.basename(command[0]) if command else ""
     found = vmm_by_name(comm) or vmm_by_name(name)
     if found != "QEMU" and found is not None:
         return found
     try:
-        for entry in os.scandir(f"{proc}/{pid}/fd"):
-            if "kvm-vcpu" in os.readlink(entry.path):
-                return found or name or "a VMM"
+        if any("kvm-vcpu" in link for link in root.links(f"proc/{pid}/fd")):
+            return found or name or "a VMM"
     except OSError:
         return found
     return found
@@ -107,6 +110,6 @@ def _unescaped(name: str) -> str:
     return re.sub(r"\\x([0-9a-f]{2})", lambda match: chr(int(match[1], 16)), name)
 
 
-def _read(path: str) -> str:
-    with open(path, "rb") as file:
+def _read(root: Root, name: str) -> str:
+    with root.open(name) as file:
         return file.read(1 << 20).decode("utf-8", "replace")

@@ -10,12 +10,14 @@ import os
 import stat
 from collections import namedtuple
 from contextlib import closing
+from typing import NamedTuple
 
 from splitlock._errors import ImageError, SplitlockError
 from splitlock.image import bzimage
 from splitlock.image.archive import deb, packed, rpm
 from splitlock.image.compressed import compression, expand
 from splitlock.image.elf import EM_X86_64, elf_class
+from splitlock.linux import below
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,10 +32,15 @@ _MODULE = (".ko", ".r0")  # names of files that are expected to be ELF files, wh
 _COMPRESSED = (".gz", ".xz", ".zst", ".bz2", ".lz4", ".lzma")
 _KERNEL_S_OWN = ("build", "source")  # links from a kernel's modules to its headers: no modules there, as for depmod
 
-File = namedtuple("File", "path given")
-File.__doc__ = (
-    """A file to look into: its path, and whether it was named by the user (found in a directory otherwise)."""
-)
+
+class File(NamedTuple):
+    """A file to look into."""
+
+    path: str
+    given: bool  #: it was named by the user; false: found in a directory
+    root: str = ""  #: the directory that its path begins at and cannot leave; empty: this machine's
+
+
 Member = namedtuple("Member", "path member data")
 Member.__doc__ = """An ELF file: the path of the file it is or is in, its name inside a package, its contents.
 
@@ -67,71 +74,110 @@ def members(paths: Iterable[str], *, limit: int = LIMIT) -> Iterator[Member | Fa
             yield file
 
 
-def files(paths: Iterable[str]) -> Iterator[File | Failure]:
+def files(paths: Iterable[str], root: str = "") -> Iterator[File | Failure]:
     """The files to look into: those named, and those below the directories named, each directory once.
 
-    Links are followed, but for `build` and `source` and where the target comes up anyhow.
+    Links are followed, but for `build` and `source` and where the target comes up anyhow. `root`: what the / of the
+    paths is, which nothing leads out of; empty: this machine's.
     """
     for path in paths:
         try:
-            mode = os.stat(path).st_mode
+            mode = status(path, root).st_mode
         except (OSError, ValueError) as error:
             yield Failure(shown(path), None, _reason(error))
             continue
         if stat.S_ISDIR(mode):
-            yield from _walk(path)
+            yield from _walk(path, root)
         else:
-            yield File(path, True)
+            yield File(path, True, root)
 
 
-def _walk(top: str) -> Iterator[File | Failure]:
-    root = os.path.realpath(top)
+class _Entry(NamedTuple):
+    """What is in a directory."""
+
+    path: str
+    name: str
+    linked: bool
+    kind: int  #: stat.S_IFDIR, stat.S_IFREG, ...; a link's own is S_IFLNK
+
+
+def _walk(top: str, root: str) -> Iterator[File | Failure]:
     seen: set[tuple[int, int]] = set()
-    waiting: list[str | os.DirEntry[str]] = [top]  # what comes next is last; a directory to go into is a path
+    real = ""
+    waiting: list[str | _Entry] = [top]  # what comes next is last; a directory to go into is a path
     while waiting:
         entry = waiting.pop()
-        if isinstance(entry, str):
-            try:
-                waiting += _entries(entry, seen)
-            except OSError as error:
-                yield Failure(shown(entry), None, _reason(error))
-            continue
         try:
-            linked = entry.is_symlink()
-            if linked:
-                os.stat(entry.path)  # a link to itself or to nothing has a reason to name
-            if entry.is_dir():
-                if not (linked and entry.name in _KERNEL_S_OWN):
+            if isinstance(entry, str):
+                entries, here = _entries(entry, root, seen)
+                waiting += entries
+                real = real or here
+                continue
+            kind, target = entry.kind, ""
+            if entry.linked:  # a link to itself or to nothing has a reason to name
+                kind, target = _target(entry.path, root)
+            if stat.S_ISDIR(kind):
+                if not (entry.linked and entry.name in _KERNEL_S_OWN):
                     waiting.append(entry.path)
-            elif entry.is_file() and not (linked and os.path.realpath(entry.path).startswith(root + "/")):
-                yield File(entry.path, False)
+            elif stat.S_ISREG(kind) and not target.startswith(real + "/"):
+                yield File(entry.path, False, root)
         except OSError as error:
-            if not (linked and entry.name in _KERNEL_S_OWN):  # headers that are not installed
+            if isinstance(entry, str):
+                yield Failure(shown(entry), None, _reason(error))
+            elif entry.name not in _KERNEL_S_OWN:  # headers that are not installed
                 yield Failure(shown(entry.path), None, _reason(error))
 
 
-def _entries(directory: str, seen: set[tuple[int, int]]) -> list[os.DirEntry[str]]:
-    """What is in a directory, the last name first; nothing in one that was `seen`."""
-    info = os.stat(directory)
-    if (info.st_dev, info.st_ino) in seen:
-        return []
-    seen.add((info.st_dev, info.st_ino))
-    with os.scandir(directory) as found:
-        return sorted(found, key=lambda entry: entry.name, reverse=True)
+def _entries(directory: str, root: str, seen: set[tuple[int, int]]) -> tuple[list[_Entry], str]:
+    """What is in a directory, the last name first, nothing in one that was `seen`; and its path without links."""
+    held = below.opened(root, directory, folder=True)
+    try:
+        info = os.fstat(held)
+        real = below.real(held)
+        if (info.st_dev, info.st_ino) in seen:
+            return [], real
+        seen.add((info.st_dev, info.st_ino))
+        with os.scandir(held) as found:
+            entries = [_entry(os.path.join(directory, one.name), one) for one in found]
+        return sorted(entries, key=lambda entry: entry.name, reverse=True), real
+    finally:
+        os.close(held)
+
+
+def _entry(path: str, found: os.DirEntry[str]) -> _Entry:
+    linked = found.is_symlink()
+    kind = stat.S_IFLNK if linked else stat.S_IFMT(found.stat(follow_symlinks=False).st_mode)
+    return _Entry(path, found.name, linked, kind)
+
+
+def _target(path: str, root: str) -> tuple[int, str]:
+    """What kind of file a link leads to, and its path here without links."""
+    held = below.handle(root, path)
+    try:
+        return os.fstat(held).st_mode, below.real(held)
+    finally:
+        os.close(held)
+
+
+def status(path: str, root: str = "") -> os.stat_result:
+    """What stat(2) says of a file. Raises OSError."""
+    held = below.handle(root, path)
+    try:
+        return os.fstat(held)
+    finally:
+        os.close(held)
 
 
 def read(file: File, *, limit: int = LIMIT) -> Iterator[Member | Failure]:
     """The ELF files in one file: itself, what is compressed in it, or the members of a package."""
     path = shown(file.path)
     try:
-        fd = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO must not hold us up
+        fd = below.opened(file.root, file.path)
     except (OSError, ValueError) as error:
         yield Failure(path, None, _reason(error))
         return
     try:
         info = os.fstat(fd)
-        if not stat.S_ISREG(info.st_mode):
-            raise ImageError("not a regular file")
         head = os.pread(fd, bzimage.HEAD, 0)
         package = _package(fd, info.st_size, head, path, limit)
         if package is not None:

@@ -14,7 +14,7 @@ from concurrent.futures import BrokenExecutor
 
 from splitlock._errors import ImageError
 from splitlock.image.module import ET_REL
-from splitlock.image.package import Failure, Member, files, read, shown
+from splitlock.image.package import Failure, Member, files, read, shown, status
 from splitlock.image.package import File as Input
 from splitlock.modules.scan import SLD_AWARE, scan
 from splitlock.modules.verdict import judge
@@ -44,21 +44,28 @@ _BIG = 4 << 20  # bytes of a file that is a batch of its own: a package, a kerne
 
 
 def audit(
-    paths: Iterable[str], job: Job, *, executor: Executor | None = None, workers: int = 1, send: bool = False
+    paths: Iterable[str],
+    job: Job,
+    *,
+    executor: Executor | None = None,
+    workers: int = 1,
+    send: bool = False,
+    root: str = "",
 ) -> Iterator[Batch]:
     """Scan `paths` (files, packages, directories); yields the results in the order of the input.
 
     Without an executor everything happens in this process. `workers` says how many the executor has; with `send`
-    the files are read here and their contents are sent. What cannot be read is a result with the verdict `error`.
+    the files are read here and their contents are sent. `root`: what the / of the paths is, which nothing leads out of;
+    empty: this machine's. What cannot be read is a result with the verdict `error`.
     """
     if executor is None:
-        for item in files(paths):
+        for item in files(paths, root):
             for member in _opened([item]):
                 yield examine([member], job)
         return
     waiting: deque[tuple[Future[Batch] | None, list[Item]]] = deque()
     try:
-        for batch in _sent(paths) if send else batches(paths):
+        for batch in _sent(paths, root) if send else batches(paths, root):
             try:
                 waiting.append((executor.submit(examine, batch, job), batch))
             except BrokenExecutor:  # after a worker died nothing more is taken
@@ -73,11 +80,11 @@ def audit(
                 future.cancel()
 
 
-def batches(paths: Iterable[str]) -> Iterator[list[Item]]:
+def batches(paths: Iterable[str], root: str = "") -> Iterator[list[Item]]:
     """The files below `paths` in portions for a worker; a package is one by itself."""
     batch: list[Item] = []
-    for item in files(paths):
-        big = isinstance(item, Input) and _size(item.path) > _BIG
+    for item in files(paths, root):
+        big = isinstance(item, Input) and _size(item) > _BIG
         if batch and (big or len(batch) >= _FILES):
             yield batch
             batch = []
@@ -89,10 +96,10 @@ def batches(paths: Iterable[str]) -> Iterator[list[Item]]:
         yield batch
 
 
-def _sent(paths: Iterable[str]) -> Iterator[list[Item]]:
+def _sent(paths: Iterable[str], root: str) -> Iterator[list[Item]]:
     batch: list[Item] = []
     size = 0
-    for member in _opened(files(paths)):
+    for member in _opened(files(paths, root)):
         batch.append(member)
         size += len(member.data) if isinstance(member, Member) else 0
         if size >= _SENT or len(batch) >= _FILES:
@@ -110,9 +117,9 @@ def _opened(items: Iterable[Item]) -> Iterator[Member | Failure]:
             yield item
 
 
-def _size(path: str) -> int:
+def _size(file: Input) -> int:
     try:
-        return os.stat(path).st_size
+        return status(file.path, file.root).st_size
     except OSError:
         return 0  # reading it says why
 
