@@ -14,7 +14,7 @@ import pytest
 
 from splitlock.host.explain import explain
 from splitlock.host.space import Based, Live, Saved
-from splitlock.kernel_log import Line, parse
+from splitlock.linux.log import Line, parse
 from splitlock.report.watch import Event
 from splitlock.x86 import logged
 

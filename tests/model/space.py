@@ -9,15 +9,22 @@ from typing import get_args
 from splitlock.model.cpu import Access, Processor, Where
 from splitlock.model.guest import Guest
 from splitlock.model.hypervisor import Kind
-from splitlock.model.kernel import MODES, Linux
+from splitlock.model.kernel import VALUES, Linux
 from splitlock.model.machine import VM, Host
 
 PROCESSORS = [Processor(ac, db) for ac, db in product((False, True), repeat=2)] + [Processor(False, True, amd=True)]
-#: A version on each side of what changed: 5.7 #AC, 5.8 KVM, 5.13 #DB, 5.14 ratelimit, 5.19 misery, 6.13 AMD, 6.14 SVM.
-VERSIONS = [(5, 4), (5, 7), (5, 8), (5, 13), (5, 14), (6, 1), (6, 13), (6, 14)]
+#: A version on each side of what changed: 5.7 #AC and KVM, 5.13 #DB, 5.14 ratelimit, 5.19 misery,
+#: 6.13 AMD, 6.14 SVM, 7.1.
+VERSIONS = ["5.4", "5.7", "5.12", "5.13", "5.14", "6.1", "6.13.0", "6.14", "7.1"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 LAYERS: list[tuple[Kind, ...]] = [(kind,) for kind in KINDS] + list(product(KINDS, repeat=2))
-GUESTS = [Guest(None), Guest(Linux((4, 19))), Guest(Linux((5, 7))), Guest(Linux((6, 1))), Guest(Linux((6, 1)), True)]
+GUESTS = [
+    Guest(None),
+    Guest(Linux.of("4.19")),
+    Guest(Linux.of("5.7")),
+    Guest(Linux.of("6.1")),
+    Guest(Linux.of("6.1"), True),
+]
 ACCESSES = [
     *(Access("user", ac, am, 64, emulated) for ac, am, emulated in product((False, True), repeat=3)),
     *(Access(where, False, True, bits, emulated)  # type: ignore[arg-type]
@@ -31,8 +38,8 @@ EVERY_ACCESS = [
 
 def hosts() -> Iterator[Host]:
     """Every host."""
-    for processor, version, mode, disabled in product(PROCESSORS, VERSIONS, MODES, (False, True)):
-        yield Host(processor, Linux(version, mode), disabled)
+    for processor, version, value, disabled in product(PROCESSORS, VERSIONS, VALUES, (False, True)):
+        yield Host(processor, Linux.of(version, value), disabled)
 
 
 def machines() -> Iterator[VM]:

@@ -6,15 +6,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from splitlock.linux.parameter import Mode
 from splitlock.model.cpu import Access, Processor
-from splitlock.model.kernel import Linux, Locks, Mode, boot, limited_ms, windows
+from splitlock.model.kernel import Linux, Locks, boot, limited_ms, windows
 from splitlock.model.machine import Host, native
 
 AC, DB, BOTH = Processor(True), Processor(False, True), Processor(True, True)
 
 
+def linux(mode: Mode, release: str = "6.1", *, mitigate: bool = True) -> Linux:
+    return Linux.of(release, "ratelimit:10" if mode == "ratelimit" else mode, mitigate)
+
+
 def fate(processor: Processor, mode: Mode, access: Access, mitigate: bool = True) -> str:
-    return native(Host(processor, Linux(mode=mode, mitigate=mitigate)), access, Locks()).fate
+    return native(Host(processor, linux(mode, mitigate=mitigate)), access, Locks()).fate
 
 
 @pytest.mark.parametrize(
@@ -54,7 +59,7 @@ def test_who_sets_eflags_ac() -> None:
     ],
 )
 def test_boot(processor: Processor, mode: Mode, line: str) -> None:
-    assert boot(Linux(mode=mode), processor).log == (line and f"x86/split lock detection: {line}")
+    assert boot(linux(mode), processor).line == (line and f"x86/split lock detection: {line}")
 
 
 @pytest.mark.parametrize(("mode", "words"), [("off", "disabled"), ("warn", "warning about user-space split_locks"),
@@ -62,24 +67,24 @@ def test_boot(processor: Processor, mode: Mode, line: str) -> None:
                                              ("ratelimit", "warning about user-space split_locks")])  # fmt: skip
 def test_boot_before_bus_locks(mode: Mode, words: str) -> None:
     """5.7 to 5.12 have other words, and take `ratelimit` for the default."""
-    assert boot(Linux((5, 12), mode), BOTH).log == f"x86/split lock detection: {words}"
+    assert boot(linux(mode, "5.12"), BOTH).line == f"x86/split lock detection: {words}"
 
 
 def test_lines() -> None:
     locks = Locks(comm="CHTTPClientThread", pid=19782, address=0xF323A094)
-    step = native(Host(DB, Linux()), Access(), locks).steps[-1]
+    step = native(Host(DB, Linux.of("6.1")), Access(), locks).steps[-1]
     line = "x86/split lock detection: #DB: CHTTPClientThre/19782 took a bus_lock trap at address: 0xf323a094"
     assert step.log == line
-    step = native(Host(AC, Linux()), Access(), locks).steps[-1]
+    step = native(Host(AC, Linux.of("6.1")), Access(), locks).steps[-1]
     assert step.log == line.replace("#DB", "#AC").replace("bus_lock", "split_lock")
-    assert not native(Host(AC, Linux()), Access(), locks._replace(reported=True)).steps[-1].log  # once a task
+    assert not native(Host(AC, Linux.of("6.1")), Access(), locks._replace(reported=True)).steps[-1].log  # once a task
 
 
 def test_misery() -> None:
     """Sleep 10 ms, one core at a time, detection back on after 2 jiffies."""
-    step = native(Host(AC, Linux(hz=250)), Access(), Locks()).steps[-1]
+    step = native(Host(AC, Linux.of("6.1", hz=250)), Access(), Locks()).steps[-1]
     assert (step.milliseconds, step.alone_milliseconds) == (10, 8)
-    seldom = native(Host(AC, Linux(hz=1000)), Access(), Locks(number=15, every_ms=50)).steps[-1]
+    seldom = native(Host(AC, Linux.of("6.1", hz=1000)), Access(), Locks(number=15, every_ms=50)).steps[-1]
     assert (seldom.milliseconds, seldom.alone_milliseconds) == (150, 30)
 
 

@@ -7,6 +7,8 @@ from itertools import product
 import pytest
 
 from splitlock.host.advice import modes
+from splitlock.linux import versions
+from splitlock.linux.versions import MITIGATE
 from splitlock.model.advise import host
 from splitlock.model.cpu import Access, Processor
 from splitlock.model.kernel import Locks
@@ -14,7 +16,6 @@ from splitlock.model.machine import Host, native
 from splitlock.model.scenario import linux
 from splitlock.report.status import Detection, Guard, Kernel, Known, Log, Report
 from splitlock.report.status import Processor as Found
-from splitlock.versions import MITIGATE, version
 
 _RELEASES = ("4.19.0", "5.7.1", "5.10.0-46", "5.13.0", "5.14.0", "5.19.2", "6.1.0-56", "6.12.117", "6.13.1")
 _VENDORS = ("GenuineIntel", "AuthenticAMD", "HygonGenuine")
@@ -37,8 +38,8 @@ def _status(split: Known, bus: Known, vendor: str, inside: str | None, release: 
 def test_every_machine(release: str) -> None:
     """By the words of the sentence; where it is not known whether the processor detects, both take it to."""
     known: tuple[Known, ...] = ("yes", "no", "unknown")
-    since = version(release)
-    sysctl = (0, 1) if since and since >= MITIGATE else (None,)
+    found = versions.release(release)
+    sysctl = (0, 1) if found and found.series >= MITIGATE.since else (None,)
     for split, bus, vendor, inside, mitigate in product(known, known, _VENDORS, (None, "KVM"), sysctl):
         status = _status(split, bus, vendor, inside, release, mitigate)
         machine = host(status, "here")
@@ -46,13 +47,13 @@ def test_every_machine(release: str) -> None:
         for said in modes(status)[1:]:
             words = said.mode.replace("N", "10")
             modelled = Host(processor, linux(release, words, "linux", machine.mitigate))
-            core, fate = modelled.set.core, native(modelled, Access(), Locks()).fate
+            core, fate = modelled.core, native(modelled, Access(), Locks()).fate
             where = (split, bus, vendor, inside, mitigate, said)
-            if said.mode == "ratelimit:N" and modelled.set.mode == "warn":
+            if said.mode == "ratelimit:N" and modelled.armed.mode == "warn":
                 assert "takes its default, warn" in said.effect, where
                 continue
             assert said.effect.startswith("No effect") == (not core.test_ctrl and not core.debugctl), where
             assert ("SIGBUS" in said.effect) == (fate == "sigbus"), where
             assert ("10 ms of sleep" in said.effect) == (fate == "slowed"), where
             assert ("oops" in said.effect) == core.test_ctrl, where
-            assert ("At most N" in said.effect) == (core.debugctl and modelled.set.mode == "ratelimit"), where
+            assert ("At most N" in said.effect) == (core.debugctl and modelled.armed.mode == "ratelimit"), where

@@ -55,7 +55,8 @@ def run(args: argparse.Namespace) -> int:
     """Do it; gives the exit status."""
     from splitlock.commands._output import Output
     from splitlock.host.explain import explain
-    from splitlock.kernel_log import PREFIX, parse
+    from splitlock.linux.log import parse
+    from splitlock.linux.sentences import PREFIX
 
     if args.base and not args.image:
         raise SplitlockError("--base: goes with --image FILE", 2)

@@ -8,7 +8,7 @@ has it, too.
 
 from __future__ import annotations
 
-from splitlock.kernel_log import PREFIX
+from splitlock.linux.sentences import PREFIX
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -1,20 +1,19 @@
 """What did the guest do about an exception? By its console, and by what the plugin saw the instruction do afterwards.
 
-The kernel's words: splitlock.kernel_log; kernel/panic.c.
+The kernel's words: linux/log.py; kernel/panic.c.
 """
 
 from __future__ import annotations
 
 import re
 
-from splitlock.kernel_log import PREFIX, parse
+from splitlock.linux.log import lines
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from splitlock.guest.shared import Entry, Totals
     from splitlock.report.guest import Answer, Where
 
-_OOPS = re.compile(r"Split lock detected(?=\s*(\[ *\d+\.\d+\])?\s*: \w+ \[#\d+\])")  # over two lines of a console
 _PANIC = re.compile(r"Kernel panic - not syncing: [^\r\n]*")
 _KERNEL: tuple[Where, ...] = ("kernel", "module")
 
@@ -28,16 +27,19 @@ class Console:
         self.warned: dict[tuple[int, int | None], str] = {}
         self.killed: dict[tuple[int, int | None], str] = {}
         boot = []
-        for line in filter(None, map(parse, text.splitlines())):
+        oops = None
+        for line in lines(text):
             if line.kind == "trap":
-                self.warned.setdefault((line.pid, line.address), PREFIX + line.text)
+                self.warned.setdefault((line.pid, line.address), line.text)
             elif line.kind == "killed":
                 self.killed.setdefault((line.pid, line.address), line.text)
             elif line.kind == "mode":
-                boot.append(PREFIX + line.text)
+                boot.append(line.text)
+            elif line.kind == "oops":
+                oops = oops or line.text.splitlines()[0]
         self.boot = list(dict.fromkeys(boot))  #: what the kernel says of its detection
-        oops, panic = _OOPS.search(text), _PANIC.search(text)
-        self.oops = oops[0] if oops else None
+        panic = _PANIC.search(text)
+        self.oops = oops
         self.panic = panic[0] if panic else None
 
 
@@ -51,8 +53,8 @@ def answers(
     found: list[Answer] = []
     said: str | None = None
     places = (entry.pc, entry.pc + entry.length)
-    for answer, lines in (("warned", console.warned), ("sigbus", console.killed)):
-        for (pid, place), line in lines.items():
+    for answer, told in (("warned", console.warned), ("sigbus", console.killed)):
+        for (pid, place), line in told.items():
             if place in places and (not threads or pid in threads):
                 found.append(answer)  # type: ignore[arg-type]  # one of Answer's
                 said = said or line

@@ -7,9 +7,10 @@ to a guest's `#AC` (arch/x86/kvm/vmx/vmx.c, handle_exception_nmi), applied to wh
 from __future__ import annotations
 
 from splitlock.host.processor import usable
+from splitlock.linux import versions
+from splitlock.linux.versions import MISERY, RATELIMIT, SPLIT_LOCKS
 from splitlock.report.lines import count
 from splitlock.report.status import Advice
-from splitlock.versions import MISERY, RATELIMIT, SPLIT_LOCKS, version
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,15 +27,16 @@ def modes(report: Report) -> list[Advice]:
 
 def _effect(mode: str, report: Report) -> str:
     release = report.kernel.release
-    since = version(release or "")
+    known = versions.release(release or "")
+    since = known.series if known else None
     split, bus = usable(report.processor, since)
     if mode == "off":
         return "Nothing is detected: a split lock stalls all cores, and nobody is told."
-    if since and since < SPLIT_LOCKS:
+    if since and since < SPLIT_LOCKS.since:
         return f"No effect: Linux {release} has no split-lock detection."
     if split == bus == "no":
         return "No effect: the processor has neither #AC nor #DB that the kernel could use."
-    if mode == "ratelimit:N" and since and since < RATELIMIT:
+    if mode == "ratelimit:N" and since and since < RATELIMIT.since:
         return f"Linux {release} does not know it, and takes its default, warn."
     unsure = "" if "yes" in (split, bus) else "If the processor can detect (it is not known): "
     who = _takers(report)
@@ -52,7 +54,7 @@ def _effect(mode: str, report: Report) -> str:
         }[mode]
         return f"{unsure}{what}{who}"
     misery = "slows it: 10 ms of sleep, then one such task at a time"
-    if since and since < MISERY:
+    if since and since < MISERY.since:
         misery = f"does not slow it (Linux {release})"
     if report.kernel.mitigate == 0:
         misery = "does not slow it (kernel.split_lock_mitigate=0)"

@@ -12,7 +12,7 @@ from splitlock.x86.privileged import spell
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from splitlock.host.space import Found
-    from splitlock.kernel_log import Line
+    from splitlock.linux.log import Line
 
 _BEFORE = 64  # bytes looked at where no function's start is known
 _FUNCTION = 1 << 16  # bytes that a function may have before the address

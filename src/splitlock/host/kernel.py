@@ -6,12 +6,12 @@ import re
 from collections import Counter
 from contextlib import ExitStack
 
-from splitlock import kernel_log
 from splitlock._errors import SplitlockError
 from splitlock.host import sources, tasks
 from splitlock.host.processor import usable
+from splitlock.linux import log, versions
+from splitlock.linux.versions import RATELIMIT, SPLIT_LOCKS
 from splitlock.report.status import Kernel, Log, Logged
-from splitlock.versions import RATELIMIT, SPLIT_LOCKS, version
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class Heard:
         self.source, self.why = name, "its beginning was overwritten" if self.lost else ""
 
     def _take(self, text: str) -> None:
-        line = kernel_log.parse(text)
+        line = log.parse(text)
         if line is None:
             if any(word in text for word in ("Linux version", "Command line:", "Hypervisor detected")):
                 if "Linux version" in text:  # another boot begins: what was before is not of this one
@@ -104,7 +104,7 @@ class Heard:
             self.suppressed += line.number
         elif line.kind == "lost":
             self.lost += line.number
-        else:
+        elif line.kind in ("trap", "guest", "killed", "oops"):
             self.lines += 1
             self._tasks[
                 line.comm or "the kernel",
@@ -151,9 +151,10 @@ def kernel(root: Root, heard: Heard, processor: Processor) -> Kernel:
 def _inferred(
     root: Root, command_line: str, parameter: str | None, processor: Processor, release: str | None
 ) -> tuple[str, str]:
-    since = version(release or "")
+    known = versions.release(release or "")
+    since = known.series if known else None
     split, bus = usable(processor, since)
-    if since and since < SPLIT_LOCKS:
+    if since and since < SPLIT_LOCKS.since:
         return "off", f"{release} has no split-lock detection (5.7 is the first)"
     if split == bus == "no":
         if processor.split_lock.supported == processor.bus_lock.supported == "no":
@@ -163,7 +164,7 @@ def _inferred(
         return "unknown", "it is not running: no command line, no log"
     if "yes" not in (split, bus):
         return "unknown", "whether the processor can detect is not known"
-    if parameter and parameter.startswith("ratelimit") and since and since < RATELIMIT:
+    if parameter and parameter.startswith("ratelimit") and since and since < RATELIMIT.since:
         return "warn", f"the default; {release} knows no ratelimit"
     if parameter and _MODE.fullmatch(parameter):
         if parameter.startswith("ratelimit") and bus != "yes":

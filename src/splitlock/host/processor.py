@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 
 from splitlock.host import cpuid
+from splitlock.linux.versions import AMD_BUS_LOCKS, BUS_LOCKS, SPLIT_LOCKS
 from splitlock.report.status import Detection, Processor
-from splitlock.versions import AMD, BUS_LOCKS, SPLIT_LOCKS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from splitlock.host.root import Root
+    from splitlock.linux.versions import Version
     from splitlock.report.status import Known
-    from splitlock.versions import Version
 
 TEST_CTRL, CORE_CAPABILITIES, DEBUGCTL = 0x33, 0xCF, 0x1D9  # SDM vol. 4
 _DETECT_SPLIT, _HAS_SPLIT, _DETECT_BUS = 1 << 29, 1 << 5, 1 << 2
@@ -52,9 +52,10 @@ def processor(root: Root, log: str) -> Processor:
 def usable(cpu: Processor, since: Version | None) -> tuple[Known, Known]:
     """Of `#AC` and `#DB`, what a kernel of this version uses (None: any). In a guest not `#AC`: split_lock_setup()."""
     split, bus = cpu.split_lock.supported, cpu.bus_lock.supported
-    if cpu.hypervisor or (since and since < SPLIT_LOCKS):
+    amd = cpu.vendor in ("AuthenticAMD", "HygonGenuine")
+    if amd or cpu.hypervisor or (since and since < SPLIT_LOCKS.since):
         split = "no"
-    if since and since < (AMD if cpu.vendor in ("AuthenticAMD", "HygonGenuine") else BUS_LOCKS):
+    if since and since < (AMD_BUS_LOCKS if amd else BUS_LOCKS).since:
         bus = "no"
     return split, bus
 

@@ -6,8 +6,8 @@ import datetime
 import re
 from collections import Counter, OrderedDict
 
-from splitlock import kernel_log
 from splitlock.host.explain import explain
+from splitlock.linux.log import Line, lines
 from splitlock.report.watch import Count, Event, Summary
 
 TYPE_CHECKING = False
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _PLACES = 10_000  # kept apart in the sum
 _EXPLAINED = 4_096  # answers that are kept for the same line again
 _RIP = re.compile(r"RIP: 0010:(\S+)")  # the kernel's own code, in the dump that follows an oops
+_PLACED = ("trap", "guest", "killed", "oops", "alignment")
 _DUMP = 40  # lines in which it is looked for
 
 
@@ -33,7 +34,7 @@ class Watch:
         self._kinds: Counter[str] = Counter()
         self._counts: dict[tuple[object, ...], Count] = {}
         self._explained: OrderedDict[tuple[object, ...], Event] = OrderedDict()
-        self._oops: tuple[kernel_log.Line, str | None] | None = None
+        self._oops: tuple[Line, str | None] | None = None
         self._dump = 0
 
     def events(self, records: Iterable[Record]) -> Iterator[Event]:
@@ -46,11 +47,10 @@ class Watch:
             self.read += 1
             if record.text is None:
                 continue
-            line = kernel_log.parse(record.text)
             if self._oops:
                 yield from self._dumped(record.text)
-            if line is not None:
-                self.recognised += 1
+            for line in lines(record.text):
+                self.recognised += line.kind != "unknown"
                 if line.kind == "oops":  # the function is named some lines later
                     self._oops, self._dump = (line, when(record.time)), _DUMP
                     continue
@@ -71,7 +71,7 @@ class Watch:
         self._count(made)
         return made
 
-    def _event(self, line: kernel_log.Line, record: Record) -> Event:
+    def _event(self, line: Line, record: Record) -> Event:
         key = (line.kind, line.exception, line.comm, line.pid, line.address, line.detail, record.live)
         made = self._explained.get(key)
         if made is None or made.note:  # what was not known may be by now
@@ -91,7 +91,7 @@ class Watch:
             self.lost += event.number
         elif event.kind == "mode":
             self.mode = event.detail or self.mode
-        else:
+        elif event.kind in _PLACED:
             place = event.place
             where = (place.image, place.offset, place.function) if place and place.offset else (None, event.address)
             key = (event.exception, event.comm, event.guest, *where, event.detail if event.kind == "oops" else "")

@@ -81,6 +81,8 @@ def has(change: Change, release: Release) -> Literal["yes", "no", "unknown"]:
         return "unknown"
     if release.series < change.needs:
         return "no"
+    if release.patch == 0:
+        return "no"  # mainline's own: what came later cannot be in it
     first, seen, lacks = (table.get(release.series) for table in (change.stable, change.seen, change.lacks))
     if first is None and seen is None and lacks is None:
         return "unknown" if change.fix else "no"

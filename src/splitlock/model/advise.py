@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from splitlock.linux.parameter import MODES
 from splitlock.model.cpu import Access, Processor
 from splitlock.model.guest import Guest as Unwatched
 from splitlock.model.hypervisor import TITLES, kind_on
-from splitlock.model.kernel import MODES, Linux, Locks
+from splitlock.model.kernel import Linux, Locks
 from splitlock.model.machine import VM, Result, inside, native
 from splitlock.model.machine import Host as Modelled
 from splitlock.model.scenario import linux
@@ -23,7 +24,7 @@ _RATE = 100  # bus locks a second, where ratelimit is tried
 _ENTERS = {"VMLAUNCH", "VMRESUME", "VMXON"}
 _DIES = {"sigbus": "is killed", "oops": "oopses", "panic": "panics", "livelock": "is stuck for ever"}
 #: Any guest may be run, as long as nobody says which. Who asks for alignment checks gets them on every processor.
-_ANY = [Unwatched(Linux()), Unwatched(Linux((4, 19))), Unwatched(None)]
+_ANY = [Unwatched(Linux.of("6.1")), Unwatched(Linux.of("4.19")), Unwatched(None)]
 _ACCESSES = [Access(), Access("kernel"), Access("kernel", bits=16)]
 
 
@@ -65,11 +66,7 @@ def hypervisors(modules: list[Module], machine: Host) -> list[Hypervisor]:
             kind, why = "virtualbox", "can bring a hypervisor that no module loader sees"
         else:
             continue
-        kind = (
-            "kvm-before"
-            if kind_on(kind, linux(machine.linux or _RECENT, "warn", "linux").version) == "kvm-before"
-            else kind
-        )
+        kind = "kvm-before" if kind_on(kind, linux(machine.linux or _RECENT, "warn", "linux")) == "kvm-before" else kind
         refused = module.verdict == "refuse"
         found.append(
             Hypervisor(name=module.name, path=module.path, kind=kind, loaded=module.loaded, why=why, refused=refused)
@@ -121,7 +118,7 @@ def _mode(name: str, machine: Host, found: list[Hypervisor], watched: list[Guest
     words = f"ratelimit:{_RATE}" if name == "ratelimit" else name
     kernel = linux(machine.linux or _RECENT, words, "linux", machine.mitigate)
     modelled = Modelled(Processor(machine.split_locks != "no", machine.bus_locks != "no", machine.amd), kernel)
-    core = modelled.set.core
+    core = modelled.core
     reasons = [_reason("a program that takes a split lock", [native(modelled, Access(), Locks())])]
     guarded = list(reasons)
     for one in found:
@@ -131,7 +128,7 @@ def _mode(name: str, machine: Host, found: list[Hypervisor], watched: list[Guest
     kernels = _reason("the kernel, should it take one", [native(modelled, Access("kernel"), Locks())])
     return Mode(
         mode=words,
-        effective=modelled.set.mode if core.test_ctrl or core.debugctl else "off",
+        effective=modelled.armed.mode if core.test_ctrl or core.debugctl else "off",
         verdict=_worst(reasons),
         guarded=_worst(guarded),
         reasons=[reason for reason in (*reasons, kernels) if reason.verdict != "safe"],

@@ -8,19 +8,14 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
+from splitlock.linux.detection import Processor, Trap
+
 Where = Literal["user", "kernel", "interrupt"]
-Raised = Literal["#AC", "#DB"]
+
+
+__all__ = ["ALIGNED_NS", "SPLIT_NS", "Access", "Core", "Processor", "Trap", "Where", "raises"]
 
 SPLIT_NS, ALIGNED_NS = 4658.0, 6.3  # ns of one split and one aligned `lock xadd`, measured on one machine
-
-
-class Processor(NamedTuple):
-    """What it can do, as far as who runs on it is shown."""
-
-    split_locks: bool = False  #: `#AC` for split locks, turned on by TEST_CTRL bit 29
-    bus_locks: bool = False  #: `#DB` for bus locks, turned on by DEBUGCTL bit 2
-    amd: bool = False
-    alignment: bool = True  #: raises `#AC` for who asks for alignment checks; QEMU's TCG does not
 
 
 class Core(NamedTuple):
@@ -50,7 +45,7 @@ class Access(NamedTuple):
         return self.user and self.am and self.ac
 
 
-def raises(processor: Processor, core: Core, access: Access) -> Raised | None:
+def raises(processor: Processor, core: Core, access: Access) -> Trap | None:
     """The exception. `#AC` comes instead of the instruction (a fault), `#DB` behind it (a trap).
 
     Whatever crosses a line is misaligned too, so who asks for alignment checks gets `#AC` with detection off.

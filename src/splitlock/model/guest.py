@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from splitlock.model.cpu import Access, Processor, Raised
+from splitlock.model.cpu import Access, Processor, Trap
 from splitlock.model.kernel import Answer, Linux, Locks, alignment_check, bus_lock
 
 
@@ -18,7 +18,7 @@ class Guest(NamedTuple):
     shown: bool = False  #: it is shown split-lock detection
 
 
-def takes(guest: Guest, exception: Raised, access: Access, locks: Locks, amd: bool) -> Answer:
+def takes(guest: Guest, exception: Trap, access: Access, locks: Locks, amd: bool) -> Answer:
     """What comes of it; the processor is as the guest is shown it."""
     processor = Processor(split_locks=guest.shown, amd=amd)
     if exception == "#DB":

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-from splitlock.model.cpu import Access, Core, Processor, Raised, raises
-from splitlock.versions import KVM_ASKS, KVM_SWITCHES_DEBUGCTL, Version
+from splitlock.linux.versions import KVM_ASKS, KVM_SWITCHES_DEBUGCTL
+from splitlock.model.cpu import Access, Core, Processor, Trap, raises
+from splitlock.model.kernel import Linux
 
 Kind = Literal["kvm", "kvm-before", "vmware", "virtualbox", "unmarked", "acrn"]
 Does = Literal["inject", "ask", "emulate"]
@@ -33,18 +34,18 @@ class Decision(NamedTuple):
     source: str
 
 
-def kind_on(kind: Kind, version: Version) -> Kind:
+def kind_on(kind: Kind, linux: Linux) -> Kind:
     """KVM is part of its kernel."""
-    return "kvm-before" if kind == "kvm" and version < KVM_ASKS else kind
+    return "kvm-before" if kind == "kvm" and not linux.knows(KVM_ASKS) else kind
 
 
-def guest_core(core: Core, kind: Kind, processor: Processor, version: Version) -> Core:
+def guest_core(core: Core, kind: Kind, processor: Processor, linux: Linux) -> Core:
     """The switches while a guest runs.
 
     TEST_CTRL stays as the host has it. VMX loads the guest's own DEBUGCTL (SDM volume 3, "Loading Guest Control
     Registers, Debug Registers, and MSRs"); SVM does not, and KVM did it only from 6.14 on (svm_vcpu_run()).
     """
-    leaks = processor.amd and kind == "kvm" and version < KVM_SWITCHES_DEBUGCTL
+    leaks = processor.amd and kind == "kvm" and not linux.knows(KVM_SWITCHES_DEBUGCTL)
     return Core(core.test_ctrl, core.debugctl and leaks)
 
 
@@ -68,6 +69,6 @@ def decide(kind: Kind, shown: Processor, access: Access, guest_shown: bool) -> D
     return Decision("inject", "forwards every #AC blindly", "LWN 816918")
 
 
-def in_guest(processor: Processor, core: Core, kind: Kind, version: Version, access: Access) -> Raised | None:
+def in_guest(processor: Processor, core: Core, kind: Kind, linux: Linux, access: Access) -> Trap | None:
     """What a guest's split lock raises, before the hypervisor has a say."""
-    return raises(processor, guest_core(core, kind, processor, version), access)
+    return raises(processor, guest_core(core, kind, processor, linux), access)

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-from splitlock.model.cpu import Access, Core, Processor, Raised, raises
+from splitlock.linux.detection import used
+from splitlock.model.cpu import Access, Core, Processor, Trap, raises
 from splitlock.model.guest import Guest, takes
 from splitlock.model.hypervisor import TITLES, Kind, decide, guest_core, in_guest, kind_on
-from splitlock.model.kernel import Answer, Linux, Locks, Set, alignment_check, boot, bus_lock, guest_split_lock, known
+from splitlock.model.kernel import Answer, Linux, Locks, alignment_check, boot, bus_lock, core, guest_split_lock
 from splitlock.report.simulate import Fate, Step
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from splitlock.linux.detection import Armed
 
 Victim = Literal["", "program", "host kernel", "guest program", "guest kernel", "virtual machine"]
 
@@ -21,12 +26,22 @@ class Host(NamedTuple):
     disabled: bool = False  #: a module turned split-lock detection off, for good
 
     @property
-    def set(self) -> Set:
+    def armed(self) -> Armed:
         """What is in effect."""
         found = boot(self.linux, self.processor)
         if not self.disabled:
             return found
-        return found._replace(mode="off", core=found.core._replace(test_ctrl=False))
+        return found._replace(mode="off", trap=None if found.trap == "#AC" else found.trap)
+
+    @property
+    def core(self) -> Core:
+        """Each core's switches."""
+        return core(self.armed)
+
+    @property
+    def used(self) -> Processor:
+        """Of what the processor can do, what the kernel uses."""
+        return used(self.linux.kernel, self.processor)
 
 
 class VM(NamedTuple):
@@ -42,7 +57,7 @@ class Result(NamedTuple):
     fate: Fate
     victim: Victim
     steps: list[Step]
-    raised: Raised | None = None  #: by the processor
+    raised: Trap | None = None  #: by the processor
 
     @property
     def executed(self) -> bool:
@@ -57,9 +72,8 @@ class Result(NamedTuple):
 
 def native(host: Host, access: Access, locks: Locks) -> Result:
     """A split lock of a program's, or of the host's kernel."""
-    core = host.set.core
-    raised = raises(host.processor, core, access)
-    steps = [_raised(raised, host.processor, core, access, "the host's")]
+    raised = raises(host.processor, host.core, access)
+    steps = [_raised(raised, host.processor, host.core, access, "the host's")]
     if raised is None:
         return Result("executed", "", steps)
     if raised == "#AC":
@@ -72,17 +86,16 @@ def native(host: Host, access: Access, locks: Locks) -> Result:
 
 def inside(host: Host, vm: VM, access: Access, locks: Locks) -> Result:
     """A split lock in a guest; `locks` names the host's task that runs the virtual CPU."""
-    lowest = kind_on(vm.layers[0], host.linux.version)
-    core = host.set.core
+    lowest = kind_on(vm.layers[0], host.linux)
     if access.emulated and lowest in ("kvm", "kvm-before"):
         return _emulated(host, lowest, locks)
-    raised = in_guest(host.processor, core, lowest, host.linux.version, access)
-    ran = guest_core(core, lowest, host.processor, host.linux.version)
+    raised = in_guest(host.processor, host.core, lowest, host.linux, access)
+    ran = guest_core(host.core, lowest, host.processor, host.linux)
     steps = [_raised(raised, host.processor, ran, access, "the guest's")]
     if raised is None:
         return Result("executed", "", steps)
     if raised == "#AC":
-        shown = known(host.linux, host.processor)
+        shown = host.used
         for number, kind in enumerate((lowest, *vm.layers[1:])):
             top = number == len(vm.layers) - 1
             # a hypervisor that is itself a guest is shown no detection
@@ -107,7 +120,7 @@ def inside(host: Host, vm: VM, access: Access, locks: Locks) -> Result:
 def _emulated(host: Host, kind: Kind, locks: Locks) -> Result:
     """KVM's instruction emulator performs the access itself, in the host's kernel."""
     source = "x86.c: emulator_cmpxchg_emulated()"
-    if kind == "kvm" and known(host.linux, host.processor).split_locks:
+    if kind == "kvm" and host.used.split_locks:
         what = "performs it as a plain write, so that the host does not trap"
         return Result("emulated", "", [Step(who="KVM's emulator", what=what, source=source)])
     step = Step(who="KVM's emulator", what="performs it as a locked access, in the host's kernel", source=source)
@@ -117,7 +130,7 @@ def _emulated(host: Host, kind: Kind, locks: Locks) -> Result:
     )
 
 
-def _raised(raised: Raised | None, processor: Processor, core: Core, access: Access, whose: str) -> Step:
+def _raised(raised: Trap | None, processor: Processor, core: Core, access: Access, whose: str) -> Step:
     where = "real mode" if access.bits == 16 else f"CPL {3 if access.user else 0}"
     lock = f"a split lock at {where}, {access.bits}-bit"
     if raised == "#DB":

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from splitlock.linux.parameter import MODES, Mode
 from splitlock.model.cpu import Access, Processor
 from splitlock.model.guest import Guest
 from splitlock.model.hypervisor import TITLES, Kind
-from splitlock.model.kernel import MODES, Linux, Locks, Mode
+from splitlock.model.kernel import VALUES, Linux, Locks
 from splitlock.model.loader import NONE, Module, Outcome, admit, described
 from splitlock.model.machine import VM, Host, Result, inside, native
 from splitlock.report.simulate import MATRIX_SCHEMA, Admission, Cell, Matrix
@@ -42,8 +43,8 @@ HYPERVISORS = [
     Hypervisor("KVM in VMware (2020)", ("vmware", "kvm"), _MODULES["vmware"]),
 ]
 GUESTS = {
-    "Linux 6.1": Guest(Linux((6, 1))),
-    "Linux 4.19": Guest(Linux((4, 19))),
+    "Linux 6.1": Guest(Linux.of("6.1")),
+    "Linux 4.19": Guest(Linux.of("4.19")),
     "another": Guest(None),
 }
 ACCESSES = {
@@ -68,7 +69,7 @@ def result(host: Host, hypervisor: Hypervisor | None, policy: str, guest: Guest,
     """One cell; no hypervisor: on the host itself."""
     if hypervisor is None:
         return native(host, access, Locks())
-    outcome, _ = admitted(hypervisor, policy, host.set.core.test_ctrl)
+    outcome, _ = admitted(hypervisor, policy, host.core.test_ctrl)
     if outcome == "refused":
         return Result("not-started", "", [])
     return inside(host._replace(disabled=outcome == "disables"), VM(hypervisor.layers, guest), access, Locks())
@@ -79,15 +80,15 @@ def matrix(processor: Processor, linux: Linux) -> Matrix:
     report = Matrix(
         schema=MATRIX_SCHEMA,
         processor=["#AC"] * processor.split_locks + ["#DB"] * processor.bus_locks,
-        linux=".".join(map(str, linux.version)), admissions=[], cells=[],
+        linux=linux.release.text, admissions=[], cells=[],
     )  # fmt: skip
-    detecting = Host(processor, linux._replace(mode="warn")).set.core.test_ctrl
+    detecting = Host(processor, linux._replace(value="warn")).core.test_ctrl
     for policy in POLICIES:
         for hypervisor in HYPERVISORS:
             outcome, why = admitted(hypervisor, policy, detecting)
             report.admissions.append(Admission(policy=policy, hypervisor=hypervisor.title, outcome=outcome, reason=why))
-        for mode in MODES:
-            report.cells += _cells(Host(processor, linux._replace(mode=mode)), mode, policy)
+        for mode, value in zip(MODES, VALUES, strict=True):
+            report.cells += _cells(Host(processor, linux._replace(value=value)), mode, policy)
     return report
 
 

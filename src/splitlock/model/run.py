@@ -44,10 +44,10 @@ class _Run:
 
     def events(self) -> list[Told]:
         """One after the other; the boot is the first."""
-        state = boot(self.host.linux, self.host.processor)
+        armed = boot(self.host.linux, self.host.processor)
         step = Step(
-            who="host kernel", what=f"boots; mode in effect: {state.mode}", source="sld_state_setup()",
-            log=state.log, lines=int(bool(state.log)),
+            who="host kernel", what=f"boots; mode in effect: {armed.mode}", source="sld_state_setup()",
+            log=armed.line, lines=int(bool(armed.line)),
         )  # fmt: skip
         told = [Told(event="the host boots", fate="executed", victim="", bus_locked_nanoseconds=0, steps=[step])]
         for event in self.scenario.event:
@@ -63,7 +63,7 @@ class _Run:
             what = f"{name}: {', '.join(kinds) or 'no privileged instruction'}; intree: {_has(module, 'intree')}, "
             what += f"sld_safe: {_has(module, 'sld_safe')}"
             steps.append(Step(who="scanner", what=what, source="splitlock scan"))
-        found = admit(module, policy, self.host.set.core.test_ctrl)
+        found = admit(module, policy, self.host.core.test_ctrl)
         steps.append(
             Step(who="module loader", what=f"{found.outcome}: {found.reason}", source=found.source, log=found.log,
                  lines=int(bool(found.log)))

@@ -9,13 +9,12 @@ from typing import Annotated, Literal, get_args
 import msgspec
 
 from splitlock._errors import SplitlockError
+from splitlock.linux.parameter import setting
 from splitlock.model.cpu import Processor
 from splitlock.model.hypervisor import Kind
-from splitlock.model.kernel import MODES, Linux
-from splitlock.versions import version as numbers
+from splitlock.model.kernel import Linux
 
 _LARGEST = 1 << 20  # bytes
-_MODE = re.compile(r"(off|warn|fatal)|ratelimit:([1-9]\d{0,3})")
 
 
 class Machine(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -105,22 +104,16 @@ def load(path: str) -> Scenario:
     return found
 
 
-def linux(version: str, mode: str, where: str, mitigate: bool = True, hz: int = 250) -> Linux:
+def linux(release: str, value: str, where: str, mitigate: bool = True, hz: int = 250) -> Linux:
     """A kernel from its words. Raises SplitlockError, which says `where` they stand."""
-    number = numbers(version)
-    if number is None:
-        raise SplitlockError(f"{where}: {version!r} is no version of Linux, such as 6.1", 2)
-    words = _MODE.fullmatch(mode)
-    if not words or int(words[2] or 1) > 1000:
-        raise SplitlockError(f"{where}: {mode!r} is none of off, warn, fatal, ratelimit:1 to ratelimit:1000", 2)
-    name = "ratelimit" if words[2] else words[1]
-    return Linux(
-        number,
-        next(known for known in MODES if known == name),
-        int(words[2] or 10),
-        mitigate,
-        hz,
-    )
+    try:
+        found = Linux.of(release, value, mitigate, hz)
+    except ValueError:
+        raise SplitlockError(f"{where}: {release!r} is no version of Linux, such as 6.1", 2) from None
+    asked = setting(value)
+    if asked.ignored or (asked.mode == "ratelimit" and not asked.rate):
+        raise SplitlockError(f"{where}: {value!r} is none of off, warn, fatal, ratelimit:1 to ratelimit:1000", 2)
+    return found
 
 
 def processor(machine: Machine, where: str) -> Processor:

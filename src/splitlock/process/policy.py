@@ -1,7 +1,6 @@
 """What happens to a task that takes a split lock: the kernel's `split_lock_detect=` modes, applied to our hits.
 
-Constants and words are the kernel's: arch/x86/kernel/cpu/bus_lock.c (split_lock_warn, handle_bus_lock)
-and Documentation/arch/x86/buslock.rst.
+Its delays and words are the kernel's: linux/delays.py, linux/sentences.py.
 """
 
 from __future__ import annotations
@@ -10,13 +9,13 @@ import os
 import time
 
 from splitlock._errors import SplitlockError
+from splitlock.linux.delays import JIFFIES, RATES, SLEEP_MS, STEP_MS
+from splitlock.linux.sentences import KILLED, TOOK_BUS, TOOK_SPLIT
 
-PREFIX = "x86/split lock detection: "
 GO_ON, DONE_ASKING, FATAL, WAIT = range(4)
 
-_MISERY = 0.010  # seconds a task sleeps before its split lock (warn with mitigation)
-_WINDOW = 2 / 250  # seconds, 2 jiffies: for so long it may then run split locks, alone
-_STEP = 0.020  # seconds between attempts (ratelimit)
+_MISERY, _STEP = SLEEP_MS / 1000, STEP_MS / 1000  # seconds
+_WINDOW = JIFFIES / 250  # seconds, with the 250 jiffies a second that most distributions have
 
 
 class Policy:
@@ -35,7 +34,7 @@ class Policy:
     def parse(cls, text: str, mitigate: bool = False) -> Policy:
         """From `off`, `warn`, `fatal` or `ratelimit:N`. Raises SplitlockError for anything else."""
         mode, _, number = text.partition(":")
-        if mode == "ratelimit" and number.isascii() and number.isdigit() and 1 <= int(number) <= 1000:
+        if mode == "ratelimit" and number.isascii() and number.isdigit() and int(number) in RATES:
             policy = cls(mode, int(number))
         elif mode in ("off", "warn", "fatal") and text == mode:
             policy = cls(mode, mitigate=mitigate)
@@ -91,10 +90,10 @@ class Policy:
     def line(self, comm: str, tid: int, address: int, after: int, stack: int, where: str) -> str:
         """What the kernel would log. `after`: address of the next instruction, which a bus lock trap names."""
         if self.mode == "ratelimit":
-            return f"{PREFIX}#DB: {comm}/{tid} took a bus_lock trap at address: {after:#x}"
+            return TOOK_BUS.format(comm=comm, pid=tid, address=after)
         if self.mode == "fatal":
-            return f"traps: {comm}[{tid}] trap alignment check ip:{address:x} sp:{stack:x} error:0{where}"
-        return f"{PREFIX}#AC: {comm}/{tid} took a split_lock trap at address: {address:#x}"
+            return KILLED.format(comm=comm, pid=tid, address=address, sp=stack, error=0, place=where)
+        return TOOK_SPLIT.format(comm=comm, pid=tid, address=address)
 
 
 def comm(tid: int) -> str:

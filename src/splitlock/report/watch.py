@@ -11,7 +11,9 @@ from splitlock.report.document import Document
 SCHEMA: Final = "splitlock/watch/1"
 SUMMARY: Final = "splitlock/watch-summary/1"
 
-Kind = Literal["trap", "guest", "killed", "mode", "oops", "suppressed", "lost"]
+Kind = Literal[
+    "trap", "guest", "killed", "mode", "note", "oops", "alignment", "msr", "suppressed", "lost", "unknown"
+]  # fmt: skip
 
 
 class Place(msgspec.Struct, kw_only=True):

@@ -40,6 +40,10 @@ def render(event: Event, *, verbose: bool = False, colour: bool = False) -> str:
 
 
 def _what(event: Event) -> str:
+    if event.kind == "unknown":
+        return f"not understood, though the kernel's prefix or words are in it: {event.text}"
+    if event.kind in ("note", "alignment", "msr"):
+        return event.text
     if event.kind == "mode":
         return f"{event.text}" + (f" (mode {event.detail})" if event.detail else "")
     if event.kind == "oops":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import namedtuple
 
-from splitlock.kernel_log import parse
+from splitlock.linux.log import parse
 
 _TIME = re.compile(r"^\[ *\d+\.\d+\](?:\[ *[TC]\d+\])? ?")
 _OURS = re.compile(r"splitlock-matrix: (\w+)(?: ([a-z]\w*)(?= |$))?(.*)$")
