@@ -136,9 +136,13 @@ def _wrong_settings(tree: read.Json, status: read.Said, _advise: read.Said) -> l
         some = [s for s in found if right["text"] in s.text and re.search(right.get("where", ""), s.where)]
         if not some:
             wrong.append(f"not found: {right}")
-        elif not any(s.counts == right["counts"] and re.search(right.get("why", ""), s.why) for s in some):
+        elif not any(_any(_counts(right), s.counts) and re.search(right.get("why", ""), s.why) for s in some):
             wrong.append(f"{some}, right is {right}")
     return wrong
+
+
+def _counts(right: read.Json) -> str:
+    return {True: "yes", False: "no"}.get(right["counts"], str(right["counts"]))
 
 
 def _wrong_words(tree: read.Json, status: read.Said, advise: read.Said) -> list[str]:

@@ -31,7 +31,7 @@ class Setting(NamedTuple):
 
     where: str
     text: str
-    counts: bool  #: at the next boot
+    counts: str  #: at the next boot; of proc/cmdline, now: yes, no, unknown
     why: str
 
 

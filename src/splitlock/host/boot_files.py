@@ -1,0 +1,229 @@
+"""What do boot loaders' files, and the files that those are made of, hold as command lines?
+
+The files' formats; which of them counts says command_lines.py, which names the manuals.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from functools import cmp_to_key
+from typing import NamedTuple
+
+from splitlock._errors import ImageError
+from splitlock.host.version_order import compare
+from splitlock.image import pe
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from splitlock.host.root import Root
+
+ENTRIES = "entries"  #: of UAPI.1, which GRUB and systemd-boot may read
+_ESP = ("boot", "efi", "boot/efi")  # where the EFI system partition is mounted
+_GRUB = ("boot/grub", "boot/grub2")
+_LINUX = re.compile(r"\s*(?:linux(?:efi|16)?|module2?)\s+(\S*vmlinu\S*|\S*/linux\S*|\S*bzImage\S*)(?:\s+(.*))?$")
+_MENU = re.compile(r"""\s*menuentry\s+(['"])(.*?)\1(?:.*?(?:--id|\$menuentry_id_option)\s+['"]?([^'"\s{]+))?""")
+_ASSIGNED = re.compile(r"\s*(?:export\s+)?(\w+)\s*\+?=(.*)")
+_OFTEN = 400  # entries of one kind that are looked at
+
+
+class Kept(NamedTuple):
+    """A command line in a file."""
+
+    loader: str  #: what reads it
+    where: str  #: the file
+    name: str  #: the entry's
+    text: str
+    order: tuple[str, ...] = ()  #: of an entry: sort-key, machine-id, version
+
+
+def grub(root: Root) -> Iterator[Kept]:
+    """grub.cfg's entries, the order kept. Quotes are GRUB's: it takes them away."""
+    for place in _grub_places(root):
+        title = "the first"
+        for line in (root.text(f"{place}/grub.cfg") or "").splitlines():
+            if menu := _MENU.match(line):
+                title = menu[3] or menu[2]
+            elif linux := _LINUX.match(line):
+                yield Kept("GRUB", f"{place}/grub.cfg", title, unquoted(linux[2] or ""))
+
+
+def grub_reads_entries(root: Root, configured: bool) -> bool:
+    """Does GRUB read entries? `configured`: its grub.cfg has command lines of its own."""
+    texts = [root.text(f"{place}/grub.cfg") for place in _grub_places(root)]
+    return any("blscfg" in text for text in texts if text) or not configured
+
+
+class Environment(NamedTuple):
+    """GRUB's environment block."""
+
+    where: str
+    values: dict[str, str]
+
+
+def environment(root: Root) -> Environment | None:
+    """The first environment block that is there."""
+    for place in _grub_places(root):
+        if text := root.text(f"{place}/grubenv"):
+            lines = [line for line in text.splitlines() if "=" in line and not line.startswith("#")]
+            return Environment(f"{place}/grubenv", dict(line.split("=", 1) for line in lines))
+    return None
+
+
+def _grub_places(root: Root) -> list[str]:
+    return [*_GRUB, *(f"{esp}/EFI/{name}" for esp in _ESP for name in root.names(f"{esp}/EFI"))]
+
+
+def entries(root: Root) -> Iterator[Kept]:
+    """loader/entries/*.conf: `options` may stand more than once. $kernelopts and the like are GRUB's environment."""
+    block = environment(root)
+    for esp in _ESP:
+        for name in root.names(f"{esp}/loader/entries")[:_OFTEN]:
+            if not name.endswith(".conf"):
+                continue
+            where = f"{esp}/loader/entries/{name}"
+            lines = [line.split(None, 1) for line in (root.text(where) or "").splitlines()]
+            pairs = [(line[0], line[1].strip()) for line in lines if len(line) == 2]
+            options = " ".join(value for key, value in pairs if key == "options")
+            order = tuple(dict(pairs).get(key, "") for key in ("sort-key", "machine-id", "version"))
+            for variable in re.findall(r"\$(\w+)", options):
+                if block and (value := block.values.get(variable, "").strip()):
+                    yield Kept(ENTRIES, block.where, name.removesuffix(".conf"), value, order)
+            options = re.sub(r"\$\w+", "", options).strip()
+            yield Kept(ENTRIES, where, name.removesuffix(".conf"), options, order)
+
+
+def unified(root: Root) -> Iterator[Kept]:
+    """Unified kernel images, and add-ons of them: PE files whose section .cmdline is the command line."""
+    for esp in _ESP:
+        top = f"{esp}/EFI/Linux"
+        found = [f"{top}/{name}" for name in root.names(top)[:_OFTEN]]
+        found += [f"{place}/{name}" for place in found if place.endswith(".extra.d") for name in root.names(place)]
+        found += [f"{esp}/loader/addons/{name}" for name in root.names(f"{esp}/loader/addons")]
+        for where in found:
+            if not where.endswith(".efi"):
+                continue
+            try:
+                with root.open(where) as file:
+                    text = pe.section(file, ".cmdline")
+            except (OSError, ImageError):
+                continue
+            if text is not None:
+                line = text.rstrip(b"\0\n").decode("utf-8", "replace")
+                yield Kept("a unified image", where, where.rpartition("/")[2], line)
+
+
+def syslinux(root: Root) -> Iterator[Kept]:
+    """SYSLINUX's and EXTLINUX's APPEND, which U-Boot reads too."""
+    for where in ("boot/extlinux/extlinux.conf", "boot/syslinux/syslinux.cfg", "boot/syslinux/extlinux.conf"):
+        label, lines = "", (root.text(where) or "").splitlines()
+        first = next((line.split()[1] for line in lines if re.match(r"\s*default\s+\S", line, re.I)), None)
+        found = []
+        for line in lines:
+            key, _, value = line.strip().partition(" ")
+            if key.lower() == "label":
+                label = value.strip()
+            elif key.lower() == "append":
+                found.append(Kept("SYSLINUX", where, label, value.strip()))
+        yield from sorted(found, key=lambda one: one.name != first)
+
+
+def refind(root: Root) -> Iterator[Kept]:
+    """refind_linux.conf beside the kernel: "title" "options", the first line is the default."""
+    for line in (root.text("boot/refind_linux.conf") or "").splitlines():
+        two = re.findall(r'"((?:[^"]|"")*)"', line) if not line.lstrip().startswith("#") else []
+        if len(two) > 1:
+            yield Kept("rEFInd", "boot/refind_linux.conf", two[0], two[1].replace('""', '"'))
+
+
+def limine(root: Root) -> Iterator[Kept]:
+    """limine.conf's cmdline, an entry's title above it."""
+    for where in ("boot/limine.conf", "boot/limine/limine.conf", "efi/limine.conf", "boot/efi/limine.conf"):
+        title = "the first"
+        for line in (root.text(where) or "").splitlines():
+            key, colon, value = line.strip().partition(":")
+            if line.strip().startswith("/"):
+                title = line.strip().strip("/+ ")
+            elif colon and key.lower() in ("cmdline", "kernel_cmdline"):
+                yield Kept("Limine", where, title, value.strip())
+
+
+FINDERS: tuple[Callable[[Root], Iterator[Kept]], ...] = (grub, entries, unified, syslinux, refind, limine)
+
+
+def wanted(root: Root, loader: str) -> str | None:
+    """The name of the entry that is chosen, a pattern; None: nothing chooses one."""
+    if loader == "GRUB":
+        block = environment(root)
+        saved = block.values.get("saved_entry", "").rpartition(">")[2] if block else ""
+        text = root.text(*(f"{place}/grub.cfg" for place in _grub_places(root))) or ""
+        given = [name for name in re.findall(r'set default="([^"]*)"', text) if name and "$" not in name]
+        asked = given[-1].rpartition(">")[2] if given and "${saved_entry}" not in text else saved
+        return None if asked in ("", "0") else _literal(asked)
+    if loader == "systemd-boot":
+        text = root.text(*(f"{esp}/loader/loader.conf" for esp in _ESP)) or ""
+        found = re.findall(r"^default\s+(\S+)", text, re.M)
+        return found[-1].removesuffix(".conf") if found and not found[-1].startswith("@") else None
+    return None
+
+
+def _literal(name: str) -> str:
+    return re.sub(r"([*?[])", r"[\1]", name)
+
+
+def ordered(kept: list[Kept], loader: str) -> list[Kept]:
+    """As the loader shows them. GRUB (blscfg) goes by the entries' names, systemd-boot by their sort keys."""
+    return sorted(kept, key=cmp_to_key(_by_name if loader == "GRUB" else _by_key))
+
+
+def _by_name(one: Kept, other: Kept) -> int:
+    return compare(other.name, one.name)  # the newest first
+
+
+def _by_key(one: Kept, other: Kept) -> int:
+    """UAPI.1, "Sorting"."""
+    first, second = one.order or ("", "", ""), other.order or ("", "", "")
+    if bool(first[0]) != bool(second[0]):
+        return -1 if first[0] else 1
+    if first[0] and first[:2] != second[:2]:
+        return -1 if first[:2] < second[:2] else 1
+    return (compare(second[2], first[2]) if first[0] else 0) or _by_name(one, other)
+
+
+def sources(root: Root) -> Iterator[Kept]:
+    """What loaders' files are made of. `loader`: GRUB, entries (or unified images), unified, initramfs."""
+    for where in ("etc/default/grub", *(f"etc/default/grub.d/{name}" for name in root.names("etc/default/grub.d"))):
+        for name, value in _assignments(root, where):
+            if re.fullmatch(r"GRUB_CMDLINE_LINUX(_DEFAULT|_XEN_REPLACE(_DEFAULT)?)?", name):
+                yield Kept("GRUB", where, name, unquoted(value))
+    first = next((where for where in ("etc/kernel/cmdline", "usr/lib/kernel/cmdline") if root.text(where)), None)
+    if first:
+        yield Kept("entries", first, "", (root.text(first) or "").replace("\n", " ").strip())
+    mkinitcpio = root.exists("etc/mkinitcpio.conf") or root.exists("usr/lib/initcpio")
+    for name in root.names("etc/cmdline.d"):
+        where = f"etc/cmdline.d/{name}"
+        if name.endswith(".conf"):
+            text = " ".join(line for line in (root.text(where) or "").splitlines() if not line.startswith("#"))
+            yield Kept("unified" if mkinitcpio else "initramfs", where, "", text)
+    for where in ("etc/dracut.conf", *(f"etc/dracut.conf.d/{name}" for name in root.names("etc/dracut.conf.d"))):
+        given = dict(_assignments(root, where))
+        if "kernel_cmdline" in given:
+            yield Kept("unified" if given.get("uefi", "").strip() == "yes" else "initramfs", where, "",
+                       given["kernel_cmdline"])  # fmt: skip
+
+
+def _assignments(root: Root, where: str) -> Iterator[tuple[str, str]]:
+    """A shell file's assignments, quotes taken away once."""
+    for line in (root.text(where) or "").splitlines():
+        if not line.lstrip().startswith("#") and (match := _ASSIGNED.match(line)):
+            yield match[1], unquoted(match[2])
+
+
+def unquoted(text: str) -> str:
+    """What the shell, and GRUB's, makes of quoted words."""
+    try:
+        return " ".join(shlex.split(text, comments=True))
+    except ValueError:  # a quote that does not end
+        return text

@@ -1,0 +1,171 @@
+"""Where is the kernel's command line kept, and which one will the next boot give to it?
+
+What a boot loader reads (grub.cfg, entries, unified images) is told from what that is made of (/etc/default/grub,
+/etc/kernel/cmdline). Sources: GRUB's manual; UAPI.1 Boot Loader Specification; loader.conf(5); systemd-stub(7);
+kernel-install(8); ukify(1); dracut.conf(5), dracut.cmdline(7); mkinitcpio(8); Proxmox VE, Host Bootloader; the manuals
+of SYSLINUX, rEFInd and Limine.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from itertools import chain
+from typing import Literal, NamedTuple
+
+from splitlock.host import boot_files
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from splitlock.host.boot_files import Kept
+    from splitlock.host.root import Root
+
+Known = Literal["yes", "no", "unknown"]
+
+
+class Line(NamedTuple):
+    """A command line, or a part of one."""
+
+    where: str  #: the file, by its name on that machine
+    text: str  #: words as the kernel would get them
+    used: Known  #: does the next boot use it?
+    why: str = ""  #: why not, or why that is not known
+    builds: str = ""  #: what puts it where the loader reads it; empty: the loader reads it here
+
+
+class _Machine(NamedTuple):
+    """How a machine boots, as far as its files tell."""
+
+    loader: str  #: "" where that is not known
+    entries: bool  #: do entries (UAPI.1) count with this loader?
+    kept: list[Kept]  #: what the loaders that may be there read
+
+
+def command_lines(root: Root) -> list[Line]:
+    """What is kept, what the loader reads first."""
+    machine = _machine(root)
+    return [*_read(root, machine), *_sources(root, machine)]
+
+
+def booted(root: Root) -> str:
+    """What the boot loader gave to the kernel that runs: /proc/cmdline without bootconfig's part, which is before it.
+
+    init/main.c setup_command_line(); the kernel looks for split_lock_detect before it has read that part.
+    """
+    words = (root.text("proc/cmdline") or "").strip().split(" ")
+    keys = {key.removeprefix("kernel.") for key in bootconfig(root) if key.startswith("kernel.")}
+    while words and words[0].partition("=")[0] in keys:
+        words.pop(0)
+    return " ".join(words)
+
+
+def bootconfig(root: Root) -> dict[str, str]:
+    """/proc/bootconfig, by key (Documentation/admin-guide/bootconfig.rst)."""
+    pairs = (line.partition("=") for line in (root.text("proc/bootconfig") or "").splitlines())
+    return {key.strip(): value.strip().strip("\"'") for key, equals, value in pairs if equals and key[0] != "#"}
+
+
+def _machine(root: Root) -> _Machine:
+    running = booted(root)
+    kept = list(chain.from_iterable(find(root) for find in boot_files.FINDERS))
+    loaders = {one.loader for one in kept} - {boot_files.ENTRIES}
+    entries = any(one.loader == boot_files.ENTRIES for one in kept)
+    grub = "GRUB" in loaders or root.exists("etc/default/grub") or boot_files.environment(root) is not None
+    if re.search(r"(^| )BOOT_IMAGE=", running):
+        loader = "GRUB" if grub or "BOOT_IMAGE=(" in running else "SYSLINUX" if "SYSLINUX" in loaders else "GRUB"
+    elif any(one.loader == "a unified image" and one.text.split() == running.split() for one in kept if running):
+        loader = "a unified image"
+    elif running and (entries or "initrd=\\EFI\\proxmox\\" in running or root.exists("etc/kernel/proxmox-boot-uuids")):
+        loader = "systemd-boot"
+    else:
+        candidates = loaders | ({"GRUB"} if grub else set())
+        loader = next(iter(candidates)) if len(candidates) == 1 else ""
+        loader = "systemd-boot" if entries and not candidates else loader
+    with_entries = loader == "systemd-boot" or (
+        loader == "GRUB" and entries and boot_files.grub_reads_entries(root, bool(loaders & {"GRUB"}))
+    )
+    return _Machine(loader, with_entries, kept)
+
+
+def _read(root: Root, machine: _Machine) -> Iterator[Line]:
+    """What boot loaders read: the loader's own, its default first."""
+    for one in machine.kept:
+        if not machine.loader:
+            yield Line(one.where, one.text, "unknown", "which boot loader starts this machine is not known")
+        elif not _reads(machine, one.loader):
+            yield Line(one.where, one.text, "no", f"{_named(machine)} boots this machine, and does not read it")
+        elif (default := _default(root, machine)) is None:
+            yield Line(one.where, one.text, "unknown", "which entry is the default is not known")
+        elif one in default:
+            yield Line(one.where, one.text, "yes")
+        else:
+            yield Line(one.where, one.text, "no", f"not the default entry, which is {default[0].name}")
+
+
+def _reads(machine: _Machine, loader: str) -> bool:
+    if loader == boot_files.ENTRIES:
+        return machine.entries
+    if machine.loader in ("systemd-boot", "a unified image") and loader == "a unified image":
+        return True
+    return loader == machine.loader and not (loader == "GRUB" and machine.entries)
+
+
+def _named(machine: _Machine) -> str:
+    return f"{machine.loader} with the entries of /boot/loader" if machine.entries else machine.loader
+
+
+def _default(root: Root, machine: _Machine) -> list[Kept] | None:
+    """What the loader starts if nobody chooses; None where that cannot be told."""
+    own = [one for one in machine.kept if _reads(machine, one.loader)]
+    if len({one.text for one in own}) == 1:
+        return own
+    running = booted(root).split()
+    if machine.loader == "a unified image":
+        same = [one for one in own if one.loader == machine.loader and one.text.split() == running]
+        return same or None
+    wanted = boot_files.wanted(root, machine.loader)
+    if wanted and wanted.isdigit():
+        return None  # an entry's number, which submenus change
+    own = [one for one in own if wanted and fnmatch.fnmatchcase(one.name, wanted)] or own  # else the first
+    if machine.entries:
+        own = boot_files.ordered(own, machine.loader)
+    return [one for one in own if (one.where, one.name) == (own[0].where, own[0].name) or (machine.entries
+            and one.name == own[0].name)] or None  # fmt: skip
+
+
+def _sources(root: Root, machine: _Machine) -> Iterator[Line]:
+    """What those are made of."""
+    for source in boot_files.sources(root):
+        if not machine.loader:
+            yield Line(source.where, source.text, "unknown", "which boot loader starts this machine is not known")
+        elif source.loader == "GRUB" and machine.loader != "GRUB":
+            yield Line(source.where, source.text, "no", f"{_named(machine)} boots this machine, not GRUB")
+        elif source.loader == "GRUB":
+            builds = "run grubby --update-kernel=ALL --args=..., which writes the entries"
+            yield Line(
+                source.where,
+                source.text,
+                "yes",
+                builds=builds if machine.entries else "run update-grub, or grub-mkconfig -o",
+            )
+        elif source.loader == "initramfs":
+            yield Line(source.where, source.text, "no",
+                       "dracut puts it into the initramfs for its own scripts: the kernel does not see it")  # fmt: skip
+        else:
+            yield _cmdline(root, machine, source)
+
+
+def _cmdline(root: Root, machine: _Machine, source: Kept) -> Line:
+    """/etc/kernel/cmdline and its like."""
+    unified = any(one.loader == "a unified image" for one in machine.kept)
+    if machine.loader == "GRUB" and not machine.entries:
+        return Line(source.where, source.text, "no", "GRUB boots this machine: it is for systemd-boot and entries")
+    if root.exists("etc/kernel/proxmox-boot-uuids") or root.exists("etc/pve"):
+        return Line(source.where, source.text, "yes", builds="run proxmox-boot-tool refresh")
+    if unified and not machine.entries:
+        return Line(source.where, source.text, "yes", builds="build the unified image anew (mkinitcpio -P, ukify)")
+    if source.loader == "unified":
+        return Line(source.where, source.text, "no", "it goes into unified images, and this machine boots none")
+    return Line(source.where, source.text, "yes", builds="kernel-install writes it into the entry of the next kernel")

@@ -1,0 +1,331 @@
+"""Settings in files, against the trees, systemd's own tools, the shell, and the kernel's rules by hand."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from host import trees_read as read
+
+from splitlock.host import sysctl
+from splitlock.host.command_lines import booted, command_lines
+from splitlock.host.root import Root
+from splitlock.host.settings import Setting, Unused, next_boot, settings
+from splitlock.host.version_order import compare
+from splitlock.linux.versions import release
+
+TREES = read.trees()
+_KEY = "kernel/split_lock_mitigate"
+_LIKE = re.compile("split_lock_mitigate")
+_NEW = release("6.12.48")
+_NOT = {True: "yes", False: "no"}
+
+
+def made(root: Path, files: dict[str, Any]) -> Root:
+    root.mkdir(exist_ok=True)
+    return Root(str(read.build({"files": files}, root)))
+
+
+def found(root: Root, number: str = "6.12.48", unused: Unused = Unused()) -> list[Setting]:  # noqa: B008
+    return settings(root, release(number), unused)
+
+
+@pytest.mark.parametrize("name", [name for name, tree in TREES.items() if "settings" in tree["right"]])
+def test_trees(name: str, tmp_path: Path) -> None:
+    """What the trees say of settings, where the machine's own facts are told as they say them."""
+    tree = TREES[name]
+    right = tree["right"]
+    unused = Unused()
+    if right.get("split_lock") == "no":
+        unused = Unused(mitigate="#DB delays nobody in warn")
+        if right.get("bus_lock") == "no":
+            unused = Unused(detect="this processor, or this kernel, has no split-lock detection")
+    (tmp_path / "root").mkdir()
+    root = Root(str(read.build(tree, tmp_path / "root")))
+    all_found = settings(root, release(tree.get("release", "")), unused)
+    for one in right["settings"]:
+        counts = _NOT.get(one["counts"], one["counts"]).split("|")
+        some = [s for s in all_found if one["text"] in s.text and re.search(one.get("where", ""), s.where)]
+        assert [s for s in some if s.counts in counts and re.search(one.get("why", ""), s.why)], (one, some)
+    for pattern in right.get("never", []):
+        assert not [s for s in all_found if re.search(pattern, s.where)], pattern
+
+
+#: What the kernel makes of a word of its command line: arch/x86/lib/cmdline.c, match_option(), do_sysctl_args().
+WORDS = {
+    "split_lock_detect=off": "yes", "split_lock_detect=warn": "yes", "split_lock_detect=fatal": "yes",
+    "split_lock_detect=ratelimit:1": "yes", "split_lock_detect=ratelimit:1000": "yes",
+    "split_lock_detect=ratelimit:0": "no", "split_lock_detect=ratelimit:1001": "no",
+    "split_lock_detect=ratelimit:-5": "no", "split_lock_detect=ratelimit": "no", "split_lock_detect=": "no",
+    "split_lock_detect=Off": "no", "split_lock_detect=off,warn": "no", "split_lock_detect=on": "no",
+    "split_lock_detect='off'": "no", '"split_lock_detect=off"': "no", 'split_lock_detect="off"': "no",
+    "split-lock-detect=off": "no", "x86.split_lock_detect=off": "no", "split_lock_detect": "no",
+    "split_lock_detection=off": "no", "split_lock_mitigate=0": "no", "kernel.split_lock_mitigate=0": "no",
+    "sysctl.kernel.split_lock_mitigate=0": "yes", "sysctl.kernel.split_lock_mitigate=1": "yes",
+    "sysctl/kernel/split_lock_mitigate=0": "yes", "sysctl.kernel/split_lock_mitigate=0": "yes",
+    '"sysctl.kernel.split_lock_mitigate=0"': "yes", 'sysctl.kernel.split_lock_mitigate="0"': "yes",
+    "sysctl.kernel.split_lock_mitigate=2": "no", "sysctl.kernel.split_lock_mitigate=off": "no",
+    "sysctl.split_lock_mitigate=0": "no",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_words(word: str, tmp_path: Path) -> None:
+    root = made(tmp_path, {"proc/cmdline": f"root=/dev/sda1 {word} quiet\n"})
+    (one,) = found(root)
+    assert (one.where, one.text, one.counts) == ("proc/cmdline", word, WORDS[word])
+    assert bool(one.why) == (one.counts == "no")
+    (other,) = found(root, unused=Unused(detect="no such processor"))
+    assert other.counts == "no"
+
+
+def test_older_kernels(tmp_path: Path) -> None:
+    root = made(tmp_path, {"proc/cmdline": "split_lock_detect=ratelimit:9 sysctl.kernel.split_lock_mitigate=0\n"})
+    assert [s.counts for s in found(root, "6.12.48")] == ["yes", "yes"]
+    assert [s.counts for s in found(root, "5.13.19")] == ["no", "yes"]
+    assert [s.counts for s in found(root, "5.7.3")] == ["no", "no"]
+
+
+def test_built_in(tmp_path: Path) -> None:
+    """CONFIG_CMDLINE: setup_arch() takes it in before sld_setup() from 6.10 on."""
+    config = 'CONFIG_CMDLINE_BOOL=y\nCONFIG_CMDLINE="quiet split_lock_detect=off"\n'
+    for number, right in (("6.12.48", "yes"), ("6.1.0-57-amd64", "unknown"), ("6.1.150", "no"), ("5.10.100", "no")):
+        root = made(tmp_path / number, {f"boot/config-{number}": config})
+        assert [s.counts for s in found(root, number)] == [right]
+
+
+def test_bootconfig(tmp_path: Path) -> None:
+    """Words in /proc/cmdline that are bootconfig's are not the boot loader's; a sysctl in it counts."""
+    files = {
+        "proc/bootconfig": 'kernel.split_lock_detect = "fatal"\nkernel.sysctl.kernel.split_lock_mitigate = "0"\n',
+        "proc/cmdline": 'split_lock_detect="fatal" sysctl.kernel.split_lock_mitigate="0" root=/dev/sda bootconfig\n',
+    }
+    root = made(tmp_path, files)
+    assert booted(root) == "root=/dev/sda bootconfig"
+    assert [(s.where, s.counts) for s in found(root)] == [("proc/bootconfig", "no"), ("proc/bootconfig", "yes")]
+    made(tmp_path, {"boot/config-7.3.0": "CONFIG_CMDLINE_FROM_BOOTCONFIG=y\n"})
+    assert [s.counts for s in found(root, "7.3.0")] == ["unknown", "yes"]  # the embedded one alone is read early
+
+
+# -- sysctl.d: systemd reads the same files ---------------------------------------------------------------------------
+
+_DIRECTORIES = ("etc/sysctl.d", "run/sysctl.d", "usr/local/lib/sysctl.d", "usr/lib/sysctl.d")
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
+@pytest.mark.parametrize("seed", range(25))
+def test_the_same_file_as_systemd(seed: int, tmp_path: Path) -> None:
+    """The assignment that counts is in the last file that `systemd-analyze cat-config` shows to have one."""
+    dice = random.Random(seed)
+    files: dict[str, Any] = {}
+    for _ in range(dice.randint(2, 12)):
+        name = dice.choice(["10-a.conf", "50-b.conf", "50-B.conf", "9.conf", "90-z.conf", "z.conf", "60-c", "70.conf~"])
+        content: Any = dice.choice(["kernel.split_lock_mitigate=1\n", "kernel.other=1\n", "", {"link": "/dev/null"}])
+        files.setdefault(f"{dice.choice(_DIRECTORIES)}/{name}", content)
+    root = made(tmp_path / "root", files)
+    command = ["systemd-analyze", f"--root={root.directory}", "cat-config", "sysctl.d"]
+    shown = subprocess.run(
+        command, capture_output=True, text=True, check=True, env={**os.environ, "SYSTEMD_COLORS": "0"}
+    )
+    where, right = "", None
+    for line in shown.stdout.splitlines():
+        if line.startswith("# /"):
+            where = os.path.relpath(line[2:], root.directory)
+        elif line.startswith("kernel.split_lock_mitigate"):
+            right = where
+    counting = [one.where for one in sysctl.assignments(root, _KEY, _LIKE) if one.counts == "yes"]
+    assert counting == ([right] if right else [])
+
+
+#: A file's lines, and which of them counts, by number: sysctl.d(5), "Configuration format".
+LINES: list[tuple[list[str], int | None]] = [
+    (["kernel.split_lock_mitigate=0"], 0),
+    (["kernel/split_lock_mitigate = 0"], 0),
+    ([" - kernel.split_lock_mitigate=0 "], 0),
+    (["-kernel.split_lock_mitigate=0"], 0),
+    (["# kernel.split_lock_mitigate=0", ";kernel.split_lock_mitigate=0"], None),
+    (["kernel.split_lock_mitigate=0", "kernel/split_lock_mitigate=1"], 1),
+    (["kernel.split_lock_*=0"], 0),
+    (["kernel.split_lock_mitigate=1", "kernel.split_lock_*=0"], 0),
+    (["kernel.split_lock_*=0", "-kernel.split_lock_mitigate"], None),
+    (["kernel.split_lock_mitigate"], None),
+    (["split_lock_mitigate=0"], None),
+    (["kernel.split.lock.mitigate=0"], None),
+]
+
+
+@pytest.mark.parametrize(("lines", "right"), LINES)
+def test_lines_of_sysctls(lines: list[str], right: int | None, tmp_path: Path) -> None:
+    root = made(tmp_path / "root", {"etc/sysctl.d/50-x.conf": "\n".join(lines) + "\n"})
+    counting = [one.text for one in sysctl.assignments(root, _KEY, _LIKE) if one.counts == "yes"]
+    assert counting == ([] if right is None else [lines[right].strip()])
+
+
+def test_without_systemd(tmp_path: Path) -> None:
+    """OpenRC's and others' sysctl(8) reads /etc/sysctl.conf, last."""
+    files = {"etc/alpine-release": "3.22\n", "etc/sysctl.conf": "kernel.split_lock_mitigate=0\n"}
+    assert [s.counts for s in found(made(tmp_path, files))] == ["yes"]
+
+
+# -- versions: systemd compares the same -----------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
+def test_versions_as_systemd() -> None:
+    dice, parts = random.Random(5), ["1", "2", "10", "0", "007", "a", "b", "rc", "~", "-", "^", ".", "+", "_", "fc43"]
+    for _ in range(80):
+        one, other = ("v" + "".join(dice.choices(parts, k=dice.randint(1, 6))) for _ in range(2))
+        other = one[: dice.randint(1, len(one))] + other if dice.random() < 0.5 else other
+        status = subprocess.run(["systemd-analyze", "compare-versions", one, other], capture_output=True, check=False)
+        ours = compare(one, other)
+        assert (ours > 0) - (ours < 0) == {0: 0, 11: 1, 12: -1}[status.returncode], (one, other)
+        assert compare(other, one) == -ours
+
+
+# -- boot loaders ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def bootctl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """systemd-boot's own reader of entries. It wants the top of a file system: a tmpfs of a namespace of its own."""
+    place = tmp_path_factory.mktemp("bootctl")
+    if not (path := shutil.which("bootctl")):
+        done = subprocess.run(
+            ["apt-get", "download", "systemd-boot"], cwd=place, capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            pytest.skip(f"no bootctl: {done.stderr.strip()}")
+        subprocess.run(["dpkg-deb", "-x", next(place.glob("*.deb")), place], check=True)
+        path = str(place / "usr/bin/bootctl")
+    if os.geteuid():
+        pytest.skip("bootctl wants a mounted file system, and only root may mount one")
+    return Path(path)
+
+
+def _default(bootctl: Path, esp: Path) -> str | None:
+    script = (
+        'mount -t tmpfs none "$1/t" && cp -r "$1/boot/." "$1/t" && '
+        'SYSTEMD_RELAX_ESP_CHECKS=1 "$2" --no-pager --esp-path="$1/t" list'
+    )
+    (esp / "t").mkdir()
+    command = ["unshare", "-m", "sh", "-c", script, "sh", str(esp), str(bootctl)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    text = done.stdout
+    at = text.find("(default)")
+    return re.findall(r"\bq=(\S+)", text[at:])[0] if at >= 0 else None
+
+
+@pytest.mark.parametrize("seed", range(16))
+def test_the_same_entry_as_systemd_boot(bootctl: Path, seed: int, tmp_path: Path) -> None:
+    dice = random.Random(seed)
+    files: dict[str, Any] = {"proc/cmdline": "root=/dev/sda1\n", "boot/linux": "x"}
+    chosen = dice.choice(["", "", "default deb*\n", "default fed-6.1.0-9.conf\n", "default none\n"])
+    files["boot/loader/loader.conf"] = "timeout 3\n" + chosen
+    for _ in range(dice.randint(1, 6)):
+        # a name with ~ is none for systemd-boot
+        version = dice.choice(["6.1.0-9", "6.1.0-10", "6.12.1", "6.2~rc1", "6.2"])
+        name = f"{dice.choice(['deb', 'fed', 'arch'])}-{version.replace('~', '_')}"
+        key = dice.choice(["", "", "sort-key debian\n", "sort-key fedora\n"])
+        files[f"boot/loader/entries/{name}.conf"] = (
+            f"title {name}\n{key}version {version}\nlinux /linux\noptions split_lock_detect=off\noptions q={name}\n"
+        )
+    root = made(tmp_path, files)
+    right = _default(bootctl, tmp_path)
+    assert right is not None
+    assert [line.text.rpartition("q=")[2] for line in command_lines(root) if line.used == "yes"] == [right]
+
+
+GRUB_DEFAULTS = {
+    'GRUB_CMDLINE_LINUX_DEFAULT="quiet split_lock_detect=off"': "split_lock_detect=off",
+    "GRUB_CMDLINE_LINUX='split_lock_detect=off'": "split_lock_detect=off",
+    "GRUB_CMDLINE_LINUX=split_lock_detect=off": "split_lock_detect=off",
+    'GRUB_CMDLINE_LINUX="$GRUB_CMDLINE_LINUX split_lock_detect=off"': "split_lock_detect=off",
+    'GRUB_CMDLINE_LINUX_DEFAULT="quiet \\"split_lock_detect=off\\""': "split_lock_detect=off",
+    'GRUB_CMDLINE_LINUX="a=1 # split_lock_detect=off"': None,
+    '#GRUB_CMDLINE_LINUX="split_lock_detect=off"': None,
+    'GRUB_CMDLINE="split_lock_detect=off"': None,
+    'GRUB_CMDLINE_XEN="split_lock_detect=off"': None,
+}
+
+
+@pytest.mark.parametrize("line", GRUB_DEFAULTS)
+def test_grub_defaults(line: str, tmp_path: Path) -> None:
+    right = GRUB_DEFAULTS[line]
+    root = made(
+        tmp_path, {"etc/default/grub": line + "\n", "proc/cmdline": "BOOT_IMAGE=/vmlinuz split_lock_detect=off\n"}
+    )
+    texts = [one.text for one in found(root) if one.where == "etc/default/grub" and one.counts == "yes"]
+    assert texts == ([right] if right else [])
+
+
+def menu(*entries: tuple[str, str]) -> str:
+    return "".join(
+        f"menuentry '{name}' --id '{name}' {{\n\tlinux /vmlinuz root=/ {text}\n}}\n" for name, text in entries
+    )
+
+
+#: grub.cfg, grubenv, and the value that the next boot has; None: it is not known, or there is none.
+MENUS: list[tuple[str, str, str | None]] = [
+    (menu(("one", "split_lock_detect=off")), "", "off"),
+    (menu(("one", ""), ("two", "split_lock_detect=off")), "", None),
+    ('set default="0"\n' + menu(("one", "split_lock_detect=off"), ("two", "")), "", "off"),
+    ('set default="two"\n' + menu(("one", ""), ("two", "split_lock_detect=fatal")), "", "fatal"),
+    ('set default="more>two"\n' + menu(("one", ""), ("two", "split_lock_detect=fatal")), "", "fatal"),
+    (
+        'set default="${saved_entry}"\n' + menu(("one", ""), ("two", "split_lock_detect=fatal")),
+        "saved_entry=two\n",
+        "fatal",
+    ),
+    ('set default="${saved_entry}"\n' + menu(("one", "split_lock_detect=off"), ("two", "")), "saved_entry=two\n", None),
+    ('set default="3"\n' + menu(("one", "split_lock_detect=off"), ("two", "")), "", None),
+    (menu(("one", '"split_lock_detect=off"')), "", "off"),
+    (menu(("one", "split_lock_detect=off split_lock_detect=warn")), "", "warn"),
+]
+
+
+@pytest.mark.parametrize(("config", "environment", "right"), MENUS)
+def test_grub_menus(config: str, environment: str, right: str | None, tmp_path: Path) -> None:
+    files = {
+        "proc/cmdline": "BOOT_IMAGE=/vmlinuz root=/\n",
+        "boot/grub/grub.cfg": config,
+        "boot/grub/grubenv": environment,
+    }
+    assert next_boot(found(made(tmp_path, files))) == right
+
+
+#: Other loaders' files: the file, what stands in it, and whether it counts.
+_OURS = "split_lock_detect=off"
+_EXTLINUX = "boot/extlinux/extlinux.conf"
+LOADERS: list[tuple[dict[str, str], str]] = [
+    ({_EXTLINUX: f"default b\nlabel a\n append x\nlabel b\n linux /l\n APPEND root=/ {_OURS}\n"}, "yes"),
+    ({_EXTLINUX: f"default b\nlabel a\n append {_OURS}\nlabel b\n append root=/\n"}, "no"),
+    ({"boot/refind_linux.conf": '"Boot" "root=/ split_lock_detect=off"\n"Rescue" "root=/ single"\n'}, "yes"),
+    ({"boot/refind_linux.conf": '"Boot" "root=/"\n"Rescue" "root=/ split_lock_detect=off"\n'}, "no"),
+    ({"boot/limine.conf": f"timeout: 5\n/CachyOS\n    protocol: linux\n    cmdline: root=/ {_OURS}\n"}, "yes"),
+    ({"etc/kernel/cmdline": "root=/ split_lock_detect=off\n"}, "unknown"),
+    ({"etc/mkinitcpio.conf": "", "etc/cmdline.d/a.conf": "split_lock_detect=off\n"}, "unknown"),
+    ({"etc/dracut.conf.d/a.conf": f'kernel_cmdline="{_OURS}"\n', "boot/grub/grub.cfg": menu(("a", ""))}, "no"),
+    ({"boot/grub/grub.cfg": menu(("a", "split_lock_detect=off")), "boot/refind_linux.conf": '"a" "b"\n'}, "unknown"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("files", "right"), LOADERS)
+def test_other_loaders(files: dict[str, str], right: str, tmp_path: Path) -> None:
+    assert [one.counts for one in found(made(tmp_path, dict(files)))] == [right]
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"MZ", b"MZ" + bytes(300), read.uki("split_lock_detect=off")[:200], os.urandom(5000)]
+)
+def test_no_unified_image(data: bytes, tmp_path: Path) -> None:
+    """What is none is passed over."""
+    place = tmp_path / "boot/EFI/Linux"
+    place.mkdir(parents=True)
+    (place / "a.efi").write_bytes(data)
+    assert found(Root(str(tmp_path))) == []
