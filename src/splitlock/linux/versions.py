@@ -139,7 +139,8 @@ ONLY_ANNOUNCED = Change(
 )  # fmt: skip
 AMD_BUS_LOCKS = Change(
     "AMD_BUS_LOCKS", "detects bus locks by #DB on AMD's processors", (6, 13),
-    f"{_BUS}, bus_lock_init(), 408eb7417a92", "bus_lock_detect in /proc/cpuinfo's flags, and a boot line",
+    f"{_BUS}, bus_lock_init(), 408eb7417a92", "CONFIG_X86_BUS_LOCK_DETECT in /boot/config-*; the flag and the boot "
+    "line are there from 5.13 on, and prove nothing",
     lacks={(5, 10): 262, (6, 1): 192, (6, 12): 118},
 )  # fmt: skip
 BUS_LOCK_CONFIG = Change(
