@@ -363,6 +363,65 @@ def test_a_file_that_is_none(tmp_path: Path, option: str) -> None:
             Files(vmlinux=path, root=None) if option == "vmlinux" else Files(modules=(path,), root=None)
 
 
+KERNEL = """\
+const char banner[] = "Linux version 6.12.9-amd64 (debian-kernel@lists.debian.org) #1 SMP";
+struct inner { int pad[7]; unsigned users; };
+struct outer {
+    char head[61]; unsigned count; struct inner *in; struct inner own[3];
+    union { long both; struct { unsigned low, high; }; }; unsigned char *start; unsigned long end;
+} __attribute__((packed));
+struct outer fixed __attribute__((aligned(64)));
+#define LOCKED(lvalue) asm volatile("lock incl %0" : "+m"(lvalue))
+__attribute__((noinline)) void member(int unused, struct outer *o) { LOCKED(o->count); }
+__attribute__((noinline)) void deeper(struct outer *o) { LOCKED(o->in->users); }
+__attribute__((noinline)) void element(struct outer *o) { LOCKED(o->own[1].users); }
+__attribute__((noinline)) void unnamed(struct outer *o) { LOCKED(o->high); }
+__attribute__((noinline)) void sum(struct outer *o) { LOCKED(*(unsigned *)(o->start + o->end + 32)); }
+__attribute__((noinline)) void global(void) { LOCKED(fixed.count); }
+void _start(void) { member(1, 0); deeper(0); element(0); unnamed(0); sum(0); global(); }
+"""
+
+
+@pytest.fixture(scope="module")
+def kernel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A linked file with what a vmlinux has: banner, symbols, lines, types."""
+    place = tmp_path_factory.mktemp("kernel")
+    (place / "k.c").write_text(KERNEL)
+    flags = ["-O2", "-g", "-gbtf", "-nostdlib", "-static", "-fno-pic", "-mcmodel=kernel", "-fcf-protection=none",
+             "-Wl,-Ttext=0xffffffff81000000", "-Wno-address-of-packed-member"]  # fmt: skip
+    subprocess.run(["gcc-12", *flags, "-o", place / "vmlinux", place / "k.c"], check=True)
+    return place / "vmlinux"
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        ("member", "o->count (struct outer)"),
+        ("deeper", "o->in->users (struct inner)"),
+        ("element", "o->own[1].users (struct outer)"),
+        ("unnamed", "o->high (struct outer)"),
+        ("sum", ("o->start + o->end + 0x20", "o->end + o->start + 0x20")),
+        ("global", "fixed+0x3d"),
+    ],
+)
+def test_the_kernel_s_types(kernel: Path, function: str, words: str | tuple[str, ...]) -> None:
+    text = dumped(kernel, function).replace(" [fakedrv]", "")
+    oops = explain(read(text), Files(vmlinux=str(kernel), root=None))
+    assert oops.operand is not None
+    assert oops.operand.what in words
+    assert oops.place is not None
+    assert str(oops.place.source).endswith(f"k.c:{KERNEL[: KERNEL.index(f'void {function}(')].count(chr(10)) + 1}")
+    if function == "global":  # KASLR moves it by whole lines
+        assert (oops.operand.address, oops.operand.past, oops.fits) == (None, 1, "yes")
+
+
+def test_a_kernel_of_another_release_is_not_used(kernel: Path) -> None:
+    text = dumped(kernel, "member").replace(" [fakedrv]", "").replace("6.12.9-amd64", "6.12.8-amd64")
+    oops = explain(read(text), Files(vmlinux=str(kernel), root=None))
+    assert oops.operand is None
+    assert any("6.12.9-amd64" in missing for missing in oops.missing)
+
+
 # Causes
 
 

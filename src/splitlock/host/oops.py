@@ -19,7 +19,8 @@ from splitlock.x86.privileged import spell
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from splitlock.host.oops_files import Code, Files
+    from splitlock.host.oops_files import Files
+    from splitlock.host.oops_image import Code
 
 _GENERAL = ("RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI", "R08", "R09", "R10", "R11", "R12", "R13", "R14",
             "R15")  # fmt: skip
@@ -40,9 +41,9 @@ class _Found(NamedTuple):
 def explain(dump: Dump, files: Files | None = None) -> report.Oops:
     """All that is known of an oops. `files`: code and debug information of the kernel that it comes from."""
     missing: list[str] = []
-    code = files.code(dump) if files else None
+    code, words = (files.code(dump) if files else None) or (None, "")
     found = _instruction(dump, code)
-    operand, fits = _operand(dump, found, code, missing)
+    operand, fits = _operand(dump, found, code, words, missing)
     made = report.Oops(
         detected=dump.head.split,
         number=dump.head.number,
@@ -92,8 +93,8 @@ def _instruction(dump: Dump, code: Code | None) -> _Found | None:
     address = dump.address or (code.address if code else None) or 0
     if dump.at is not None:
         return _decoded(dump.code[dump.at : dump.at + _LONGEST], address, dump.bits, "the log")
-    if code is not None and code.bytes:
-        return _decoded(code.bytes, address, dump.bits, code.path)
+    if code is not None and code.raw:
+        return _decoded(code.raw, address, dump.bits, code.path)
     return None
 
 
@@ -103,7 +104,7 @@ def _decoded(raw: bytes, address: int, bits: int, source: str) -> _Found:
 
 
 def _operand(
-    dump: Dump, found: _Found | None, code: Code | None, missing: list[str]
+    dump: Dump, found: _Found | None, code: Code | None, words: str, missing: list[str]
 ) -> tuple[report.Operand | None, report.Fits]:
     """The operand, and whether it makes a split lock."""
     if found is None:
@@ -115,7 +116,7 @@ def _operand(
     size = split_size(found.instruction)
     if not size:
         return None, "no"
-    made = report.Operand(size=size, address=None, past=None, what=code.data.name if code and code.data else "", why="")
+    made = report.Operand(size=size, address=None, past=None, what=words, why="")
     made.why = _not_known(dump, found.instruction, unfinished=code is not None and code.unfinished and not dump.code)
     if not made.why and (address := _address(dump, found)) is not None:
         made.address, made.past = f"{address:#x}", past_line(address, size)

@@ -6,150 +6,29 @@ itself: /boot/vmlinuz-RELEASE, /lib/modules/RELEASE. A file of another release i
 
 from __future__ import annotations
 
-import mmap
 import os
 import re
-from typing import NamedTuple
 
 from iced_x86 import Decoder
 
 from splitlock._errors import ImageError, SplitlockError
-from splitlock.image.bzimage import is_bzimage, vmlinux
-from splitlock.image.compressed import compression, expand
-from splitlock.image.data import Data, fixed
-from splitlock.image.elf import ET_REL, Elf
-from splitlock.image.kallsyms import Kallsyms
-from splitlock.image.module import KernelImage
+from splitlock.host.oops_image import Code, Image, same_code
+from splitlock.host.oops_types import Words
+from splitlock.image.btf import Btf
 from splitlock.image.symbols import Frame as Named
-from splitlock.image.symbols import Symbols
-from splitlock.x86.locked import static_address
+from splitlock.x86.locked import split_size
+from splitlock.x86.origin import operand
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from splitlock.image.module import Code as Section
     from splitlock.linux.oops import Dump, Frame
 
-_LARGEST = 2 << 30  # bytes of a kernel: with debug information it has some 700 MB
 _LONGEST = 15  # bytes of an instruction
 _SAFE = re.compile(r"\d[\w.+~-]*")  # a release that can be a part of a path: a log may say anything
-_BANNER = re.compile(rb"Linux version (\d[^ \0]{1,128}) ")
 _DEBUG = "/usr/lib/debug"
 _ENDINGS = ("", ".gz", ".xz", ".zst")
-
-
-class Code(NamedTuple):
-    """The code from an instruction on, as a file has it.
-
-    address      in the file; None in a module, whose place is known to nobody before it is loaded
-    unfinished   a module's bytes that the loader fills in (relocations) are not those that ran
-    data         what a fixed operand is, where it is one
-    """
-
-    path: str
-    bytes: bytes
-    address: int | None
-    unfinished: bool
-    data: Data | None
-
-
-class _Image:
-    """One file: a vmlinux, with or without symbols, as a boot image holds it, or a module."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if not 0 < size < _LARGEST:
-                raise ImageError("empty, or too large for a kernel")
-            self.data: bytes | mmap.mmap = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self.plain = True  # the file itself is ELF: libdw can read it
-        head = bytes(self.data[:0x400])
-        if is_bzimage(head):
-            self.data, self.plain = vmlinux(bytes(self.data), _LARGEST), False
-        elif compression(head):
-            self.data, self.plain = expand(bytes(self.data), _LARGEST), False
-        self.image = KernelImage(self.data)
-        self.symbols = Symbols(path)
-        self._kallsyms: Kallsyms | None = None
-        self._places: dict[str, list[tuple[int, int]]] = {}
-
-    def release(self) -> str:
-        """Of which kernel it is; empty where it does not say."""
-        if self.image.type == ET_REL:
-            return next(iter(self.image.modinfo.get("vermagic", [])), "").partition(" ")[0]
-        section = Elf(self.data).section(".rodata")
-        start, end = (section.offset, section.offset + section.size) if section else (0, len(self.data))
-        found = _BANNER.search(self.data, start, end)
-        return found[1].decode("ascii", "replace") if found else ""
-
-    def module(self) -> str:
-        """The module's name as it says itself; empty where it does not, or is none."""
-        return next(iter(self.image.modinfo.get("name", [])), "") if self.image.type == ET_REL else ""
-
-    def code(self, frame: Frame) -> list[Code]:
-        """The code from a place on; of each function of that name and size."""
-        assert frame.offset is not None
-        found = {}
-        for code, start, size in self.image.functions_named(frame.symbol):
-            if _fits(frame, size):
-                at = start + frame.offset
-                found[code.index, at] = self._code(code, at)
-        return list(found.values()) or self._by_kallsyms(frame)
-
-    def _code(self, code: Section, at: int) -> Code:
-        raw = code.data[at : at + _LONGEST]
-        loose = self.image.type == ET_REL
-        address = None if loose else code.address + at
-        instruction = Decoder(64, raw, ip=address or 0).decode()
-        data = fixed(self.image, code, at, instruction.len, static_address(instruction))
-        return Code(self.path, raw, address, loose and data is not None, data)
-
-    def _by_kallsyms(self, frame: Frame) -> list[Code]:
-        """In a kernel that was stripped: its own table of symbols tells."""
-        if self.image.type == ET_REL:
-            return []
-        try:
-            if self._kallsyms is None:
-                self._kallsyms = Kallsyms(bytes(self.data))
-            address = self._kallsyms.addresses[frame.symbol] + (frame.offset or 0)
-            raw = Elf(self.data).read(address, _LONGEST)
-        except (ImageError, KeyError):
-            return []
-        operand = static_address(Decoder(64, raw, ip=address).decode())
-        data = None if operand is None else Data(self._object(operand), operand % 64)
-        return [Code(self.path, raw, address, False, data)]
-
-    def _object(self, address: int) -> str:
-        """The last symbol before an address."""
-        assert self._kallsyms is not None
-        name, start = max(
-            ((name, at) for name, at in self._kallsyms.addresses.items() if at <= address), key=lambda each: each[1]
-        )
-        return f"{name}+{address - start:#x}"
-
-    def lines(self, frame: Frame, back: int) -> list[Named]:
-        """The functions and lines at a place, innermost first."""
-        if not self.plain or frame.offset is None:
-            return []
-        if frame.symbol not in self._places:
-            self._places[frame.symbol] = self.symbols.named(frame.symbol)
-        fitting = {at for at, size in self._places[frame.symbol] if _fits(frame, size)}
-        return self.symbols.frames(fitting.pop() + max(frame.offset - back, 0)) if len(fitting) == 1 else []
-
-
-def _same_code(code: Code, marked: bytes) -> bool:
-    """Whether a file's code is what the dump shows. What the loader fills in is passed over: the opcode is compared."""
-    length = 3 if code.unfinished else min(len(marked), Decoder(64, code.bytes, ip=0).decode().len)
-    return not marked or code.bytes[:length] == marked[:length]
-
-
-def _fits(frame: Frame, size: int) -> bool:
-    """Whether a function can be the one: the kernel counts what lies between it and the next one as its own."""
-    if not size:  # hand-written code without one
-        return True
-    return (frame.offset or 0) < size and (not frame.size or size <= frame.size)
 
 
 class Files:
@@ -172,12 +51,13 @@ class Files:
         self._debug, self._root = debug, root
         if debug is not None and not os.path.isdir(debug):
             raise SplitlockError(f"--debug {debug}: no directory; name one that holds vmlinux or NAME.ko", 2)
-        self._found: dict[tuple[str, str], list[_Image]] = {}
+        self._found: dict[tuple[str, str], list[Image]] = {}
         self._release = ""
         self._others: dict[str, str] = {}  # files that are of no use: path, and why
 
-    def code(self, dump: Dump) -> Code | None:
-        """The code at the place of a dump, from the first file that has the same; None where none has."""
+    def code(self, dump: Dump) -> tuple[Code, str] | None:
+        """The code at the place of a dump, from the first file that has the same, and what its operand is in words of
+        the source (may be empty). None where no file has it."""
         self._release = dump.release
         if dump.place is None or dump.place.offset is None or dump.bits != 64:
             return None
@@ -185,13 +65,39 @@ class Files:
         images = self._images(dump.place.module)
         for image in list(images):
             candidates = image.code(dump.place)
-            fitting = [code for code in candidates if _same_code(code, marked)]
+            fitting = [code for code in candidates if same_code(code, marked)]
             if len(fitting) == 1:
-                return fitting[0]
+                return fitting[0], self._words(image, fitting[0], dump.place)
             if candidates and not fitting:
                 self._others[image.path] = "its code is not the dump's: it is another build"
                 images.remove(image)
         return None
+
+    def _words(self, image: Image, code: Code, frame: Frame) -> str:
+        if code.data is not None:
+            return code.data.name
+        instruction, address = Decoder(64, code.raw, ip=0).decode(), operand(code.function, frame.offset or 0)
+        if address is None:
+            return ""
+        try:
+            base = self._types()
+            btf = base if not frame.module else image.btf(base)
+            return Words(btf, frame.symbol).operand(address, split_size(instruction)) if btf else ""
+        except (LookupError, ImageError):
+            return ""
+
+    def _types(self) -> Btf | None:
+        """The kernel's types: in its file, or where the running kernel is the one, from itself."""
+        for image in self._images(""):
+            if (found := image.btf(None)) is not None:
+                return found
+        if self._root is None or os.uname().release != self._release:
+            return None
+        try:
+            with open(os.path.join(self._root, "sys/kernel/btf/vmlinux"), "rb") as file:
+                return Btf(file.read())
+        except OSError:
+            return None
 
     def lines(self, frame: Frame, *, back: bool) -> list[Named]:
         """The functions and source lines of a frame; `back`: its address is that after a call."""
@@ -218,7 +124,7 @@ class Files:
             )
         return said
 
-    def _images(self, module: str) -> list[_Image]:
+    def _images(self, module: str) -> list[Image]:
         """The files for the kernel, or for a module of it, those that were given first."""
         key = self._release, module
         if key not in self._found:
@@ -228,16 +134,16 @@ class Files:
             self._found[key] = [*given, *(image for path in paths if (image := self._tried(path)))]
         return self._found[key]
 
-    def _same(self, image: _Image) -> bool:
+    def _same(self, image: Image) -> bool:
         release = image.release()
         if self._release and release != self._release:
             self._others[image.path] = f"it is of Linux {release or 'of unknown release'}, the dump of {self._release}"
             return False
         return True
 
-    def _tried(self, path: str) -> _Image | None:
+    def _tried(self, path: str) -> Image | None:
         try:
-            image = _Image(path)
+            image = Image(path)
             return image if not self._release or image.release() == self._release else None
         except (OSError, ImageError):
             return None
@@ -266,9 +172,9 @@ class Files:
                 yield from (os.path.join(directory, name) for name in files if _module_name(name) == module)
 
 
-def _opened(path: str, option: str) -> _Image:
+def _opened(path: str, option: str) -> Image:
     try:
-        return _Image(path)
+        return Image(path)
     except OSError as error:
         raise SplitlockError(
             f"{option} {path}: {error.strerror}; name a file that is there and yours to read", 2

@@ -13,6 +13,7 @@ from splitlock._errors import ImageError
 
 _MAGIC, _VOID = 0xEB9F, 0
 _INT, _PTR, _ARRAY, _STRUCT, _UNION, _ENUM = 1, 2, 3, 4, 5, 6
+_FUNC, _FUNC_PROTO = 12, 13
 _FLOAT, _ENUM64 = 16, 19
 _ALIASES = (8, 9, 10, 11, 18)  # typedef, volatile, const, restrict, type tag
 # bytes after a type's header: fixed, and for each of its members
@@ -30,21 +31,28 @@ Field = namedtuple("Field", "offset size type")
 
 
 class Btf:
-    """The types in BTF data. Raises ImageError where it does not hold together."""
+    """The types in BTF data. Raises ImageError where it does not hold together.
 
-    def __init__(self, data: bytes) -> None:
+    `base`: the kernel's own, whose types and names a module's go on from.
+    """
+
+    def __init__(self, data: bytes, base: Btf | None = None) -> None:
         if len(data) < _HEADER.size:
             raise ImageError("BTF: cut short")
         magic, _, _, head, types, types_size, strings, strings_size = _HEADER.unpack_from(data)
         if magic != _MAGIC:
             raise ImageError("BTF: not in it")
-        self._data = data
-        self._strings = data[head + strings : head + strings + strings_size]
-        self._types = [0]  # where each begins; type 0 is void
-        self._named: dict[str, int] = {}
-        at, end = head + types, head + types + types_size
+        own, end = data[head + strings : head + strings + strings_size], head + types + types_size
         if end > len(data):
             raise ImageError("BTF: cut short")
+        before = len(base._data) if base else 0
+        self._data: bytes = base._data + data if base else data
+        self._strings: bytes = base._strings + own if base else own
+        data = self._data
+        self._types: list[int] = list(base._types) if base else [0]  # where each begins; type 0 is void
+        self._named: dict[str, int] = dict(base._named) if base else {}
+        self._functions: dict[str, int] | None = None
+        at, end = before + head + types, before + end
         while at < end:
             if at + _TYPE.size > end:
                 raise ImageError("BTF: cut short")
@@ -113,6 +121,62 @@ class Btf:
             return False
         return True
 
+    def parameters(self, function: str) -> list[tuple[str, int]]:
+        """Names and types of a function's parameters. Raises LookupError where there is none of that name."""
+        if self._functions is None:
+            self._functions = {}
+            for at in self._types[1:]:
+                name, info, value = _TYPE.unpack_from(self._data, at)
+                if info >> 24 & 31 == _FUNC:
+                    self._functions.setdefault(self._name(name), value)
+        kind, count, _, at = self._type(self._functions[function])
+        if kind != _FUNC_PROTO:
+            raise LookupError(f"{function} is no function")
+        pairs = [struct.unpack_from("<II", self._data, at + 8 * each) for each in range(count)]
+        return [(self._name(name), number) for name, number in pairs]
+
+    def pointee(self, number: int) -> int | None:
+        """The type that a pointer of a type points to; None where it is no pointer."""
+        try:
+            kind, _, value, _ = self._type(number)
+        except LookupError:
+            return None
+        return value if kind == _PTR else None
+
+    def structure_name(self, number: int) -> str:
+        """`struct NAME` or `union NAME`; empty where a type is neither, or has no name."""
+        try:
+            kind, _, _, at = self._type(number)
+        except LookupError:
+            return ""
+        name = self._name(_TYPE.unpack_from(self._data, at - _TYPE.size)[0])
+        return f"{'struct' if kind == _STRUCT else 'union'} {name}" if kind in (_STRUCT, _UNION) and name else ""
+
+    def member_at(self, number: int, offset: int, size: int, depth: int = 0) -> tuple[str, int] | None:
+        """The member of a structure that is `size` bytes at an offset: its path, and its type."""
+        try:
+            kind, count, _, at = self._type(number)
+        except LookupError:
+            return None
+        if depth > _DEEP:
+            return None
+        if kind == _ARRAY:
+            element, _, _ = struct.unpack_from("<III", self._data, at)
+            each = self._size(element)
+            found = self.member_at(element, offset % each, size, depth + 1) if each else None
+            return (f"[{offset // each}]{_dot(found[0])}", found[1]) if found and each else None
+        if kind not in (_STRUCT, _UNION):
+            return ("", number) if offset == 0 and self._size(number) == size else None
+        for member in range(count):
+            label, inner, bits = _MEMBER.unpack_from(self._data, at + member * _MEMBER.size)
+            start = (bits & 0xFF_FFFF) // 8
+            if not start <= offset < start + max(self._size(inner), 1):
+                continue
+            found = self.member_at(inner, offset - start, size, depth + 1)
+            if found is not None:
+                return f"{self._name(label)}{_dot(found[0]) if label else found[0]}", found[1]
+        return None
+
     def _structure(self, name: str) -> int:
         try:
             return self._named[name]
@@ -135,3 +199,8 @@ class Btf:
                 if found is not None:
                     return offset + found[0], found[1]
         return None
+
+
+def _dot(path: str) -> str:
+    """A path as it goes on behind a name."""
+    return f".{path}" if path and not path.startswith("[") else path

@@ -11,6 +11,8 @@ import re
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from splitlock.linux.log import lines
+
 _LINES = 400  # of one dump that are read: two stacks and a list of modules have some 150
 _QUIET = 60  # lines in a row that say nothing to us: the rest of the dump is lost
 _AFTER = 5  # the same after its end, where the kernel may yet say that the machine stops
@@ -23,10 +25,7 @@ _COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _BREAK = re.compile(r"\\x0a|\\n|#012|\n")  # /dev/kmsg and journalctl; JSON; rsyslog; a record with a break in it
 _CALLER = re.compile(r"\[ *([CT]\d+)\]")  # CONFIG_PRINTK_CALLER: which CPU or task wrote the line
 
-_BEGINS = r"(?:^|[\s\]>\"])"  # where the kernel's words can begin: behind a time, a name, a level
-_SPLIT = re.compile(rf"{_BEGINS}(?:Oops: )?Split lock detected(?: ?: [0-9a-f]{{4}} \[#(?P<number>\d+)\].*)?$")
-_CHECK = re.compile(rf"{_BEGINS}(?:Oops: )?alignment check: [0-9a-f]{{4}} \[#(?P<number>\d+)\]")
-_NUMBER = re.compile(rf"{_BEGINS}: [0-9a-f]{{4}} \[#(?P<number>\d+)\]")
+_NUMBER = re.compile(r": [0-9a-f]{4} \[#(?P<number>\d+)\]")
 
 _MODULE = r"(?: \[(?P<module>[\w-]{1,64})(?: (?P<build>[0-9a-f]+))?\])?"
 _SYMBOL = r"(?P<symbol>[\w.$]{1,512})\+0x(?P<offset>[0-9a-f]{1,16})/0x(?P<size>[0-9a-f]{1,16})"
@@ -146,12 +145,10 @@ def head(text: str) -> Head | None:
     """Whether a line, or a record of two lines, begins an oops by `#AC`. Whatever a logger puts first may be there."""
     if "lock detected" not in text and "alignment check:" not in text:
         return None
-    first, *rest = _lines(text)
-    if found := _SPLIT.search(first):
-        number = found["number"] or next((more["number"] for line in rest if (more := _NUMBER.search(line))), None)
-        return Head(True, int(number) if number else None)
-    if found := _CHECK.search(first):
-        return Head(False, int(found["number"]))
+    for line in lines(_COLOUR.sub("", text)):
+        if line.kind in ("oops", "alignment"):
+            number = _NUMBER.search(line.text)
+            return Head(line.kind == "oops", int(number["number"]) if number else None)
     return None
 
 
