@@ -48,6 +48,7 @@ def real(name: str) -> Oops:
         ("6.12-skb", "lock inc dword ptr [rax+0x20]", 0xFFFF888004FC569E + 0x20, 2),
         ("7.2-skb", "lock inc dword ptr [rdx+0x20]", 0xFFFF88800604C69E + 0x20, 2),
         ("7.2-timer", "lock inc dword ptr [r12+0x3d]", 0xFFFFFFFFC0201040 + 0x3D, 1),
+        ("xdp-7.1.8", "lock inc dword ptr [rax+0x20]", 0xFF33735342D478DE + 0x20, 2),
     ],
 )
 def test_real_kernels(name: str, instruction: str, address: int, past: int) -> None:
@@ -93,6 +94,36 @@ def test_whose_it_is() -> None:
     oops = real("7.2-skb")  # the kernel's own function, called by such a module
     assert (oops.whose, oops.foreign) == ("kernel", ["splitoops"])
     assert "suspect that module first" in oops.means[0]
+
+
+def test_a_tool_is_not_to_blame_for_what_it_is_asked_to_do() -> None:
+    oops = real("7.2-mutex")
+    assert oops.place is not None
+    assert oops.blamed is not None
+    assert oops.operand is not None
+    assert (oops.place.function, oops.blamed.function) == ("mutex_lock", "splitoops_init")
+    assert (oops.operand.size, oops.operand.past) == (8, 4)
+    assert oops.whose == "foreign module"
+    assert "bug in the module splitoops" in oops.means[0]
+    assert "mutex_lock only does what it is asked to" in oops.means[0]
+    for name in ("6.12-skb", "7.2-skb", "xdp-7.1.8"):
+        assert real(name).blamed == real(name).place
+
+
+@pytest.mark.parametrize(
+    ("symbol", "tool"),
+    [
+        ("_raw_spin_lock", True), ("_raw_spin_lock_irqsave", True), ("native_queued_spin_lock_slowpath", True),
+        ("__mutex_lock.constprop.0", True), ("mutex_unlock", True), ("down_read", True), ("up", True),
+        ("rwsem_down_write_slowpath", True), ("refcount_dec_and_lock", True), ("skb_clone", False),
+        ("update_load", False), ("download", False), ("complete_all", True), ("queue_work_on", False),
+    ],
+)  # fmt: skip
+def test_what_a_tool_is(symbol: str, tool: bool) -> None:
+    text = f"Split lock detected\nRIP: 0010:{symbol}+0x1/0x9\nCall Trace:\n caller+0x1/0x2\n"
+    oops = explain(read(text), HERE)
+    assert oops.blamed is not None
+    assert oops.blamed.function == ("caller" if tool else symbol)
 
 
 def test_off_hides_it_is_always_said() -> None:
@@ -443,6 +474,7 @@ def test_the_known_causes_fit_what_they_were_found_with() -> None:
     assert "The program Bun Pool 1 only happened to be running" in oops.means[0]
     assert cause(explain(read(text.replace(" raw_local", " ? raw_local")), HERE)) == []
     assert cause(real("7.2-skb")) == []  # the same function, from elsewhere
+    assert cause(real("xdp-7.1.8")) == ["xdp-on-loopback"]  # the bug itself, in a guest
     razer = "Split lock detected\nRIP: 0010:razer_raw_event+0x34d/0x5b0 [razerkbd]\n"
     assert cause(explain(read(razer), HERE)) == ["openrazer-keyboard"]
 

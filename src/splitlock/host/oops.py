@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from iced_x86 import Decoder, Instruction, Register, RegisterExt
 
-from splitlock.host.oops_words import foreign, report_to, sentences, summary, whose
+from splitlock.host.oops_words import blamed, foreign, report_to, sentences, summary, whose
 from splitlock.linux.oops import Dump
 from splitlock.linux.oops import Frame as Dumped
 from splitlock.report import oops as report
@@ -44,6 +44,7 @@ def explain(dump: Dump, files: Files | None = None) -> report.Oops:
     code, words = (files.code(dump) if files else None) or (None, "")
     found = _instruction(dump, code)
     operand, fits = _operand(dump, found, code, words, missing)
+    to_blame = blamed(dump)
     made = report.Oops(
         detected=dump.head.split,
         number=dump.head.number,
@@ -62,7 +63,8 @@ def explain(dump: Dump, files: Files | None = None) -> report.Oops:
         version=dump.version,
         hardware=dump.hardware,
         taint=dump.taint,
-        module_taint=dump.modules.get(dump.place.module, "") if dump.place and dump.place.module else "",
+        blamed=_frame(to_blame, files, first=to_blame is dump.place) if to_blame else None,
+        module_taint=dump.modules.get(to_blame.module, "") if to_blame else "",
         foreign=foreign(dump),
         whose=whose(dump),
         ended=dump.ended,

@@ -12,7 +12,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Literal
 
-    from splitlock.linux.oops import Dump
+    from splitlock.linux.oops import Dump, Frame
     from splitlock.report.oops import Oops
 
     Whose = Literal["kernel", "module", "foreign module", "unknown"]
@@ -39,13 +39,34 @@ _AREAS = {
 }  # fmt: skip
 
 
+#: Functions that do on data what they were called for: who placed the data wrong is further up.
+_TOOLS = re.compile(
+    r"_?_?(?:raw_|native_|queued_)*(?:spin|read|write)_(?:lock|unlock|trylock)\w*|_?_?(?:ww_)?mutex_\w+|down(?:_\w+)?"
+    r"|up(?:_\w+)?|rwsem_\w+|(?:__pv_)?queued_\w+|refcount_\w+|_?atomic\w*|(?:test_and_)?(?:set|clear|change)_bit\w*"
+    r"|kref_\w+|lockref_\w+|osq_\w+|complete\w*|__wake_up\w*|(?:add|remove)_wait_queue\w*|prepare_to_wait\w*"
+)
+
+
+def _tool(symbol: str) -> bool:
+    return bool(_TOOLS.fullmatch(symbol.partition(".")[0]))  # name.constprop.0 is a copy of name
+
+
+def blamed(dump: Dump) -> Frame | None:
+    """The place whose code is to blame: that of the oops, or of a tool's first caller that is none itself."""
+    if dump.place is None or dump.place.module or not _tool(dump.place.symbol):
+        return dump.place
+    callers = (frame for frame in dump.frames if frame.reliable)
+    return next((frame for frame in callers if frame.module or not _tool(frame.symbol)), dump.place)
+
+
 def whose(dump: Dump) -> Whose:
-    """Whose code took it, by the module's name and letters."""
-    if dump.place is None:
+    """Whose code is to blame, by the module's name and letters."""
+    place = blamed(dump)
+    if place is None:
         return "unknown"
-    if not dump.place.module:
-        return "unknown" if dump.place.offset is None and not dump.place.source else "kernel"
-    letters = dump.modules.get(dump.place.module)
+    if not place.module:
+        return "unknown" if place.offset is None and not place.source else "kernel"
+    letters = dump.modules.get(place.module)
     if letters is not None:
         return "foreign module" if _FOREIGN & set(letters) else "module"
     if dump.taint is not None and not _FOREIGN & set(dump.taint):
@@ -88,14 +109,14 @@ def sentences(oops: Oops) -> list[str]:
         )
     said.append(_aftermath(oops))
     said.append(
-        "split_lock_detect=off hides it and mends nothing: the code still reaches across two cache lines, each time"
-        " stalling all processors, and if the data lies where it should not, it goes on being damaged."
+        "split_lock_detect=off hides it and mends nothing: each such access still holds up all processors, and if the"
+        " data should not lie where it does, that goes on unseen."
     )
     return said
 
 
 def _bug(oops: Oops) -> str:
-    place, suspect = oops.place, foreign_caller(oops)
+    place, suspect, tool = oops.blamed, foreign_caller(oops), ""
     if place is None:
         said = "This is a bug in the kernel or in one of its modules."
     elif oops.whose == "foreign module":
@@ -108,8 +129,10 @@ def _bug(oops: Oops) -> str:
     else:
         part = f"the module {place.module}" if place.module else "Linux"
         said = f"This is a bug in {part}, or in other code of the kernel that gave it misplaced data."
+    if place and oops.place and place.function != oops.place.function:
+        tool = f" {oops.place.function} only does what it is asked to; {place.function} called it."
     task = f" The program {oops.comm} only happened to be running." if _bystander(oops) else ""
-    return f"{said} Neither the machine nor its settings are to blame.{task}"
+    return f"{said}{tool} Neither the machine nor its settings are to blame.{task}"
 
 
 def foreign_caller(oops: Oops) -> str | None:
@@ -147,7 +170,7 @@ def _aftermath(oops: Oops) -> str:
 
 def report_to(oops: Oops) -> str:
     """Whom to tell, and with what."""
-    place, log = oops.place, "with this whole dump"
+    place, log = oops.blamed, "with this whole dump"
     if not oops.detected:
         return "whoever runs the host of this virtual machine"
     if place is None:

@@ -80,9 +80,10 @@ class Oops(msgspec.Struct, kw_only=True):
     version: str
     hardware: str
     taint: str | None  #: the kernel's letters; null: not known
-    module_taint: str  #: those of the module that the code is in
+    blamed: Frame | None  #: whose code is to blame: `place`, or who called a tool like mutex_lock()
+    module_taint: str  #: the letters of the module to blame
     foreign: list[str]  #: modules that are not of Linux's own source, of those in `place` and `frames`
-    whose: Literal["kernel", "module", "foreign module", "unknown"]  #: foreign: not of Linux's own source
+    whose: Literal["kernel", "module", "foreign module", "unknown"]  #: to blame; foreign: not of Linux's own source
     ended: bool  #: false: the log breaks off in its midst
     panic: str | None  #: why the whole machine stopped
     says: str  #: in one sentence, for everybody
