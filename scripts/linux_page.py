@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from splitlock.linux.models import LISTED, UNANNOUNCED
-from splitlock.linux.versions import CHANGES, Change, Version
+from splitlock.linux.versions import CHANGES, ONLY_ANNOUNCED, Change, Version
 
 PAGE = Path(__file__).parents[1] / "docs" / "linux.md"
 
@@ -47,17 +47,12 @@ def _versions() -> str:
 
 def _models() -> str:
     rows = ["| model | processor | Linux looks at it |", "|---|---|---|"]
-    rows += [
-        f"| 0x{model:02X} | {name} | 5.7 on, by its model: it announces nothing |"
-        for model, name in UNANNOUNCED.items()
-    ]
-    for model, (name, change) in LISTED.items():
-        also = _also(change)
-        since = f"{_series(change.since)} on{', ' + also if also else ''}"
-        rows.append(f"| 0x{model:02X} | {name} | {since}, if it announces it |")
-    rows.append(
-        "| every other | Alder Lake-N (N100), Raptor Lake-P, Meteor Lake and all later | 6.4 on, if it announces it |"
-    )
+    for table, condition in ((UNANNOUNCED, "by its model: it announces nothing"), (LISTED, "if it announces it")):
+        for model, (name, change) in table.items():
+            since = ", ".join(part for part in (f"{_series(change.since)} on", _also(change)) if part)
+            rows.append(f"| 0x{model:02X} | {name} | {since}, {condition} |")
+    every = "Alder Lake-N (N100), Raptor Lake-P, Emerald Rapids, Meteor Lake and all later"
+    rows.append(f"| every other | {every} | {_series(ONLY_ANNOUNCED.since)} on, if it announces it |")
     return "\n".join(rows) + "\n"
 
 

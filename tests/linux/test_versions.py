@@ -1,6 +1,6 @@
 """Does `linux.versions` say of every kernel what its source says?
 
-OBSERVED was read from thirty source trees of Linux (Debian's linux-source packages and single releases): `#`, the
+OBSERVED was read from 38 source trees of Linux (Debian's linux-source packages and single releases): `#`, the
 change is in the tree's files, `.`, it is not. Nothing in it comes from our table.
 """
 
@@ -16,42 +16,43 @@ from splitlock.linux import versions
 from splitlock.linux.versions import CHANGES, Change, Release, has, release
 
 TREES = """
-    5.10.262 5.12.9 5.14.0 5.14.2 5.15.145 5.17.0 5.19.0 6.0.1 6.1.10 6.1.20 6.1.55 6.1.192 6.2.12 6.3.8 6.4.6
-    6.6.17 6.8.1 6.9.0 6.10.0 6.11.11 6.12.118 6.13.2 6.13.7 6.14.0 6.17.0 6.18.2 6.19.9 7.1.5 7.2.13 7.3.4
+    5.7.6 5.7.14 5.8.1 5.9.1 5.10.262 5.11.0 5.11.4 5.12.9 5.14.0 5.14.2 5.15.145 5.17.0 5.18.12 5.19.0 6.0.1 6.1.10
+    6.1.20 6.1.55 6.1.192 6.2.12 6.3.8 6.4.6 6.6.17 6.8.1 6.9.0 6.10.0 6.11.11 6.12.118 6.13.2 6.13.7 6.14.0 6.17.0
+    6.18.2 6.19.9 7.0.0 7.1.5 7.2.13 7.3.4
 """
 OBSERVED = """
-    SPLIT_LOCKS                ##############################
-    LEAVES_OTHERS_ALONE        ##############################
-    BUS_LOCKS                  ..############################
-    FLAG_IN_EVERY_MODE         ..############################
-    RATELIMIT                  ..############################
-    MISERY                     ......########################
-    MITIGATE                   ........######################
-    ONLY_ANNOUNCED             ..............################
-    AMD_BUS_LOCKS              .....................#########
-    BUS_LOCK_CONFIG            .....................#########
-    REENABLE_PER_CPU           ...........#............######
-    DR6_BUS_LOCK               ....................#...######
-    OOPS_PREFIX                ..................############
-    TRAPS_OFFSET               ..................############
-    OFF_SAYS_NOTHING           ...........................###
-    NON_WB_WORDS_GONE          ...........................###
-    UNKNOWN_PARAMETERS         ..############################
-    PARAMETER_IS_KNOWN         ...........................###
-    SYSCTL_ON_COMMAND_LINE     ##############################
-    KVM_ASKS                   ##############################
-    NESTED_ASKS                #.############################
-    KVM_BUS_LOCK_EXIT          .#############################
-    KVM_SHOWS_BUS_LOCKS        ..############################
-    VM_ENABLE_AT_LOAD          ....................##########
-    KVM_SWITCHES_DEBUGCTL      ....................#.########
-    KVM_AMD_BUS_LOCK_EXIT      ........................######
-    EXPORTS_FOR_KVM            ..........................####
-    VMX_IN_VMLINUX             ...........................###
-    TDX_BUS_LOCK_EXIT          .............................#
-    BUILT_IN_COMMAND_LINE      ..................############
-    BOOTCONFIG_COMMAND_LINE    .............................#
-    KVM_HIDES_BUS_LOCKS_ON_AMD ...........#.......###########
+    SPLIT_LOCKS                ######################################
+    LEAVES_OTHERS_ALONE        .#####################################
+    BUS_LOCKS                  ........##############################
+    FLAG_IN_EVERY_MODE         ........##############################
+    RATELIMIT                  ........##############################
+    MISERY                     .............#########################
+    MITIGATE                   ...............#######################
+    ONLY_ANNOUNCED             .....................#################
+    AMD_BUS_LOCKS              ............................##########
+    BUS_LOCK_CONFIG            ............................##########
+    REENABLE_PER_CPU           ..................#............#######
+    DR6_BUS_LOCK               ...........................#...#######
+    OOPS_PREFIX                .........................#############
+    TRAPS_OFFSET               .........................#############
+    OFF_SAYS_NOTHING           ...................................###
+    NON_WB_WORDS_GONE          ...................................###
+    UNKNOWN_PARAMETERS         ........##############################
+    PARAMETER_IS_KNOWN         ...................................###
+    SYSCTL_ON_COMMAND_LINE     ..####################################
+    KVM_ASKS                   ######################################
+    NESTED_ASKS                ....#...##############################
+    KVM_BUS_LOCK_EXIT          .......###############################
+    KVM_SHOWS_BUS_LOCKS        ........##############################
+    VM_ENABLE_AT_LOAD          ...........................###########
+    KVM_SWITCHES_DEBUGCTL      ...........................#.#########
+    KVM_AMD_BUS_LOCK_EXIT      ...............................#######
+    EXPORTS_FOR_KVM            .................................#####
+    VMX_IN_VMLINUX             ...................................###
+    TDX_BUS_LOCK_EXIT          .....................................#
+    BUILT_IN_COMMAND_LINE      .........................#############
+    BOOTCONFIG_COMMAND_LINE    .....................................#
+    KVM_HIDES_BUS_LOCKS_ON_AMD ..................#.......############
 """
 ROWS = [line.split() for line in OBSERVED.strip().splitlines()]
 BY_NAME = {change.name: change for change in CHANGES}

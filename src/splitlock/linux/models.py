@@ -10,32 +10,40 @@ from __future__ import annotations
 
 from typing import Literal
 
-from splitlock.linux.versions import ONLY_ANNOUNCED, Change, Release, has
+from splitlock.linux.versions import ONLY_ANNOUNCED, Change, Release, Version, has
 
-#: Have it and do not announce it: the kernel goes by the model. Ice Lake: servers, Xeon D, mobile.
-UNANNOUNCED = {0x6A: "Ice Lake-SP", 0x6C: "Ice Lake-D", 0x7E: "Ice Lake mobile"}
 
-_OLD = Change("LISTED", "", (5, 7), "split_lock_cpu_ids[]")
-_ALDER_LAKE_L = Change("ALDER_LAKE_L", "", (5, 12), "split_lock_cpu_ids[]", stable={(5, 10): 17}, fix=True)
-_RAPTOR_LAKE = Change("RAPTOR_LAKE", "", (5, 19), "split_lock_cpu_ids[]", lacks={(5, 15): 145, (5, 17): 0}, fix=True)
-#: Those of the list that announce it: name, and since when they are on it.
+def _added(since: Version, stable: dict[Version, int] | None = None) -> Change:
+    return Change("on the list", "", since, "split_lock_cpu_ids[]", stable=stable or {})
+
+
+#: Have it and do not announce it: the kernel goes by the model. The name, and since when Linux knows it.
+UNANNOUNCED = {
+    0x6A: ("Ice Lake-SP", _added((5, 7))),
+    0x7E: ("Ice Lake mobile", _added((5, 7))),
+    0x6C: ("Ice Lake-D", _added((5, 8))),
+}
+#: Those of the list that announce it.
 LISTED = {
-    0x86: ("Tremont servers: Snow Ridge", _OLD),
-    0x96: ("Elkhart Lake", _OLD),
-    0x9C: ("Jasper Lake", _OLD),
-    0x8C: ("Tiger Lake mobile", _OLD),
-    0x8D: ("Tiger Lake-H", _OLD),
-    0x8F: ("Sapphire Rapids", _OLD),
-    0x97: ("Alder Lake-S", _OLD),
-    0x9A: ("Alder Lake-P", _ALDER_LAKE_L),
-    0xB7: ("Raptor Lake-S", _RAPTOR_LAKE),
+    0x86: ("Snow Ridge, Jacobsville", _added((5, 7))),
+    0x96: ("Elkhart Lake", _added((5, 7))),
+    0x9C: ("Jasper Lake", _added((5, 7))),
+    0x8C: ("Tiger Lake mobile", _added((5, 8))),
+    0x8D: ("Tiger Lake-H", _added((5, 8))),
+    0x8F: ("Sapphire Rapids", _added((5, 9))),
+    0x97: ("Alder Lake-S", _added((5, 9))),
+    0x9A: ("Alder Lake-P", _added((5, 11), {(5, 10): 17})),
+    0xB7: ("Raptor Lake-S", _added((5, 19))),
 }
 
 
 def looked_at(release: Release, model: int) -> Literal["yes", "no", "unknown"]:
-    """Does this kernel use split-lock detection of a processor of this model (family 6) that has and announces it?"""
+    """Does this kernel use split-lock detection of a processor of this model (family 6) that has it?
+
+    A model that is not of UNANNOUNCED must announce it besides.
+    """
     if model in UNANNOUNCED:
-        return "yes"
+        return has(UNANNOUNCED[model][1], release)
     any_model = has(ONLY_ANNOUNCED, release)
     if any_model == "yes" or model not in LISTED:
         return any_model

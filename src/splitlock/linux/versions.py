@@ -125,7 +125,7 @@ RATELIMIT = Change(
 )  # fmt: skip
 MISERY = Change(
     "MISERY", "mode warn makes a task sleep 10 ms and wait for its turn, at each trap", (5, 19),
-    f"{_INTEL}, split_lock_warn(), b041b525dab9", lacks={(5, 10): 262, (5, 15): 145},
+    f"{_INTEL}, split_lock_warn(), b041b525dab9", lacks={(5, 10): 262, (5, 15): 145, (5, 18): 12},
 )  # fmt: skip
 MITIGATE = Change(
     "MITIGATE", "has kernel.split_lock_mitigate, which takes the misery off", (6, 2),
@@ -171,11 +171,11 @@ TRAPS_OFFSET = Change(
 )  # fmt: skip
 OFF_SAYS_NOTHING = Change(
     "OFF_SAYS_NOTHING", "mode off prints no line at boot; before, `disabled`", (7, 1),
-    f"{_BUS}, sld_state_show(), 04e43ec9f002", lacks={(5, 10): 262, (6, 1): 192, (6, 12): 118},
+    f"{_BUS}, sld_state_show(), 04e43ec9f002", lacks={(5, 10): 262, (6, 1): 192, (6, 12): 118, (7, 0): 0},
 )  # fmt: skip
 NON_WB_WORDS_GONE = Change(
     "NON_WB_WORDS_GONE", "the words ` from non-WB`, which no kernel could print, are gone from the source", (7, 1),
-    f"{_BUS}, sld_state_show(), 6823f10dcc84", lacks={(6, 1): 192, (6, 12): 118},
+    f"{_BUS}, sld_state_show(), 6823f10dcc84", lacks={(6, 1): 192, (6, 12): 118, (7, 0): 0},
 )  # fmt: skip
 UNKNOWN_PARAMETERS = Change(
     "UNKNOWN_PARAMETERS", "names at boot the parameters that nobody registered; `split_lock_detect=` is among them "
@@ -183,7 +183,7 @@ UNKNOWN_PARAMETERS = Change(
 )  # fmt: skip
 PARAMETER_IS_KNOWN = Change(
     "PARAMETER_IS_KNOWN", "no longer calls `split_lock_detect=` unknown", (7, 1),
-    f"{_BUS}, setup_split_lock_detect(), fbe80bd6993a", lacks={(6, 1): 192, (6, 12): 118},
+    f"{_BUS}, setup_split_lock_detect(), fbe80bd6993a", lacks={(6, 1): 192, (6, 12): 118, (7, 0): 0},
 )  # fmt: skip
 
 # -- settings ----------------------------------------------------------------------------------------------------
@@ -218,7 +218,7 @@ NESTED_ASKS = Change(
 KVM_BUS_LOCK_EXIT = Change(
     "KVM_BUS_LOCK_EXIT", "KVM on Intel can leave to the VMM after each bus lock of a guest", (5, 12),
     "arch/x86/kvm/vmx/vmx.c, handle_bus_lock_vmexit(), fe6b6bc802b4", "KVM_CHECK_EXTENSION(KVM_CAP_X86_BUS_LOCK_EXIT)",
-    lacks={(5, 10): 262},
+    lacks={(5, 10): 262, (5, 11): 4},
 )  # fmt: skip
 KVM_SHOWS_BUS_LOCKS = Change(
     "KVM_SHOWS_BUS_LOCKS", "KVM on Intel shows bus-lock detection to guests", (5, 13),
@@ -243,7 +243,7 @@ KVM_SWITCHES_DEBUGCTL = Change(
 KVM_AMD_BUS_LOCK_EXIT = Change(
     "KVM_AMD_BUS_LOCK_EXIT", "KVM on AMD can leave to the VMM before each bus lock of a guest", (6, 16),
     "arch/x86/kvm/svm/svm.c, bus_lock_exit(), 89f9edf4c69d", "KVM_CHECK_EXTENSION(KVM_CAP_X86_BUS_LOCK_EXIT)",
-    lacks={(5, 10): 262, (6, 1): 192, (6, 12): 118},
+    lacks={(5, 10): 262, (6, 1): 192, (6, 12): 118, (6, 14): 0},
 )  # fmt: skip
 EXPORTS_FOR_KVM = Change(
     "EXPORTS_FOR_KVM", "exports handle_guest_split_lock and its kin to KVM's modules alone", (6, 19),
@@ -252,7 +252,7 @@ EXPORTS_FOR_KVM = Change(
 )  # fmt: skip
 VMX_IN_VMLINUX = Change(
     "VMX_IN_VMLINUX", "VMXON and EFER.SVME are vmlinux's, no longer kvm-intel's and kvm-amd's", (7, 1),
-    "arch/x86/virt/hw.c, 920da4f75519", lacks={(6, 12): 118, (6, 19): 9},
+    "arch/x86/virt/hw.c, 920da4f75519", lacks={(6, 12): 118, (6, 19): 9, (7, 0): 0},
 )  # fmt: skip
 TDX_BUS_LOCK_EXIT = Change(
     "TDX_BUS_LOCK_EXIT", "KVM can leave to the VMM after each bus lock of a TDX guest", (7, 4),
