@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import jsonschema
 import msgspec
-from fuzz import archives, images, texts
+from fuzz import archives, images, oopses, texts
 
 from splitlock._errors import ImageError, SplitlockError
 from splitlock.image.module import KernelImage
@@ -300,4 +300,5 @@ TARGETS = {
     "package": Target(archives.seeds, archives.mutate, check_package),
     "signature": Target(images.messages, images.damaged_message, check_signature),
     "text": Target(texts.seeds, texts.mutate, check_text),
+    "oops": Target(oopses.seeds, oopses.mutate, oopses.check),
 }

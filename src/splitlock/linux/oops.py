@@ -41,8 +41,8 @@ _REGISTER = re.compile(  # of all their digits: a line that was cut off has fewe
     r"\b(?:(R[A-D]X|R[SD]I|R[BS]P|R\d\d|[CD]R\d|FS|GS|knlGS): *(?:[0-9a-f]{4}:)?([0-9a-f]{16})"
     r"|(E[A-D]X|E[SD]I|E[BS]P|EFLAGS|[CD]R\d): *([0-9a-f]{8}))\b"
 )
-_OPCODES = re.compile(r"\bCode: (?P<bytes>(?:[<(]?[0-9a-f]{2}[>)]? ?)+)")
-_HEX = re.compile(r"^(?:[<(]?[0-9a-f]{2}[>)]? ?)+$")
+_OPCODES = re.compile(r"\bCode: (?P<bytes>(?:[<(]?[0-9a-f]{2}[>)]?(?: |$))+)")
+_HEX = re.compile(r"^(?:[<(]?[0-9a-f]{2}[>)]?(?: |$))+$")
 _UNREADABLE = re.compile(
     r"\bCode: +(?:Unable to access opcode bytes at (?:RIP )?(?:0x(?P<start>[0-9a-f]{1,16}))?|Bad RIP)"
 )
