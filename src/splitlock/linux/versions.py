@@ -148,6 +148,11 @@ BUS_LOCK_CONFIG = Change(
     (6, 13), "arch/x86/Kconfig, 408eb7417a92", "CONFIG_X86_BUS_LOCK_DETECT in /boot/config-* or /proc/config.gz",
     lacks={(5, 10): 262, (6, 1): 192, (6, 12): 118},
 )  # fmt: skip
+CLEARS_BUS_LOCKS = Change(
+    "CLEARS_BUS_LOCKS", "clears DEBUGCTL's bit where bus-lock detection is not to be used; before, what the firmware "
+    "left on stayed on", (6, 0), f"{_INTEL}, bus_lock_init(), ffa6482e461f",
+    stable={(5, 18): 18, (5, 19): 2}, seen={(5, 15): 145}, lacks={(5, 14): 2}, fix=True, needs=(5, 13),
+)  # fmt: skip
 REENABLE_PER_CPU = Change(
     "REENABLE_PER_CPU", "with split_lock_mitigate=0 switches detection on again on each processor; before, a second "
     "processor could be left without it", (6, 15), f"{_BUS}, split_lock_warn(), c929d08df8be",
