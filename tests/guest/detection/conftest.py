@@ -26,7 +26,7 @@ def inside(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         *(PROGRAMS / f"{name}.c" for name in ("forms", "faults", "processor", "nested", "wander")),
     ]
     found = {source.stem: boots.compiled(source, place / source.stem, f"-I{SHARED}") for source in sources}
-    for name in ("splitmod", "formsmod"):
+    for name in ("splitmod", "formsmod", "oopsmod"):
         (place / f"{name}.build").mkdir()
         found[f"{name}.ko"] = boots.module(PROGRAMS / f"{name}.c", place / f"{name}.build", ways.headers("amd64"))
     debian = {path.name: path for path in unpacked("amd64").rglob("*.ko")}
