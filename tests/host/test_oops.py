@@ -243,6 +243,15 @@ def test_a_kernel_without_detection() -> None:
     assert "host" in oops.report
 
 
+def test_a_virtual_machine_s_kernel_is_told_of_its_host() -> None:
+    said = real("6.12-module").means
+    assert any(
+        "virtual machine (QEMU)" in each and "whatever this kernel's split_lock_detect= is" in each for each in said
+    )
+    bare = (DATA / "oops-6.12-module.txt").read_text().replace("QEMU Standard PC (i440FX + PIIX, 1996)", "LENOVO 21MN")
+    assert not any("virtual machine" in each for each in explain(read(bare), HERE).means)
+
+
 def test_nothing_is_made_up_of_nothing() -> None:
     oops = explain(read("Split lock detected\n"), HERE)
     assert (oops.place, oops.instruction, oops.operand, oops.fits) == (None, None, None, "unknown")

@@ -115,7 +115,7 @@ class Files:
             return said
         if place.module:
             said.append(
-                f"the source line: give the module's file with debug information: --module {place.module}.ko"
+                f"the source line: give the module's file, with debug information: --module {place.module}.ko"
                 f"{_package(dump) if not _foreign(dump) else ''}"
             )
         else:

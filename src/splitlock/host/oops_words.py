@@ -29,6 +29,11 @@ _MAKERS = (
     (re.compile(r"cachyos", re.I), "CachyOS"),
     (re.compile(r"valve|neptune"), "Valve (SteamOS)"),
 )
+#: Names of machines that are none.
+_VIRTUAL = re.compile(
+    r"QEMU|KVM|VMware|VirtualBox|Xen|Bochs|OpenStack|Amazon EC2|Google Compute Engine|Microsoft Corporation Virtual"
+    r"|Parallels|bhyve|Alibaba Cloud|Firecracker|Cloud Hypervisor"
+)
 _AREAS = {
     "skb_": "netdev@vger.kernel.org", "__skb_": "netdev@vger.kernel.org", "net": "netdev@vger.kernel.org",
     "tcp_": "netdev@vger.kernel.org", "udp_": "netdev@vger.kernel.org", "ip_": "netdev@vger.kernel.org",
@@ -106,6 +111,11 @@ def sentences(oops: Oops) -> list[str]:
             "Kernels before 5.7 know nothing of split locks. This one got the exception #AC all the same, which in the"
             " kernel nothing but a split lock raises: it runs in a virtual machine, and the hypervisor has detection on"
             " and hands #AC on. The host must keep it from the guest, or run without detection."
+        )
+    elif guest := _VIRTUAL.search(oops.hardware):
+        said.append(
+            f"This kernel runs in a virtual machine ({guest[0]}). The host may have handed the exception on: then it"
+            " comes whatever this kernel's split_lock_detect= is."
         )
     said.append(_aftermath(oops))
     said.append(
