@@ -354,6 +354,13 @@ def test_a_module_of_another_kernel_is_not_used(module: Path) -> None:
     assert any("6.12.9-amd64" in missing and "not used" in missing for missing in oops.missing)
 
 
+def test_dumps_of_two_kernels_in_one_log(module: Path) -> None:
+    files = Files(modules=(str(module),), root=None)
+    other = explain(read(dumped(module, "by_pointer").replace("6.12.9-amd64", "6.12.10-amd64")), files)
+    right = explain(read(dumped(module, "by_pointer")), files)
+    assert (other.instruction is None, right.instruction is None, right.missing) == (True, False, [])
+
+
 def test_code_of_the_dump_that_is_not_the_file_s(module: Path) -> None:
     """Another build of the same module: its lines would be lies."""
     code = "Code: 90 <f0> ff 87 00 01 00 00 c3"

@@ -53,7 +53,7 @@ class Files:
             raise SplitlockError(f"--debug {debug}: no directory; name one that holds vmlinux or NAME.ko", 2)
         self._found: dict[tuple[str, str], list[Image]] = {}
         self._release = ""
-        self._others: dict[str, str] = {}  # files that are of no use: path, and why
+        self._others: dict[tuple[str, str], str] = {}  # files that are of no use: for a release, path; and why
 
     def code(self, dump: Dump) -> tuple[Code, str] | None:
         """The code at the place of a dump, from the first file that has the same, and what its operand is in words of
@@ -69,7 +69,7 @@ class Files:
             if len(fitting) == 1:
                 return fitting[0], self._words(image, fitting[0], dump.place)
             if candidates and not fitting:
-                self._others[image.path] = "its code is not the dump's: it is another build"
+                self._others[self._release, image.path] = "its code is not the dump's: it is another build"
                 images.remove(image)
         return None
 
@@ -109,7 +109,8 @@ class Files:
 
     def missing(self, dump: Dump) -> list[str]:
         """What could not be told for want of a file, and the way to it."""
-        said = [f"{path} was not used: {why}" for path, why in self._others.items()]
+        others = [(path, why) for (release, path), why in self._others.items() if release == dump.release]
+        said = [f"{path} was not used: {why}" for path, why in others]
         place = dump.place
         if place is None or place.source or self.lines(place, back=False):
             return said
@@ -137,7 +138,9 @@ class Files:
     def _same(self, image: Image) -> bool:
         release = image.release()
         if self._release and release != self._release:
-            self._others[image.path] = f"it is of Linux {release or 'of unknown release'}, the dump of {self._release}"
+            self._others[self._release, image.path] = (
+                f"it is of Linux {release or 'of unknown release'}, the dump of {self._release}"
+            )
             return False
         return True
 

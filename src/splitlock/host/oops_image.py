@@ -69,7 +69,6 @@ class Image:
         self.image = KernelImage(self.data)
         self.symbols = Symbols(path)
         self._kallsyms: Kallsyms | None = None
-        self._places: dict[str, list[tuple[int, int]]] = {}
 
     def release(self) -> str:
         """Of which kernel it is; empty where it does not say."""
@@ -137,9 +136,7 @@ class Image:
         """The functions and lines at a place, innermost first."""
         if not self.plain or frame.offset is None:
             return []
-        if frame.symbol not in self._places:
-            self._places[frame.symbol] = self.symbols.named(frame.symbol)
-        fitting = {at for at, size in self._places[frame.symbol] if _fits(frame, size)}
+        fitting = {at for at, size in self.symbols.named(frame.symbol) if _fits(frame, size)}
         return self.symbols.frames(fitting.pop() + max(frame.offset - back, 0)) if len(fitting) == 1 else []
 
 

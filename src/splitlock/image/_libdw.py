@@ -254,12 +254,13 @@ def symbol(lib: ctypes.CDLL, module: int, address: int) -> tuple[str, int, int, 
     return None if raw is None else (raw.decode("utf-8", "replace"), offset.value, sym.info & 15, sym.size)
 
 
-def named(lib: ctypes.CDLL, module: int, name: str) -> list[tuple[int, int]]:
-    """Addresses and sizes of the functions of a name. Sections of a relocatable file lie where libdw puts them."""
-    wanted, sym, found = name.encode(), Sym(), []
+def functions(lib: ctypes.CDLL, module: int) -> dict[str, list[tuple[int, int]]]:
+    """Addresses and sizes of the functions, by name. Sections of a relocatable file lie where libdw puts them."""
+    sym, found = Sym(), dict[str, list[tuple[int, int]]]()
     for number in range(max(0, lib.dwfl_module_getsymtab(module))):
-        if lib.dwfl_module_getsym(module, number, ctypes.byref(sym), None) == wanted and sym.info & 15 in _FUNCTIONS:
-            found.append((sym.value, sym.size))
+        name = lib.dwfl_module_getsym(module, number, ctypes.byref(sym), None)
+        if name and sym.info & 15 in _FUNCTIONS:
+            found.setdefault(name.decode("utf-8", "replace"), []).append((sym.value, sym.size))
     return found
 
 

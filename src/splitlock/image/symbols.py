@@ -57,6 +57,7 @@ class Symbols:
         self._table: list[Symbol] | None = None
         self._units: list[tuple[int, int, int]] | None = None
         self._functions: dict[int, tuple[int | Die, list[tuple[int, int, bytes]]]] = {}
+        self._named: dict[str, list[tuple[int, int]]] | None = None
         self._frames: dict[int, list[Frame]] = {}
         self._data: dict[int, tuple[str, int, str] | None] = {}
 
@@ -99,7 +100,9 @@ class Symbols:
         self._open()
         if self._lib is None or self._module is None:
             return []
-        return _libdw.named(self._lib, self._module, name)
+        if self._named is None:
+            self._named = _libdw.functions(self._lib, self._module)
+        return self._named.get(name, [])
 
     def data(self, address: int) -> tuple[str, int, str] | None:
         """The data object at a file address: `(name, offset into it, section name)`.
