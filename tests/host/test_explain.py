@@ -13,7 +13,7 @@ import pefile
 import pytest
 
 from splitlock.host.explain import explain
-from splitlock.host.space import Based, Live, Saved
+from splitlock.host.space import Based, Saved
 from splitlock.linux.log import Line, parse
 from splitlock.report.watch import Event
 from splitlock.x86 import logged
@@ -154,23 +154,13 @@ def test_a_virtual_processors_thread(process: subprocess.Popen[bytes], waits: Pa
     _is_bump(own, waits, at)
 
 
-def test_what_is_not_there(process: subprocess.Popen[bytes]) -> None:
-    assert explain(_line("#AC", process.pid, 0x10)).note == "nothing is mapped at this address (any more)"
-    code = explain(_line("#AC", process.pid, next(m.start for m in Live(process.pid).mappings if "x" in m.permissions)))
-    assert code.note.startswith("no locked instruction there")
-    assert "has ended" in explain(_line("#AC", process.pid, 0x10, "another")).note  # the number is another task's now
-    kernel_thread = Path("/proc/2/comm")
-    if kernel_thread.read_text() == "kthreadd\n":
-        assert "a thread of the kernel's" in explain(_line("#AC", 2, 0x10, "kthreadd")).note
-
-
 def test_32_bits(tmp_path: Path) -> None:
     source, program = tmp_path / "bits.S", tmp_path / "bits"
     source.write_text(_32)
     subprocess.run(["gcc", "-m32", "-nostdlib", "-static", "-o", program, source], check=True)
     at, after = _locked(program, "lock incl")
     for line in (_line("#AC", 1, at), _line("#DB", 1, after)):
-        event = explain(line, Based(str(program), Based(str(program), 0).image.span[0]))
+        event = explain(line, Based(str(program)))
         assert event.place
         assert (event.place.instruction, event.place.function) == ("lock inc dword ptr [ebx]", "bump")
 

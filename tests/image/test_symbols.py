@@ -167,15 +167,8 @@ def test_demangled_names(programs: dict[str, str]) -> None:
         assert any(n and n.startswith("int stock::apply<stock::sized(char const*)::{lambda(int)#2}>") for n in names)
         items = address_of(path, "_ZN5stock5itemsB5cxx11E")
         assert image.data(items + 8) == ("stock::items[abi:cxx11]", 8, ".bss")
-    assert _libdw.demangle("_Znot a name") == "_Znot a name"
-    assert _libdw.demangle("plain") == "plain"
     assert symbols._plain("_ZdlPv@@GLIBCXX_3.4") == "operator delete(void*)"
     assert symbols._plain("@odd") == "@odd"
-
-
-def test_no_demangler(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_libdw, "_demangler", [None])
-    assert _libdw.demangle("_ZdlPv") == "_ZdlPv"
 
 
 @pytest.mark.parametrize("kind", ["pie", "exec"])

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
     from splitlock.commands import Parser
     from splitlock.host.space import Saved
+    from splitlock.linux.log import Line
 
+_MOST = 1 << 24  # characters of standard input that are looked at
 _EPILOG = """\
 exit status: 0 the locked instruction was found, 1 it was not, 2 it could not be
 looked for, or wrong usage.
@@ -40,7 +42,9 @@ def prepare_parser(parser: Parser) -> None:
     where.add_argument("--maps", metavar="SAVED", help="a copy of its /proc/PID/maps")
     where.add_argument("--image", metavar="FILE", help="the program or library that the address is in")
     parser.add_argument(
-        "--base", metavar="ADDR", help="with --image: where it was mapped (default: where it is linked to)"
+        "--base",
+        metavar="ADDR",
+        help="with --image: where it was mapped (default: as the line says, else where it is linked to)",
     )
     parser.add_argument("--root", metavar="DIR", default="", help="with --maps: where the mapped files lie")
     report_options(
@@ -55,22 +59,13 @@ def run(args: argparse.Namespace) -> int:
     """Do it; gives the exit status."""
     from splitlock.commands._output import Output
     from splitlock.host.explain import explain
-    from splitlock.linux.log import parse
-    from splitlock.linux.sentences import PREFIX
 
     if args.base and not args.image:
         raise SplitlockError("--base: goes with --image FILE", 2)
     if args.root and not args.maps:
         raise SplitlockError("--root: goes with --maps SAVED", 2)
-    given = args.line if args.line is not None else sys.stdin.readline()
-    line = parse(given) or parse(PREFIX + given[given.find("#") :] if "#" in given else "")
-    if line is None or line.kind not in ("trap", "guest", "killed"):
-        raise SplitlockError(
-            f"explain {given.strip()[:60]!r}: not a line of the kernel's with an address, such as "
-            "'#AC: COMM/PID took a split_lock trap at address: 0x401000'",
-            2,
-        )
-    event = explain(line, _space(args))
+    line = _line(args.line if args.line is not None else sys.stdin.read(_MOST))
+    event = explain(line, _space(args, line))
     if not args.quiet:
         with Output(args.output) as out:
             if args.format == "json":
@@ -84,31 +79,45 @@ def run(args: argparse.Namespace) -> int:
     return 0 if event.place and event.place.instruction else 1
 
 
-def _space(args: argparse.Namespace) -> Saved | None:
+def _line(given: str) -> Line:
+    """The first line with an address in a text, in whatever it is wrapped."""
+    from splitlock.linux.log import lines
+
+    for line in lines(given):
+        if line.kind in ("trap", "guest", "killed"):
+            return line
+    raise SplitlockError(
+        f"explain {given.strip()[:60]!r}: not a line of the kernel's with an address, such as "
+        "'#AC: COMM/PID took a split_lock trap at address: 0x401000'; `splitlock watch FILE` takes a whole log",
+        2,
+    )
+
+
+def _space(args: argparse.Namespace, line: Line) -> Saved | None:
     if args.pid is None and not args.maps and not args.image:
         return None
-    from splitlock.host.space import Based, Live, Saved, loaded
+    from splitlock.host.space import Based, Live, saved
 
     if args.pid is not None:
         try:
             return Live(args.pid)
-        except OSError as error:
+        except PermissionError:
             raise SplitlockError(
-                f"--pid {args.pid}: {error.strerror or error}; is it still there, and yours?", 2
+                f"--pid {args.pid}: its memory is not readable: CAP_SYS_PTRACE is wanted; run it with sudo", 2
             ) from None
-    if args.maps:
-        try:
-            with open(args.maps, "rb") as file:
-                return Saved(file.read(), args.root)
         except OSError as error:
-            raise SplitlockError(f"--maps {args.maps}: {error.strerror}; save /proc/PID/maps there", 2) from None
+            raise SplitlockError(f"--pid {args.pid}: {error.strerror or error}; is it still there?", 2) from None
+    if args.maps:
+        return saved(args.maps, args.root)
+    return Based(args.image, _address(args.base) if args.base else None, line)
+
+
+def _address(text: str) -> int:
+    """An address, as the kernel and /proc write them: hexadecimal, with or without 0x."""
     try:
-        image = loaded(args.image)
-        base = int(args.base, 0) if args.base else image.span[0] if image else 0
-    except OSError:
-        base = 0  # said better by Based
+        found = int(text, 16)
     except ValueError:
-        raise SplitlockError(f"--base {args.base}: no number; such as 0x555555554000", 2) from None
-    if not 0 <= base < 1 << 64:
-        raise SplitlockError(f"--base {args.base}: no address of 64 bits; such as 0x555555554000", 2)
-    return Based(args.image, base)
+        raise SplitlockError(f"--base {text}: no address; such as 0x555555554000, or as in /proc/PID/maps", 2) from None
+    if not 0 <= found < 1 << 64:
+        raise SplitlockError(f"--base {text}: no address of 64 bits; such as 0x555555554000", 2)
+    return found

@@ -109,13 +109,9 @@ def _records(args: argparse.Namespace, follow: bool) -> Iterator[Record]:
 def _space(args: argparse.Namespace) -> Saved | None:
     if not args.maps:
         return None
-    from splitlock.host.space import Saved
+    from splitlock.host.space import saved
 
-    try:
-        with open(args.maps, "rb") as file:
-            return Saved(file.read(), args.root)
-    except OSError as error:
-        raise SplitlockError(f"--maps {args.maps}: {error.strerror}; save /proc/PID/maps there", 2) from None
+    return saved(args.maps, args.root)
 
 
 class _Shown:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from splitlock.host import tasks
+import re
+
+from splitlock.host import reasons, tasks
+from splitlock.host.reasons import Reason
 from splitlock.host.space import Live, Saved
-from splitlock.report.watch import Event, Place
+from splitlock.report.frames import own
+from splitlock.report.watch import Event, Frame, Place
 from splitlock.x86 import logged
 from splitlock.x86.locked import split_size
 from splitlock.x86.privileged import spell
@@ -16,6 +20,9 @@ if TYPE_CHECKING:
 
 _BEFORE = 64  # bytes looked at where no function's start is known
 _FUNCTION = 1 << 16  # bytes that a function may have before the address
+_LONGEST = 15  # bytes of an instruction
+_KERNEL_HALF, _USER_HALF = 1 << 63, 1 << 56  # the second with five levels of page tables, the most there is
+_STAMP = re.compile(r"\[ *(\d{1,9}\.\d{6})\]")  # of the kernel's own: seconds since the boot
 _CODE = ("trap", "guest", "killed")  # kinds that have an address
 
 
@@ -46,49 +53,79 @@ def explain(line: Line, space: Saved | None = None, *, live: bool = True, time: 
     if line.kind not in _CODE:
         return made
     if line.address is None:
-        made.note = "the address was taken out of the line"
-        return made
+        return _because(made, reasons.no_address())
+    why = reasons.alone()
     if space is None and live:
-        made.process = tasks.process(line.pid, line.comm)
-        if made.process is None:
-            made.note = "the task has ended: nothing is known of its memory"
-            return made
-        try:
-            space = Live(line.pid)
-        except OSError as error:
-            made.note = f"the task's memory cannot be looked at: {error.strerror or error}"
-            return made
+        own = _own(made, line)
+        space, why = (own, why) if isinstance(own, Saved) else (None, own)
     vmm = (made.process and made.process.vmm) or tasks.vmm_by_name(line.comm)
-    if space is None:
-        made.guest = made.guest or vmm is not None
-        made.note = _unknown(made, vmm)
-        return made
-    found = space.find(line.address) or (space.find(line.address - 1) if line.exception == "#DB" else None)
-    if found is not None:
-        made.place = _place(found, line.address, line.exception, space)
-    # A virtual processor's thread that has such an instruction of its own there is taken at that word.
-    own = made.place is not None and made.place.instruction is not None
-    made.guest = line.kind == "guest" or (vmm is not None and not own)
-    if made.guest:
-        made.place = None
-        made.note = _unknown(made, vmm)
-    elif made.place is None:
-        made.note = space.nothing
-    elif made.place.instruction is None:
-        made.note = "no locked instruction there: other code lies there now, or the address is another address space's"
+    found = space and _found(space, line)
+    if found and space:
+        made.place, reason = _place(found, line.address, line.exception, space)
+        if made.place.instruction is not None and line.kind != "guest":
+            # A virtual processor's thread that has such an instruction of its own there is taken at that word.
+            made.guest = False
+            return _because(made, reason) if reason else made
+        why = reason or why
+    elif space:
+        why = space.nothing(line.address)
+    if made.guest or vmm is not None:
+        made.guest, made.place = True, None
+        return _because(made, _guest(made, vmm))
+    return _because(made, why if found else _nowhere(made, line.address) or why)
+
+
+def _because(made: Event, reason: Reason) -> Event:
+    made.cause = reason.cause
+    made.note = f"{made.note}; {reason.note}" if made.note else reason.note
     return made
 
 
-def _unknown(made: Event, vmm: str | None) -> str:
-    if vmm is None and not made.guest:
-        return "the address alone: say where the code was mapped (--pid, --maps, or --image and --base)"
+def _own(made: Event, line: Line) -> Saved | Reason:
+    """The memory of the line's own task, or why it is not to be had."""
+    now = tasks.name(line.pid)
+    process = tasks.process(line.pid)
+    if now is None or process is None:
+        slowed = line.kind == "trap" and line.exception == "#AC"
+        file = line.mapped.file if line.mapped else None
+        return reasons.gone(line.comm, line.pid, slowed=slowed, file=file)
+    stamp = _STAMP.search(line.stamp)
+    younger = tasks.began_after(line.pid, float(stamp[1])) if stamp else None
+    if younger or (now != line.comm and younger is None and line.comm not in tasks.known_as(process)):
+        return reasons.another(line.comm, line.pid, now, younger=bool(younger))
+    made.process = process
+    if now != line.comm:
+        made.note = reasons.renamed(line.pid, now)
+    try:
+        return Live(line.pid)
+    except PermissionError:
+        return reasons.not_permitted(line.comm, line.pid)
+    except OSError:
+        return reasons.gone(line.comm, line.pid, slowed=False, file=None)
+
+
+def _found(space: Saved, line: Line) -> Found | None:
+    """What is at the address; after a trap the instruction may be the last one before it."""
+    assert line.address is not None
+    return space.find(line.address) or (space.find(line.address - 1) if line.exception == "#DB" else None)
+
+
+def _nowhere(made: Event, address: int) -> Reason | None:
+    """Why no program has code at an address, whichever it is; None: one may."""
+    if address >= _KERNEL_HALF:
+        made.guest = made.exception == "#AC" and made.kind == "trap"
+        return reasons.kernel_address(made.comm, guest=made.guest)
+    return reasons.no_code_address() if address >= _USER_HALF else None
+
+
+def _guest(made: Event, vmm: str | None) -> Reason:
     whose = f" of {made.process.vm}" if made.process and made.process.vm else ""
     likely = "" if tasks.vcpu_thread(made.comm) or made.kind == "guest" else "most likely "
-    return f"{likely}an address in the guest{whose}, not {vmm or 'the VMM'}'s own: look inside it"
+    return Reason("guest", f"{likely}an address in the guest{whose}, not {vmm or 'the VMM'}'s own: look inside it")
 
 
-def _place(found: Found, address: int, exception: str, space: Saved) -> Place:
-    """The code at a logged address. Memory is what ran; the file stands in where memory is not to be had."""
+def _place(found: Found, address: int, exception: str, space: Saved) -> tuple[Place, Reason | None]:
+    """The code at a logged address, and why no more is known of it. Memory is what ran; else the file stands in."""
     image = found.loaded
     first = found.address  # as the file has it
     here = address if first is None else first
@@ -102,20 +139,31 @@ def _place(found: Found, address: int, exception: str, space: Saved) -> Place:
             whole = whole and len(code) == length
         instruction, certain = logged.before(code, here, found.bits, start=whole)
     else:
-        code = space.read(address, 15) or (image.read(first, 15) if image and first is not None else b"")
+        code = space.read(address, _LONGEST) or (image.read(first, _LONGEST) if image and first is not None else b"")
         instruction, certain = logged.at(code, here, found.bits), True
     back = instruction.len if instruction and exception == "#DB" else 0
     place = None if first is None else first - back
-    frames = image.frames(place) if image and place is not None else []
-    named = frames[0] if frames else None
-    return Place(
+    frames = [Frame(**each._asdict()) for each in image.frames(place)] if image and place is not None else []
+    front = own(frames)
+    made = Place(
         image=found.name,
         offset=None if place is None else f"{place:#x}",
         build_id=image.build_id if image else None,
-        function=named.function if named else None,
-        source=next((frame.source for frame in frames if frame.source), None),
+        function=front.function if front else None,
+        source=front.source if front else None,
+        frames=frames,
         instruction=spell(instruction) if instruction else None,
         instruction_address=f"{address - back:#x}" if instruction else None,
         operand_size=split_size(instruction) if instruction else None,
         certain=certain,
     )
+    return made, _why(found, space, read=bool(code), locked=instruction is not None)
+
+
+def _why(found: Found, space: Saved, *, read: bool, locked: bool) -> Reason | None:
+    """Why no more is known of what was found."""
+    if locked:
+        return found.missing if found.missing and found.missing.cause in reasons.OF_FILES else None
+    if not read:
+        return found.missing or space.other(found)
+    return space.other(found) if found.executable else reasons.not_executable(found.name)

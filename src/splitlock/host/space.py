@@ -3,33 +3,58 @@
 from __future__ import annotations
 
 import os
-from collections import OrderedDict, namedtuple
+from collections import OrderedDict
+from typing import NamedTuple
 
 from splitlock._errors import ImageError, SplitlockError
+from splitlock.host import reasons
+from splitlock.host.root import Root
 from splitlock.image.elf import elf_class
 from splitlock.image.loaded import Loaded
+from splitlock.linux import below
 from splitlock.process.space import mappings, parse_maps
+from splitlock.x86 import logged
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from splitlock.host.reasons import Reason
+    from splitlock.linux.log import Line, Mapped
     from splitlock.process.space import Mapping
 
-#: Code at an address: the image's path, the address in its file (None: it is no file's), what reads it, its bits.
-Found = namedtuple("Found", "name address loaded bits")
-
-_DELETED = " (deleted)"
+DELETED = " (deleted)"
+_NO_FILE = "memory of no file (JIT?)"
 _OPEN = 64  # images kept open
+_PAGE = 4096
+_LONGEST = 15  # bytes of an instruction
 
-_images: OrderedDict[tuple[int, ...], Loaded | None] = OrderedDict()
+_images: OrderedDict[tuple[object, ...], Loaded | None] = OrderedDict()
 
 
-def loaded(path: str) -> Loaded | None:
-    """The image in a file, None where it is none; the last ones are kept. Raises OSError when it cannot be read."""
-    status = os.stat(path)
-    key = (status.st_dev, status.st_ino, status.st_mtime_ns)
-    if key not in _images:
+class Found(NamedTuple):
+    """What is at an address."""
+
+    name: str  #: the image's path
+    address: int | None  #: in its file; None: it is no file's, or the file is not known
+    loaded: Loaded | None  #: what reads the file
+    bits: int
+    missing: Reason | None  #: why the file is not looked into, or memory of none not read
+    executable: bool = True
+
+
+def loaded(descriptor: int, name: str, *, beside: bool) -> Loaded | None:
+    """The image in an open file, None where it is none; the last ones are kept. The descriptor is taken over.
+
+    `beside`: whether debug information may be looked for by the name. Raises OSError.
+    """
+    status = os.fstat(descriptor)
+    key = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size, name if beside else "")
+    if key in _images:
+        os.close(descriptor)
+    else:
         try:
-            _images[key] = Loaded(path)
+            _images[key] = Loaded(name, descriptor, beside=beside)
         except ImageError:
             _images[key] = None
         if len(_images) > _OPEN:
@@ -39,11 +64,9 @@ def loaded(path: str) -> Loaded | None:
 
 
 class Saved:
-    """The mappings of a file that was saved from /proc/PID/maps. Images are looked for below `root`."""
+    """The mappings of a file that was saved from /proc/PID/maps. Images are looked for below `root`, else here."""
 
-    nothing = "nothing is mapped at this address (any more)"
-
-    def __init__(self, text: bytes, root: str = "") -> None:
+    def __init__(self, text: bytes, root: Root | None = None) -> None:
         try:
             self.mappings = parse_maps(text)
         except (ValueError, IndexError):
@@ -56,62 +79,86 @@ class Saved:
         self.bits = 64 if any(mapping.end > 1 << 32 for mapping in self.mappings) else 32
 
     def find(self, address: int) -> Found | None:
-        """The code at an address, None where nothing is mapped."""
+        """What is at an address, None where nothing is mapped."""
         mapping = next((m for m in self.mappings if m.start <= address < m.end), None)
         if mapping is None:
             return None
-        if mapping.inode:
-            image = self._image(mapping)
-            offset = address - mapping.start + mapping.offset
-            place = image.address(offset) if image else None
-            return Found(mapping.path.removesuffix(_DELETED), place, image, image.bits if image else self.bits)
-        return self._copied(address) or Found(mapping.path or "anonymous memory (JIT?)", None, None, self.bits)
+        executable = "x" in mapping.permissions
+        if not mapping.inode:
+            copied = self._copied(address)
+            if copied:
+                return copied._replace(executable=executable)
+            return Found(mapping.path or _NO_FILE, None, None, self.bits, self.unsaved(), executable)
+        name = mapping.path.removesuffix(DELETED)
+        image = self._image(mapping)
+        if not isinstance(image, Loaded):
+            return Found(name, None, None, self.bits, image, executable)
+        offset = address - mapping.start + mapping.offset
+        return Found(name, image.address(offset), image, image.bits, None, executable)
 
     def read(self, address: int, size: int) -> bytes:
         """The memory there; empty where it is not to be had."""
         return b""
 
-    def _path(self, mapping: Mapping) -> str:
-        return f"{self.root}{mapping.path}"
+    def nothing(self, address: int) -> Reason:
+        """Why there is nothing at an address."""
+        return reasons.not_mapped_then()
 
-    def _image(self, mapping: Mapping) -> Loaded | None:
+    def unsaved(self) -> Reason:
+        """Why the bytes of memory that is no file's are not to be had."""
+        return reasons.not_saved()
+
+    def other(self, found: Found) -> Reason:
+        """Why the bytes at an address are no locked instruction, in a file or in memory."""
+        return reasons.other_file(found.name)
+
+    def _image(self, mapping: Mapping) -> Loaded | Reason:
+        """The image that is mapped, or why it is not to be had."""
+        if mapping.path.endswith(DELETED):
+            return reasons.deleted_then(mapping.path.removesuffix(DELETED))
         try:
-            return loaded(self._path(mapping))
-        except OSError:
-            return None
+            descriptor = self.root.handle(mapping.path) if self.root else below.opened("", mapping.path)
+            image = loaded(descriptor, mapping.path, beside=self.root is None)
+        except OSError as error:
+            return reasons.no_file(mapping.path, error, self.root.directory if self.root else None)
+        return image or reasons.no_image(mapping.path)
 
     def _copied(self, address: int) -> Found | None:
         """PE: Wine maps the headers, and copies sections that are not aligned to pages into memory of no file."""
         for mapping in reversed([m for m in self.mappings if m.start <= address and m.inode and not m.offset]):
             image = self._image(mapping)
-            if image is not None and image.is_pe and address - mapping.start < image.span[1]:
-                return Found(mapping.path, address - mapping.start, image, image.bits)
+            if isinstance(image, Loaded) and image.is_pe and address - mapping.start < image.span[1]:
+                return Found(mapping.path, address - mapping.start, image, image.bits, None)
         return None
 
 
+def saved(path: str, root: str) -> Saved:
+    """The mappings in a file; images are looked for below `root`, where it is not empty. Raises SplitlockError."""
+    try:
+        with open(path, "rb") as file:
+            return Saved(file.read(), Root(root) if root else None)
+    except OSError as error:
+        raise SplitlockError(f"--maps {path}: {error.strerror}; save /proc/PID/maps there", 2) from None
+
+
 class Live(Saved):
-    """The mappings of a process, or of a thread by its number. Raises OSError when it is gone."""
+    """The mappings of a process, or of a thread by its number. Raises OSError when it is gone, or not to be read."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
+        self._memory: int | None = None
         self.mappings = mappings(pid)
-        if not self.mappings:
-            raise ProcessLookupError(f"{pid} has no memory of its own: a thread of the kernel's")
-        self.root = ""
+        self.root = None
         self.bits = 64
         try:
-            with open(f"/proc/{pid}/exe", "rb") as file:
-                self.bits = elf_class(file.read(20))[0] or 64
+            self.bits = elf_class(self._head())[0] or 64
+            self._memory = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             pass
-        try:
-            self._memory: int | None = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            self._memory = None
 
     def __del__(self) -> None:
-        if getattr(self, "_memory", None) is not None:
-            os.close(self._memory)  # type: ignore[arg-type]
+        if self._memory is not None:
+            os.close(self._memory)
 
     def read(self, address: int, size: int) -> bytes:
         """The memory there; empty where it is not to be had."""
@@ -122,29 +169,134 @@ class Live(Saved):
         except (OSError, OverflowError):
             return b""
 
-    def _path(self, mapping: Mapping) -> str:
-        if mapping.path.endswith(_DELETED):
-            return f"/proc/{self.pid}/map_files/{mapping.start:x}-{mapping.end:x}"
-        return f"/proc/{self.pid}/root{mapping.path}"
+    def nothing(self, address: int) -> Reason:
+        """Why there is nothing at an address."""
+        return reasons.not_mapped(self.pid) if self.mappings else reasons.no_memory(self.pid)
+
+    def unsaved(self) -> Reason:
+        """Why the bytes of memory that is no file's are not to be had."""
+        return reasons.memory_unreadable(self.pid)
+
+    def other(self, found: Found) -> Reason:
+        """Why the bytes at an address are no locked instruction."""
+        return reasons.other_code(found.name if found.address is not None else None, self.pid)
+
+    def _head(self) -> bytes:
+        descriptor = below.opened("", f"/proc/{self.pid}/exe")
+        try:
+            return os.read(descriptor, 20)
+        finally:
+            os.close(descriptor)
+
+    def _image(self, mapping: Mapping) -> Loaded | Reason:
+        """By the mapping itself, which takes rights; else by its name, if that is still the file that is mapped.
+
+        The name is as from the / of who reads (a chroot), or as in the process's own mounts (proc_pid_maps(5)).
+        """
+        name = mapping.path.removesuffix(DELETED)
+        refused: OSError = FileNotFoundError(2, os.strerror(2))
+        for descriptor, exact, beside in self._opened(mapping, name):
+            if isinstance(descriptor, OSError):
+                refused = descriptor
+                continue
+            if not exact and not self._is(descriptor, mapping):
+                os.close(descriptor)
+                refused = OSError(0, "another file")
+                continue
+            return loaded(descriptor, name, beside=beside) or reasons.no_image(name)
+        if name != mapping.path:
+            return reasons.deleted(name, self.pid)
+        if not refused.errno:
+            return reasons.replaced(name, self.pid)
+        return reasons.no_file_of(name, refused, self.pid)
+
+    def _opened(self, mapping: Mapping, name: str) -> Iterator[tuple[int | OSError, bool, bool]]:
+        """What may be the file: a descriptor, whether it surely is, whether its name is one of this file system."""
+        root = f"/proc/{self.pid}/root"
+        ours = _same_root(root)
+        for directory, path, exact in (
+            ("", f"/proc/{self.pid}/map_files/{mapping.start:x}-{mapping.end:x}", True),
+            (root, name, False),
+            ("", name, False),
+        ):
+            try:
+                yield below.opened(directory, path), exact, ours and name == mapping.path
+            except OSError as error:
+                yield error, exact, False
+
+    def _is(self, descriptor: int, mapping: Mapping) -> bool:
+        """Is it the file that is mapped? Overlay file systems show another inode: then the first bytes decide."""
+        if os.fstat(descriptor).st_ino == mapping.inode:
+            return True
+        # not what is written to, nor was when it was loaded (RELRO)
+        same = [m for m in self.mappings if (m.inode, m.path) == (mapping.inode, mapping.path)]
+        same = [m for m in same if "w" not in m.permissions and (not m.offset or "x" in m.permissions)]
+        held = [(self.read(m.start, _PAGE), os.pread(descriptor, _PAGE, m.offset)) for m in same]
+        return bool(held) and all(memory and memory[: len(file)] == file for memory, file in held)
+
+
+def _same_root(root: str) -> bool:
+    """Has a process the / that we have?"""
+    try:
+        there, here = os.stat(root), os.stat("/")
+    except OSError:
+        return False
+    return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
 
 
 class Based(Saved):
-    """One image, loaded at `base`: where the first of it is mapped. Raises SplitlockError."""
+    """One image, loaded at `base`: where the first of it is mapped. Raises SplitlockError.
 
-    nothing = "no address of the image, where it is mapped at this base"
+    Without a base it is where the line itself says that the code was mapped (`line`), else where it is linked to.
+    """
 
-    def __init__(self, path: str, base: int) -> None:
-        self.path, self.base = path, base
+    def __init__(self, path: str, base: int | None = None, line: Line | None = None) -> None:
+        self.path = path
         try:
-            image = loaded(path)
+            image = loaded(below.opened("", path), path, beside=True)
         except OSError as error:
             raise SplitlockError(f"--image {path}: {error.strerror}; name the program or library", 2) from None
         if image is None:
             raise SplitlockError(f"--image {path}: neither ELF nor PE; name the program or library", 2)
         self.image = image
+        self._mapped = line.mapped if line and base is None else None
+        self._movable = base is None and not image.base
+        self._bias: int | None = (base if base is not None else image.base) - image.span[0]  # to the file's addresses
+        if line and line.address is not None and self._mapped:
+            self._bias = _bias(image, line.address, self._mapped)
 
     def find(self, address: int) -> Found | None:
-        """The code at an address, None where it lies outside of the image."""
+        """What is at an address, None where it lies outside of the image."""
         low, high = self.image.span
-        place = address - self.base + low
-        return Found(self.path, place, self.image, self.image.bits) if low <= place < high else None
+        if self._bias is None or not low <= address - self._bias < high:
+            return None
+        return Found(self.path, address - self._bias, self.image, self.image.bits, None)
+
+    def nothing(self, address: int) -> Reason:
+        """Why there is nothing at an address."""
+        if self._bias is None:
+            assert self._mapped
+            return reasons.does_not_fit(self.path, self._mapped)
+        low, high = self.image.span
+        return reasons.outside(self.path, low + self._bias, high + self._bias, movable=self._movable)
+
+    def other(self, found: Found) -> Reason:
+        """Why the bytes at an address are no locked instruction."""
+        if self._mapped and self._mapped.file != os.path.basename(self.path):
+            return reasons.another_file(self.path, self._mapped.file)
+        return reasons.other_bytes(self.path, self.image.build_id)
+
+
+def _bias(image: Loaded, address: int, mapped: Mapped) -> int | None:
+    """What to add to an image's addresses, by what a line says of its mapping; None: it cannot be this image's.
+
+    Newer kernels tell the offset in the file; before, the size of the mapping has to tell which part of it that is.
+    """
+    if mapped.offset is not None:
+        place = image.address(mapped.offset)
+        whole_pages = (mapped.offset - (address - mapped.start)) % _PAGE == 0
+        return address - place if place is not None and whole_pages else None
+    biases = [mapped.start - start for start in image.mapped(mapped.size)]
+    locked = [bias for bias in biases if logged.at(image.read(address - bias, _LONGEST), address, image.bits)]
+    best = locked or biases
+    return best[0] if len(best) == 1 else None

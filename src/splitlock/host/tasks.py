@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from itertools import pairwise
 
 from splitlock.host.root import Root
+from splitlock.linux.sentences import COMM
 from splitlock.report.watch import Process
 
 # Containers: as runtimes name their control groups (systemd scopes, cgroupfs, LXC); the kernel gives the path.
@@ -30,6 +32,7 @@ _PROGRAMS = (
 
 
 HERE = Root("/")
+_DRIFT = 2  # seconds that the log's clock may be off by
 
 
 def vcpu_thread(comm: str) -> bool:
@@ -47,19 +50,53 @@ def vmm_by_name(comm: str) -> str | None:
     )
 
 
-def process(tid: int, comm: str = "", root: Root = HERE) -> Process | None:
-    """The process of a task; None when it is gone, or its number has gone to a task of another name."""
+def name(tid: int) -> str | None:
+    """What a task is called now; None when it is gone."""
+    try:
+        return _read(HERE, f"proc/{tid}/comm").rstrip("\n")
+    except OSError:
+        return None
+
+
+def known_as(process: Process) -> set[str]:
+    """What else a process is, or its threads are called, cut as the kernel cuts names."""
+    names = {name(int(tid)) or "" for tid in HERE.names(f"proc/{process.pid}/task")}
+    try:
+        names.add(os.path.basename(os.readlink(f"/proc/{process.pid}/exe")))
+    except OSError:
+        pass
+    names |= {re.split(r"[/\\]", word)[-1] for word in process.command[:1]}
+    return {each.encode()[:COMM].decode("utf-8", "replace") for each in names} - {""}
+
+
+def began_after(tid: int, seconds: float) -> bool | None:
+    """Did a task begin after a line of the kernel's log was written? None: that cannot be told.
+
+    `seconds`: the line's time stamp, which stands still while the machine sleeps; a task's beginning does not
+    (proc_pid_stat(5), field 22), so between the two there may be as much as it slept.
+    """
+    try:
+        ticks = int(_read(HERE, f"proc/{tid}/stat").rpartition(")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        return None
+    began = ticks / os.sysconf("SC_CLK_TCK")
+    slept = time.clock_gettime(time.CLOCK_BOOTTIME) - time.clock_gettime(time.CLOCK_MONOTONIC)
+    if began - slept > seconds + _DRIFT:
+        return True
+    return False if began <= seconds else None
+
+
+def process(tid: int, root: Root = HERE) -> Process | None:
+    """The process of a task; None when it is gone."""
     try:
         status = _read(root, f"proc/{tid}/status")
-        name = _read(root, f"proc/{tid}/comm").rstrip("\n")
-        if comm and name != comm:
-            return None
+        comm = _read(root, f"proc/{tid}/comm").rstrip("\n")
         pid = int(next(line for line in status.splitlines() if line.startswith("Tgid:")).split()[1])
         command = _read(root, f"proc/{pid}/cmdline").rstrip("\0").split("\0")
         groups = _read(root, f"proc/{tid}/cgroup")
     except (OSError, StopIteration, ValueError):
         return None
-    vmm = _vmm(pid, command, name, root)
+    vmm = _vmm(pid, command, comm, root)
     return Process(
         pid=pid,
         command=command if command != [""] else [],
@@ -93,13 +130,13 @@ def vm_name(command: list[str], groups: str, vmm: str | None) -> str | None:
 
 
 def _vmm(pid: int, command: list[str], comm: str, root: Root) -> str | None:
-    name = os.path.basename(command[0]) if command else ""
-    found = vmm_by_name(comm) or vmm_by_name(name)
+    program = os.path.basename(command[0]) if command else ""
+    found = vmm_by_name(comm) or vmm_by_name(program)
     if found != "QEMU" and found is not None:
         return found
     try:
         if any("kvm-vcpu" in link for link in root.links(f"proc/{pid}/fd")):
-            return found or name or "a VMM"
+            return found or program or "a VMM"
     except OSError:
         return found
     return found

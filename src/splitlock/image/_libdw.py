@@ -1,4 +1,4 @@
-"""The raw C side of `symbols`: libdw of elfutils, `__cxa_demangle`, and the C types they use.
+"""The raw C side of `symbols`: libdw of elfutils, and the C types it uses.
 
 Prototypes and layouts are those of elfutils/libdw.h and libdwfl.h (0.171 on; tried: 0.188 and 0.196).
 Handles and DIEs travel as plain integers (addresses); a C `NULL` arrives as None.
@@ -9,6 +9,8 @@ from __future__ import annotations
 import ctypes
 import os
 from ctypes import POINTER, c_bool, c_char_p, c_int, c_long, c_size_t, c_uint, c_uint8, c_uint64, c_void_p
+
+from splitlock.image.demangle import demangle
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -113,12 +115,10 @@ _HOOKS = (
 )
 
 libc = ctypes.CDLL(None)
-libc.free.argtypes, libc.free.restype = [c_void_p], None
 libc.ptrace.argtypes, libc.ptrace.restype = [c_long, c_int, c_void_p, c_void_p], c_long
 
 _loaded: list[ctypes.CDLL | None] = []
 _callbacks: dict[tuple[str, str], Callbacks] = {}
-_demangler: list[ctypes.CDLL | None] = []
 
 
 def load() -> ctypes.CDLL | None:
@@ -304,27 +304,3 @@ def die_name(lib: ctypes.CDLL, die: Die) -> tuple[str | None, bool]:
 def can_read_registers(tid: int) -> bool:
     """Whether this thread traces `tid` and has it stopped, which is what libdw's unwinder needs."""
     return bool(libc.ptrace(PTRACE_GETREGS, tid, None, ctypes.create_string_buffer(USER_REGS_SIZE)) == 0)
-
-
-def demangle(name: str) -> str:
-    """The C++ (or legacy Rust) name that `name` encodes; `name` itself when it encodes none."""
-    if not name.startswith("_Z"):
-        return name
-    if not _demangler:
-        try:
-            lib = ctypes.CDLL("libstdc++.so.6")
-            lib.__cxa_demangle.argtypes = [c_char_p, c_void_p, c_void_p, POINTER(c_int)]
-            lib.__cxa_demangle.restype = c_void_p
-            _demangler.append(lib)
-        except (OSError, AttributeError):
-            _demangler.append(None)
-    if (found := _demangler[0]) is None:
-        return name
-    status = c_int()
-    text = found.__cxa_demangle(name.encode("utf-8", "replace"), None, None, ctypes.byref(status))
-    if not text:
-        return name
-    try:
-        return ctypes.string_at(text).decode("utf-8", "replace")
-    finally:
-        libc.free(text)

@@ -12,6 +12,7 @@ import struct
 from bisect import bisect_right
 
 from splitlock._errors import ImageError
+from splitlock.image.demangle import demangle
 from splitlock.image.elf import PT_LOAD, Elf, elf_class
 from splitlock.image.functions import function_ranges
 from splitlock.image.symbols import Frame, Symbols
@@ -24,20 +25,22 @@ _SPARSE = 1 << 32  # bytes: no program has a larger file
 class Loaded:
     """One file. `bits`: 64 or 32; `segments`: (address, file offset, bytes there); `span`: first address, and last.
 
-    ImageError where it is neither ELF nor PE; OSError where it cannot be read.
+    `base`: where its first page is, where nobody moves it. `descriptor`: the open file, which is kept and closed by
+    this; `path`: its name; `beside`: whether debug information may be looked for by that name. ImageError where it is
+    neither ELF nor PE; OSError where it cannot be read.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, descriptor: int, *, beside: bool = True) -> None:
         self.path = path
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if not 0 < size < _SPARSE:
-                raise ImageError("empty, or too large for a program")
-            self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._descriptor = descriptor
+        self._symbols: Symbols | None = None
+        size = os.fstat(descriptor).st_size
+        if not 0 < size < _SPARSE:
+            raise ImageError("empty, or too large for a program")
+        self._data = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
         self.bits = 64
         self.build_id: str | None = None
         self.segments: list[tuple[int, int, int]] = []
-        self._symbols: Symbols | None = None
         self._names: list[tuple[int, str]] = []
         self._ranges: list[tuple[int, int]] | None = None
         self._elf: Elf | None = None
@@ -51,14 +54,38 @@ class Loaded:
             self.build_id = self._elf.build_id()
             loads = [s for s in self._elf.segments if s.type == PT_LOAD]
             self.segments = [(s.vaddr, s.offset, s.filesz) for s in loads]
-            self._symbols = Symbols(path)
             self.span = self._elf.span()
+        if not self.is_pe:
+            self.base = self.span[0]
+            self._symbols = Symbols(path, descriptor, beside=beside)
+
+    def __del__(self) -> None:
+        if self._symbols is not None:
+            self._symbols.close()
+        os.close(self._descriptor)
 
     def address(self, offset: int) -> int | None:
         """The address of a file offset, None where it is loaded nowhere."""
         return next((a + offset - o for a, o, size in self.segments if o <= offset < o + max(size, 1)), None) or next(
             (a + offset - o for a, o, size in self.segments if o & ~0xFFF <= offset < (o + size + 0xFFF) & ~0xFFF), None
         )
+
+    def mapped(self, size: int) -> list[int]:
+        """The addresses where a mapping of so many bytes, in whole pages, may begin.
+
+        A mapping is a segment, or several: the kernel makes one of neighbours that are neighbours in the file as well,
+        and may be run alike.
+        """
+        found = []
+        parts = [_pages(address, offset, held) for address, offset, held in self.segments if held]
+        for number, (first, moved, end) in enumerate(parts):
+            for start, also_moved, stop in parts[number:]:
+                if also_moved != moved or start > end:
+                    break
+                end = max(end, stop)
+                if end - first == size:
+                    found.append(first)
+        return found
 
     def read(self, address: int, size: int) -> bytes:
         """Up to `size` bytes at an address; fewer at a segment's end."""
@@ -107,7 +134,6 @@ class Loaded:
                 self.segments.append((vaddr, offset, filesz))
                 high = max(high, vaddr + memsz)
         self.span = min((vaddr & ~0xFFF for vaddr, _, _ in self.segments), default=0), high
-        self._symbols = Symbols(self.path)
 
     def _read_pe(self) -> None:
         import pefile
@@ -119,9 +145,14 @@ class Loaded:
             raise ImageError(f"no PE file: {error}") from None
         self.bits = 64 if pe.FILE_HEADER.Machine == 0x8664 else 32
         self.segments = [(s.VirtualAddress, s.PointerToRawData, s.SizeOfRawData) for s in pe.sections]
-        self.span = 0, pe.OPTIONAL_HEADER.SizeOfImage
+        self.span, self.base = (0, pe.OPTIONAL_HEADER.SizeOfImage), pe.OPTIONAL_HEADER.ImageBase
         exports = getattr(pe, "DIRECTORY_ENTRY_EXPORT", None)
         for entry in exports.symbols if exports else ():
             if entry.name:
-                self._names.append((entry.address, entry.name.decode("latin-1")))
+                self._names.append((entry.address, demangle(entry.name.decode("latin-1"))))
         self._names.sort()
+
+
+def _pages(address: int, offset: int, size: int) -> tuple[int, int, int]:
+    """The whole pages that hold a segment: their first address, how far they are from the file's, their end."""
+    return address & ~0xFFF, address - offset, address + size + 0xFFF & ~0xFFF

@@ -16,7 +16,7 @@ import os
 from collections import namedtuple
 
 from splitlock.image import _libdw
-from splitlock.image._libdw import demangle
+from splitlock.image.demangle import demangle
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,15 +38,17 @@ compilation directory)."""
 
 
 class Symbols:
-    """The names in one ELF64 image, with its separate debug information where that is installed.
+    """The names in one ELF image, with its separate debug information where that is installed.
 
-    The file is opened at the first question. libdw looks for debug information by build-id and
-    debug link below /usr/lib/debug, and asks the servers in $DEBUGINFOD_URLS if that is set, as gdb
-    and perf do.
+    The file is opened at the first question. `descriptor`: it is open already, and `path` its name only; the descriptor
+    stays the caller's. `beside`: whether debug information may be looked for by that name, too. libdw looks for it by
+    build-id and debug link below /usr/lib/debug, and asks the servers in $DEBUGINFOD_URLS if that is set, as gdb and
+    perf do.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, descriptor: int | None = None, *, beside: bool = True) -> None:
         self.path = path
+        self._descriptor, self._beside = descriptor, beside
         self._opened = False
         self._lib: ctypes.CDLL | None = None
         self._dwfl: int | None = None
@@ -123,15 +125,19 @@ class Symbols:
         if self._opened:
             return
         self._opened = True
-        if not os.path.isfile(self.path):  # to open a device or a pipe may do or wait for something
-            return
+        if self._descriptor is None and not os.path.isfile(self.path):
+            return  # to open a device or a pipe may do or wait for something
         import mmap
 
         from splitlock.image.elf import Elf
 
         try:
-            with open(self.path, "rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            own = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC) if self._descriptor is None else self._descriptor
+            try:
+                self._map = mmap.mmap(own, 0, access=mmap.ACCESS_READ)
+            finally:
+                if own != self._descriptor:
+                    os.close(own)
             self._elf = Elf(self._map)
             for s in self._elf.sections:
                 # .tbss takes no room in the address space: what follows it has the same addresses.
@@ -141,12 +147,16 @@ class Symbols:
             pass  # unreadable, or (ImageError, a ValueError) malformed: libdw may make more of it
         self._lib = _libdw.load()
         if self._lib is not None:
-            self._dwfl = _libdw.begin(self._lib, "dwfl_build_id_find_elf", "dwfl_standard_find_debuginfo")
+            way = "dwfl_standard_find_debuginfo" if self._beside else "dwfl_build_id_find_debuginfo"
+            self._dwfl = _libdw.begin(self._lib, "dwfl_build_id_find_elf", way)
         if self._lib is not None and self._dwfl is not None:
             path = os.fsencode(self.path)
             self._lib.dwfl_report_begin(self._dwfl)
             # Base 0 with p_vaddr added: module addresses are then the file's, ET_EXEC or ET_DYN.
-            self._module = self._lib.dwfl_report_elf(self._dwfl, path, path, -1, 0, True)
+            given = -1 if self._descriptor is None else os.dup(self._descriptor)
+            self._module = self._lib.dwfl_report_elf(self._dwfl, path, path, given, 0, True)
+            if self._module is None and given >= 0:
+                os.close(given)  # else it is libdw's
             if self._lib.dwfl_report_end(self._dwfl, None, None) != 0:
                 self._module = None
         if self._module is not None:

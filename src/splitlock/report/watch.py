@@ -16,14 +16,32 @@ Kind = Literal[
 ]  # fmt: skip
 
 
+#: Why no more is known of an address.
+Cause = Literal[
+    "gone", "another-task", "not-permitted", "no-memory", "guest", "kernel-address", "no-address", "not-mapped",
+    "not-executable", "not-saved", "no-file", "no-image", "deleted", "replaced", "other-code",
+    "does-not-fit", "outside",
+]  # fmt: skip
+
+
+class Frame(msgspec.Struct, kw_only=True):
+    """A function that an instruction belongs to."""
+
+    function: str | None
+    source: str | None  #: `file:line`, in this function: of the instruction, or of the call that was inlined there
+    inlined: bool  #: into the next frame
+
+
 class Place(msgspec.Struct, kw_only=True):
     """The instruction that an address means."""
 
     image: str
     offset: str | None  #: hex, address in the file, as addr2line takes it (PE: RVA); null: it is no file's code
     build_id: str | None
+    #: The outermost function with a source file of the program's own, not a header of its compiler's or system's
     function: str | None
-    source: str | None  #: `file:line`
+    source: str | None  #: `file:line`, there
+    frames: list[Frame]  #: all functions, what is inlined included, innermost first
     instruction: str | None  #: the locked one: for #DB the one before the logged address; null: there is none
     instruction_address: str | None  #: hex, as the process has it
     operand_size: int | None  #: bytes
@@ -58,7 +76,8 @@ class Event(msgspec.Struct, kw_only=True):
     guest: bool  #: the address is a virtual machine's, not the process's, or most likely is (`note`)
     process: Process | None = None
     place: Place | None = None
-    note: str = ""  #: why no more is known
+    note: str = ""  #: why no more is known, and what to do
+    cause: Cause | None = None  #: the same for programs
 
 
 class Count(msgspec.Struct, kw_only=True):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 
+from splitlock.report.frames import inlined, short
 from splitlock.report.lines import WIDTH, count, cut, printable, wrap
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from splitlock.report.watch import Count, Event, Place, Process, Summary
+    from splitlock.report.watch import Count, Event, Frame, Place, Process, Summary
 
 _MARGIN = "    "
 _COUNTS = 20  # places shown without --verbose
@@ -26,7 +27,7 @@ def render(event: Event, *, verbose: bool = False, colour: bool = False) -> str:
     if event.kind == "killed" and event.detail:
         lines.append(f"{_MARGIN}{event.detail} (the kernel's word: start and size of the mapping)")
     if event.place:
-        lines += _place(event.place)
+        lines += _place(event.place, verbose)
     if event.process:
         lines += _process(event.process)
     if event.note:
@@ -57,14 +58,26 @@ def _what(event: Event) -> str:
     return f"{event.comm}/{event.tid} {_SAYS[event.kind].get(event.exception, event.text)}{address}"
 
 
-def _place(place: Place) -> list[str]:
-    words = [place.function or "?", os.path.basename(place.source) if place.source else ""]
+def _place(place: Place, verbose: bool) -> list[str]:
+    words = [short(place.function) if place.function else "?", _file(place.source)]
+    words[1] += f" (inlined: {', '.join(inside)})" if (inside := inlined(place.frames)) else ""
     words.append(_at(place.image, place.offset))
     lines = wrap("  ".join(filter(None, words)), _MARGIN, _MARGIN)
+    if verbose and len(place.frames) > 1:
+        lines += [line for frame in place.frames for line in wrap(_frame(frame), _MARGIN * 2, _MARGIN * 3)]
     if place.instruction:
         likely = "" if place.certain else " (the likeliest)"
         lines.append(cut(f"{_MARGIN}{place.instruction}  ({place.operand_size} bytes){likely}"))
     return lines
+
+
+def _frame(frame: Frame) -> str:
+    return f"{frame.function or '?'}  {frame.source or 'source not known'}{'  inlined in' if frame.inlined else ''}"
+
+
+def _file(source: str | None) -> str:
+    """`inl.cc:5` of a path, Microsoft's included."""
+    return source.replace("\\", "/").rpartition("/")[2] if source else ""
 
 
 def _at(image: str, offset: str | None) -> str:
