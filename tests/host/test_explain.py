@@ -168,8 +168,7 @@ def test_32_bits(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["t32.exe", "t64.exe"])
 def test_pe_as_wine_maps_it(tmp_path: Path, name: str) -> None:
     """Headers mapped from the file, sections copied into memory of no file: what /proc/PID/maps then has."""
-    # not `import pip`: setuptools, in the same process, then finds another distutils than its own
-    path = Path(str(distribution("pip").locate_file("pip/_vendor/distlib"))) / name
+    path = Path(str(distribution("distlib").locate_file("distlib"))) / name
     pe = pefile.PE(str(path))
     bits = 64 if "64" in name else 32
     text = next(section for section in pe.sections if section.Name.startswith(b".text"))
