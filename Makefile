@@ -8,10 +8,11 @@ DEMO_PACKAGES := $(RUN_PACKAGES) gcc libc6-dev stress-ng
 TEST_PACKAGES := $(DEMO_PACKAGES) g++ binutils gdb git perl xz-utils gzip openssl nodejs default-jdk-headless \
 	libc6-dbg libpython3.11-testsuite qemu-user kmod gcc-12 make rpm rpm2cpio cpio debian-archive-keyring \
 	clang llvm libbpf-dev qemu-system-x86 mmdebstrap busybox-static e2fsprogs systemd systemd-journal-remote \
-	qemu-utils ovmf grub-pc-bin grub-efi-amd64-bin grub-common fdisk mtools dosfstools bochs bochs-term xorriso isolinux syslinux-common
+	qemu-utils ovmf grub-pc-bin grub-efi-amd64-bin grub-common fdisk mtools dosfstools bochs bochs-term bochsbios vgabios xorriso isolinux syslinux-common
+FRESH_PACKAGES := mmdebstrap debian-archive-keyring git python3 util-linux
 BENCH_PACKAGES := $(TEST_PACKAGES) valgrind
 
-.PHONY: help demo test test-slow fuzz lint format schema article bench setup clean
+.PHONY: help demo test test-slow fresh fuzz lint format schema article bench setup clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## */\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r target what; do \
@@ -46,11 +47,15 @@ lint: setup  ## format, lint, import layers, types
 	@$(BIN)/lint-imports >/dev/null || $(BIN)/lint-imports
 	@$(BIN)/mypy --no-error-summary
 
-test: lint  ## set up, lint, and run the tests (minutes)
-	@$(BIN)/pytest -q -m 'not slow'
+test: lint  ## set up, lint, and run the tests, or TESTS=PATHS (minutes)
+	@$(BIN)/pytest -q -m 'not slow' $(TESTS)
 
 test-slow: setup  ## the tests that take longer than CI has
 	@$(BIN)/pytest -q -m slow
+
+fresh:  ## make TARGET="demo test" in a new Debian of RELEASE, where nothing is installed (half an hour)
+	@scripts/setup.sh $(FRESH_PACKAGES)
+	@RELEASE=$(RELEASE) TESTS='$(TESTS)' scripts/fresh.sh build/fresh $(TARGET)
 
 fuzz: setup  ## fuzz the readers, MINUTES=20 each; by coverage where atheris can be had
 	@$(BIN)/pip install --quiet --disable-pip-version-check atheris || echo 'no atheris for this Python: without coverage'
