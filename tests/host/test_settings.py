@@ -7,6 +7,7 @@ import random
 import re
 import shutil
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -329,3 +330,53 @@ def test_no_unified_image(data: bytes, tmp_path: Path) -> None:
     place.mkdir(parents=True)
     (place / "a.efi").write_bytes(data)
     assert found(Root(str(tmp_path))) == []
+
+
+# -- files that nobody meant to be read ------------------------------------------------------------------------------
+
+#: Files of strangers, which must neither end in an exception nor take their time.
+_ENTRY = 'menuentry "a" --id b {\n linux /vmlinuz split_lock_detect=off\n}\n'
+_LONG = {
+    f"boot/loader/entries/{'9' * 120}{i}.conf": f"version {'9' * 6000}\nsort-key a\noptions {i}\n" for i in range(9)
+}
+HOSTILE: list[dict[str, Any]] = [
+    {"proc/bootconfig": "= x\n\n#k = 1\nkernel.split_lock_detect\n", "proc/cmdline": "\0 split_lock_detect=\n"},
+    {"boot/grub/grub.cfg": "menuentry 'x' --id " * 5000 + "\nlinux /vmlinuz " + "'" * 100001},
+    {"boot/grub/grub.cfg": _ENTRY * 20000},
+    {"etc/sysctl.d/a.conf": ("*a" * 40 + "=1\n") * 3 + "*" * 3000 + "kernel.split_lock_mitigate=1\n"},
+    {"boot/loader/loader.conf": "default " + "*a" * 30 + "\n", **_LONG},
+]
+
+
+@pytest.mark.parametrize("files", HOSTILE, ids=range(len(HOSTILE)))
+def test_hostile_files(files: dict[str, Any], tmp_path: Path) -> None:
+    root = made(tmp_path, files)
+    began = time.process_time()
+    found(root)
+    assert time.process_time() - began < 5
+
+
+def test_mangled_trees(tmp_path: Path) -> None:
+    """Bytes of the trees' files changed, taken out, repeated, cut: never an exception."""
+    dice = random.Random(3)
+    for turn in range(150):
+        tree = dice.choice(list(TREES.values()))
+        place = tmp_path / str(turn)
+        place.mkdir()
+        root = read.build(tree, place)
+        paths = sorted(path for path in root.rglob("*") if path.is_file() and not path.is_symlink())
+        for path in dice.sample(paths, min(3, len(paths))):
+            path.write_bytes(_mangled(path.read_bytes(), dice))
+        settings(Root(str(root)), release(tree.get("release", "")), Unused())
+
+
+def _mangled(data: bytes, dice: random.Random) -> bytes:
+    for _ in range(dice.randint(1, 6)):
+        at = dice.randint(0, len(data))
+        data = dice.choice([
+            data[:at] + bytes([dice.choice(b"\n\"'\\= $#*/.\0\xff>{}-~")]) + data[at + 1 :],
+            data[:at] + data[at + dice.randint(1, 40) :],
+            data[:at] + data[max(0, at - 60) :],
+            data[:at],
+        ])  # fmt: skip
+    return data

@@ -42,11 +42,12 @@ class Kept(NamedTuple):
 def grub(root: Root) -> Iterator[Kept]:
     """grub.cfg's entries, the order kept. Quotes are GRUB's: it takes them away."""
     for place in _grub_places(root):
-        title = "the first"
+        title, found = "the first", 0
         for line in (root.text(f"{place}/grub.cfg") or "").splitlines():
             if menu := _MENU.match(line):
                 title = menu[3] or menu[2]
-            elif linux := _LINUX.match(line):
+            elif (linux := _LINUX.match(line)) and found < _OFTEN:
+                found += 1
                 yield Kept("GRUB", f"{place}/grub.cfg", title, unquoted(linux[2] or ""))
 
 

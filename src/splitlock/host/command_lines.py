@@ -63,8 +63,9 @@ def booted(root: Root) -> str:
 
 def bootconfig(root: Root) -> dict[str, str]:
     """/proc/bootconfig, by key (Documentation/admin-guide/bootconfig.rst)."""
-    pairs = (line.partition("=") for line in (root.text("proc/bootconfig") or "").splitlines())
-    return {key.strip(): value.strip().strip("\"'") for key, equals, value in pairs if equals and key[0] != "#"}
+    lines = (root.text("proc/bootconfig") or "").splitlines()
+    pairs = (line.partition("=") for line in lines if not line.startswith("#"))
+    return {key.strip(): value.strip().strip("\"'") for key, equals, value in pairs if equals}
 
 
 def _machine(root: Root) -> _Machine:
@@ -91,12 +92,13 @@ def _machine(root: Root) -> _Machine:
 
 def _read(root: Root, machine: _Machine) -> Iterator[Line]:
     """What boot loaders read: the loader's own, its default first."""
+    default = _default(root, machine) if machine.loader else None
     for one in machine.kept:
         if not machine.loader:
             yield Line(one.where, one.text, "unknown", "which boot loader starts this machine is not known")
         elif not _reads(machine, one.loader):
             yield Line(one.where, one.text, "no", f"{_named(machine)} boots this machine, and does not read it")
-        elif (default := _default(root, machine)) is None:
+        elif default is None:
             yield Line(one.where, one.text, "unknown", "which entry is the default is not known")
         elif one in default:
             yield Line(one.where, one.text, "yes")

@@ -26,9 +26,13 @@ def compare(one: str, other: str) -> int:
             pattern = _DIGITS if a[0].isdigit() or b[0].isdigit() else _LETTERS
             x, y = pattern.match(a)[0], pattern.match(b)[0]  # type: ignore[index]  # both match the empty string
             a, b = a[len(x) :], b[len(y) :]
-            if pattern is _DIGITS:
-                if int(x or "-1") != int(y or "-1"):
-                    return -1 if int(x or "-1") < int(y or "-1") else 1
-            elif x != y:
+            if pattern is _DIGITS and (first := _number(x)) != (second := _number(y)):
+                return -1 if first < second else 1
+            if pattern is _LETTERS and x != y:
                 return -1 if x < y else 1
     return 0
+
+
+def _number(digits: str) -> tuple[int, str]:
+    """A key that sorts as the number does, however long it is; none at all is less than 0."""
+    return (len(digits.lstrip("0")), digits.lstrip("0")) if digits else (-1, "")
