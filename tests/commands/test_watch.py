@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
@@ -20,6 +21,7 @@ import splitlock
 SPLITLOCK = [sys.executable, "-m", "splitlock", "watch"]
 HOST = Path(splitlock.__file__).parent / "host"
 LOG = """\
+[    0.000000] Linux version 6.13.1-arch1-1 (linux@archlinux) (gcc (GCC) 14.2.1 20250128) #1 SMP PREEMPT_DYNAMIC
 [    0.000000] x86/split lock detection: #DB: warning on user-space bus_locks
 [  688.792264] x86/split lock detection: #AC: osu!.exe/11382 took a split_lock trap at address: 0x7aa6806d
 [  688.792874] x86/split lock detection: #AC: osu!.exe/11360 took a split_lock trap at address: 0x7aa6806d
@@ -44,18 +46,72 @@ def test_text() -> None:
     assert "an address in the guest, not QEMU's own" in done.stdout
     assert "\x1b" not in done.stdout
     assert "4 traps\n      2  #AC osu!.exe        0x7aa6806d\n" in done.stdout
-    assert done.stdout.endswith("read 6 records of -, none known to be lost, mode warn\n")
+    assert done.stdout.endswith("read 7 records of -, none known to be lost, mode warn\n")
     assert "held back by the kernel's rate limit: 35 lines more\n" in done.stdout
     assert run("-q", "-").stdout.startswith("4 traps\n")
 
 
 def test_nothing() -> None:
+    """Said of a log that is whole since boot, by a kernel that detects; of any other it is not known."""
+    log = "".join(LOG.splitlines(keepends=True)[:2]) + "[  999.000000] usb 1-1: new high-speed USB device\n"
+    done = run("-", log=log)
+    said = "[    0.000000] #DB: warning on user-space bus_locks (mode warn)\nno split or bus lock logged since boot\n"
+    assert (done.returncode, done.stdout) == (0, f"{said}read 3 records of -, none known to be lost, mode warn\n")
+    assert run("-q", "-", log=log).stdout == ""
     done = run("-", log="nothing\n")
-    assert (done.returncode, done.stdout) == (
-        0,
-        "no split or bus lock logged\nread 1 record of -, none known to be lost\n",
+    assert done.returncode == 2
+    assert done.stdout.startswith("no split or bus lock in what was read\nread 1 record of -, none known to be lost\n")
+    assert "(Linux version ...) is not in it" in done.stdout
+    assert run("-q", "-", log="nothing\n").stdout == done.stdout
+
+
+def test_one_address_under_many_names() -> None:
+    """Threads of a program, most likely: one line as it comes, one in the sum; the hint once, of options there are."""
+    names = ["RenderThread 1", "RenderThread 2", "AudioMixer", "RenderThread 1", "physics"]
+    done = run("-", log="".join(_line(name, number) for number, name in enumerate(names, 40)))
+    assert done.stdout.count("took a split lock") == 1
+    assert done.stdout.count("the address alone") == 1
+    assert "0x7ff6a31c2e3d: 5 lines by 4 names (RenderThread 1," in " ".join(done.stdout.split())
+    hint = " ".join(done.stdout.split())
+    options = subprocess.run([*SPLITLOCK, "--help"], capture_output=True, text=True, check=True).stdout
+    assert "`splitlock watch --maps SAVED`" in hint
+    assert "--maps SAVED" in options
+
+
+def _line(name: str, number: int) -> str:
+    return f"x86/split lock detection: #AC: {name}/{number} took a split_lock trap at address: 0x7ff6a31c2e3d\n"
+
+
+def test_a_line_that_is_not_understood() -> None:
+    """Never nothing: it is counted and shown, and the exit status says that it could not be told."""
+    log = (
+        "".join(LOG.splitlines(keepends=True)[:2]) + "[  999.000000] x86/split lock detection: #AC: a/1 did something\n"
     )
-    assert run("-q", "-", log="nothing\n").stdout == ""
+    done = run("-", log=log)
+    assert done.returncode == 2
+    assert "no split or bus lock in what was read" in done.stdout
+    assert "1 line in the kernel's words is not understood, first: x86/split lock detection: #AC: a/1 did" in " ".join(
+        done.stdout.split()
+    )
+    *_, summary = map(json.loads, run("--format", "json", "-", log=log).stdout.splitlines())
+    assert (summary["unknown"], summary["whole"]) == (1, False)
+
+
+def test_logs_that_are_several_files(tmp_path: Path) -> None:
+    """As the shell names them, and as a directory."""
+    lines = LOG.splitlines(keepends=True)
+    (tmp_path / "kern.log").write_text("")
+    (tmp_path / "kern.log.1").write_text("".join(lines[4:]))
+    (tmp_path / "kern.log.2.gz").write_bytes(gzip.compress("".join(lines[:4]).encode()))
+    whole = [json.loads(line) for line in run("--format", "json", "-").stdout.splitlines()]
+    for words in ([tmp_path], sorted(tmp_path.iterdir())):
+        told = [json.loads(line) for line in run("--format", "json", *words).stdout.splitlines()]
+        assert told[:-1] == whole[:-1]
+        assert (told[-1]["traps"], told[-1]["read"]) == (4, 7)
+    done = run(tmp_path / "kern.log")
+    assert done.returncode == 2
+    assert "kern.log.2.gz, kern.log.1" in done.stdout
+    assert run("-f", *tmp_path.iterdir()).returncode == 2
 
 
 def test_json() -> None:

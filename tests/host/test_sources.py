@@ -21,8 +21,9 @@ import pytest
 
 from splitlock._errors import SplitlockError
 from splitlock.host import sources
-from splitlock.host.sources import Record
+from splitlock.host.log import Log
 from splitlock.host.watch import Watch
+from splitlock.host.wrappings import Record
 from splitlock.report.watch import Event, Summary
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -134,23 +135,32 @@ def test_garbage(tmp_path: Path) -> None:
         + b"\xff\xfe"
         + _trap().encode()[:-1]
     )
-    watch = Watch("garbage")
-    events = list(watch.events(sources.file(str(path), follow=False)))
+    events = list(Watch(Log(sources.Stored(str(path)))).events())
     assert [event.kind for event in events] == ["trap", "trap"]
 
 
-def _million(number: int) -> Iterator[Record]:
-    for count in range(number):
-        yield Record(_trap(f"task{count % 50_000}", count, 0x400000 + count)[:-1], None, 0, False)
+class _Million(sources.Source):
+    """Lines that are all different."""
+
+    def __init__(self) -> None:
+        super().__init__("lines")
+        self.number = 0
+
+    def __iter__(self) -> Iterator[Record]:
+        for count in range(self.number):
+            yield Record(_trap(f"task{count % 50_000}", count, 0x400000 + count)[:-1])
 
 
 def test_a_million_lines_in_flat_memory() -> None:
     """All different: what is kept does not grow after the first."""
-    watch = Watch("lines")
-    for _ in watch.events(_million(30_000)):
+    lines = _Million()
+    watch = Watch(Log(lines))
+    lines.number = 30_000
+    for _ in watch.events():
         pass
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for _ in watch.events(_million(100_000)):
+    lines.number = 100_000
+    for _ in watch.events():
         pass
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     summary = watch.summary(complete=True)
@@ -162,23 +172,61 @@ def test_a_million_lines_in_flat_memory() -> None:
 
 def test_the_kernels_buffer() -> None:
     """Its records are numbered without gaps, from the first that is left."""
-    records = list(sources.kmsg(follow=False))
+    records = list(sources.Kmsg(follow=False))
     assert records
     assert all(record.live for record in records)
     assert sum(record.lost for record in records) == 0
     assert any(record.time and abs(record.time - time.time()) < 10 * 365 * 86400 for record in records)
 
 
+class Buffer(sources.Kmsg):
+    """A kernel's buffer whose records are these."""
+
+    def __init__(self, *records: bytes) -> None:
+        super().__init__(os.devnull, follow=False)
+        self._records = records
+
+    def _raw(self, file: int) -> Iterator[bytes]:
+        yield from self._records
+
+
 def test_records_that_were_overwritten_are_counted() -> None:
-    booted, raw = 1_000_000.0, b"4,%d,1500000,-;words \\xe2\\x82\\xac\n SUBSYSTEM=x\n"
-    record, expected = sources._kmsg_record(raw % 7, booted, None)
-    assert (record, expected) == (Record("words €", 1_000_001.5, 0, True), 8)
-    record, _ = sources._kmsg_record(raw % 12, booted, expected)
-    assert record.lost == 4
-    assert sources._kmsg_record(b"nonsense", booted, 9) == (Record(None, None, 0, True), 9)
-    watch = Watch("x")
-    assert [event.kind for event in watch.events([record])] == ["lost"]
-    assert watch.summary(complete=True).lost == 4
+    raw = b"4,%d,1500000,-;words \\xe2\\x82\\xac\n SUBSYSTEM=x\n"
+    booted = time.time() - time.clock_gettime(time.CLOCK_MONOTONIC)
+    first, second, none = Buffer(raw % 7, raw % 12, b"nonsense")
+    assert (first.text, first.lost, first.live, first.speaker) == ("words €", 0, True, "")
+    assert first.time == pytest.approx(booted + 1.5, abs=5)
+    assert second.lost == 4
+    assert none == Record(None, live=True)
+    buffer = Buffer(raw % 7, raw % 12)
+    watch = Watch(Log(buffer))
+    assert [event.kind for event in watch.events()] == ["lost"]
+    summary = watch.summary(complete=True)
+    assert (summary.lost, buffer.begins, summary.whole) == (4, False, False)
+    assert "its beginning was overwritten" in summary.doubts
+
+
+def test_what_programs_write_to_the_kernels_buffer_is_not_the_kernels() -> None:
+    """The kernel gives records from /dev/kmsg a facility of their own, and nobody can have its own (printk.c)."""
+    words = "x86/split lock detection: #AC: a/1 took a split_lock trap at address: 0x1"
+    watch = Watch(Log(Buffer(f"12,1,1,-;{words}\n".encode(), f"4,2,1,-;{words}\n".encode())))
+    assert [event.speaker for event in watch.events()] == ["user space", ""]
+    found = watch.summary(complete=True)
+    assert (found.traps, found.others) == (1, {"user space": 1})
+
+
+def test_an_oops_is_one_record_with_two_lines() -> None:
+    """/dev/kmsg has a line break in it; what follows names the function and its module."""
+    records = [
+        "0,8,1,-;Oops: Split lock detected\\x0a: 0000 [#1] SMP NOPTI",
+        "0,9,2,-;CPU: 1 PID: 2 Comm: a Not tainted 6.1.0",
+        "0,10,3,-;RIP: 0010:split_it+0x10/0x20 [splitmod]",
+        "4,11,4,-;---[ end trace 0000000000000000 ]---",
+    ]
+    watch = Watch(Log(Buffer(*(f"{record}\n".encode() for record in records))))
+    (event,) = watch.events()
+    assert (event.kind, event.detail) == ("oops", "split_it+0x10/0x20 [splitmod]")
+    assert watch.summary(complete=True).oopses == 1
 
 
 def test_suppressed_lost_oops_and_mode() -> None:
@@ -186,24 +234,21 @@ def test_suppressed_lost_oops_and_mode() -> None:
         "x86/split lock detection: #AC: crashing the kernel on kernel split_locks and warning on user-space "
         "split_locks",
         "split_lock_warn: 35 callbacks suppressed", "handle_bus_lock: 7 callbacks suppressed",
-        "** 9 printk messages dropped **", "Split lock detected : 0000 [#1] SMP", "CPU: 0 PID: 1",
-        "RIP: 0010:split_it+0x10/0x20 [splitmod]",
+        "show_signal_msg: 99 callbacks suppressed",
+        "** 9 printk messages dropped **", "Split lock detected", ": 0000 [#1] SMP", "CPU: 0 PID: 1",
+        "RIP: 0010:split_it+0x10/0x20 [splitmod]", "---[ end trace 0000000000000000 ]---", *["usb"] * 40,
         "x86/split lock detection: #AC: CPU 0/KVM/9 fatal split_lock trap at address: 0x1000",
         "traps: demo[155] trap alignment check ip:1260 sp:7f0a error:0 in demo[1000+1000]",
     ]  # fmt: skip
-    watch = Watch("lines")
-    events = list(watch.events(Record(line, None, 0, False) for line in lines))
-    assert [event.kind for event in events] == ["mode", "suppressed", "suppressed", "lost", "oops", "guest", "killed"]
-    assert events[4].detail == "split_it+0x10/0x20"
+    watch = Watch(Log(sources.Text("\n".join(lines))))
+    events = list(watch.events())
+    assert [event.kind for event in events] == [
+        "mode", *["suppressed"] * 3, "lost", "oops", "guest", "killed"
+    ]  # fmt: skip
+    assert events[5].detail == "split_it+0x10/0x20 [splitmod]"
     found = watch.summary(complete=True)
-    assert (found.mode, found.suppressed, found.lost, found.oopses, found.guests, found.killed) == (
-        "warn",
-        42,
-        9,
-        1,
-        1,
-        1,
-    )
+    assert (found.mode, found.suppressed, found.lost) == ("warn", 42, 9)
+    assert (found.oopses, found.guests, found.killed) == (1, 1, 1)
 
 
 @pytest.fixture
@@ -233,14 +278,15 @@ def journal(tmp_path: Path) -> Path:
 
 
 def test_journal(journal: Path) -> None:
-    watch = Watch("the journal")
-    first, lost = watch.events(sources.journal(follow=False, files=[str(journal / "system.journal")]))
+    watch = Watch(Log(sources.Stored(str(journal))))
+    first, lost = watch.events()
     assert (first.kind, lost.kind, lost.number) == ("trap", "lost", 20)
 
 
 def test_errors(tmp_path: Path) -> None:
     for words, said in (
-        (["/none"], "/none: No such file"), ([str(tmp_path)], "Is a directory"), (["--journal", "x"], "leave one out"),
+        (["/none"], "/none: No such file"), ([str(tmp_path)], "no kernel log in this directory"),
+        (["--journal", "x"], "leave one out"),
         (["--maps", "/none", "x"], "--maps /none: No such file"), (["--root", "x"], "--root: goes with"),
         (["--listen", "here", "-"], "not HOST:PORT"), (["-o", "/none/x", "-"], "-o /none/x"),
     ):  # fmt: skip
@@ -251,7 +297,7 @@ def test_errors(tmp_path: Path) -> None:
         assert said in done.stderr
         assert done.stderr.count("\n") == 1
     with pytest.raises(SplitlockError):
-        list(sources.kmsg("/none", follow=False))
+        list(sources.Kmsg("/none", follow=False))
 
 
 def test_schemas_are_the_published_ones() -> None:

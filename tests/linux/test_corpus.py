@@ -2,17 +2,101 @@
 
 from __future__ import annotations
 
+import datetime
+import lzma
 import tomllib
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from splitlock.host.log import Log
+from splitlock.host.sources import Stored
+from splitlock.host.watch import Watch
+from splitlock.report.watch import Event, Summary
+from splitlock.report.watch_text import is_found, render_summary
+
 CORPUS = Path(__file__).with_name("corpus")
-LINES: list[dict[str, Any]] = tomllib.loads((CORPUS / "lines.toml").read_text())["line"]
+DATA: dict[str, Any] = tomllib.loads((CORPUS / "lines.toml").read_text())
+LINES: list[dict[str, Any]] = DATA["line"]
 SHAPES: dict[str, dict[str, bool]] = tomllib.loads((CORPUS / "shapes.toml").read_text())
 FILES = sorted(path.name for path in (CORPUS / "shapes").iterdir())
+BOOTED = 1_782_847_936  # as in make.py
+_MISSED = 20
+_BARE = ("mode", "note")  # nobody's words, without the kernel's prefix
 
 
 def test_what_is_said_of_shapes_is_of_shapes() -> None:
     assert set(SHAPES) <= set(FILES)
     assert {key for said in SHAPES.values() for key in said} <= {"spoken", "forged", "missed", "cut", "bare", "time"}
     assert len({line["id"] for line in LINES}) == len(LINES)
+    assert len(FILES) > 60
+
+
+def _read(path: Path, directory: Path) -> tuple[list[Event], Summary]:
+    if path.name == "journal.xz":  # journalctl reads files
+        unpacked = directory / "system.journal"
+        unpacked.write_bytes(lzma.decompress(path.read_bytes()))
+        path = unpacked
+    watch = Watch(Log(Stored(str(path))))
+    events = [Event(**{name: getattr(event, name) for name in event.__struct_fields__}) for event in watch.events()]
+    return events, watch.summary(complete=True)
+
+
+def _right(line: dict[str, Any]) -> dict[str, Any]:
+    address = line.get("address")
+    return {
+        "kind": line["kind"], "exception": line["exception"], "comm": line.get("comm", ""), "tid": line.get("pid"),
+        "address": None if address is None else f"{address:#x}", "number": line.get("number", 1),
+        "detail": line.get("detail", ""), "guest": line.get("guest", False),
+    }  # fmt: skip
+
+
+def _told(event: Event) -> dict[str, Any]:
+    return {name: getattr(event, name) for name in _right(LINES[3])}
+
+
+@pytest.mark.parametrize("shape", [name for name in FILES if not SHAPES.get(name, {}).get("cut")])
+def test_every_line_in_every_wrapping(shape: str, tmp_path: Path) -> None:
+    known = SHAPES.get(shape, {})
+    events, summary = _read(CORPUS / "shapes" / shape, tmp_path)
+    kernels = [event for event in events if not event.speaker and event.kind != "lost" and event.comm != "forged"]
+    right = [line for line in LINES if "kind" in line]
+    if known.get("bare"):
+        right = [line for line in right if line["kind"] not in _BARE]
+        kernels = [event for event in kernels if event.kind not in _BARE]
+    assert [_told(event) for event in kernels] == [_right(line) for line in right]
+    assert [event.number for event in events if event.kind == "lost"] == [_MISSED] * known.get("missed", False)
+    assert summary.unknown == 0
+    # a line by another than the kernel: shown, not counted; where nothing tells, it is taken for the kernel's
+    forged = [event for event in events if event.comm == "forged"]
+    assert [bool(event.speaker) for event in forged if known.get("forged") or event.speaker] == (
+        [False] if known.get("forged") else [True] if summary.others else []
+    )
+    assert summary.traps == sum(line["kind"] == "trap" for line in right) + known.get("forged", False)
+    assert bool(summary.others) == (known.get("spoken", False) and shape != "journal.xz")
+    if known.get("time"):
+        for event, line in zip(kernels, right, strict=True):
+            assert event.time
+            seconds = datetime.datetime.fromisoformat(event.time).timestamp()
+            assert abs(seconds - BOOTED - line["at"]) < 0.01
+
+
+@pytest.mark.parametrize("shape", [name for name in FILES if SHAPES.get(name, {}).get("cut")])
+def test_no_line_that_was_cut_is_passed_over(shape: str, tmp_path: Path) -> None:
+    """It is counted as not understood, or what is left of it is understood; never with half an address."""
+    content = (CORPUS / "shapes" / shape).read_text()
+    events, summary = _read(CORPUS / "shapes" / shape, tmp_path)
+    right = [line for line in LINES if "kind" in line]
+    whole = [_right(line) for line in right if line["text"].partition("\n")[0] in content]
+    told = [_told(event) for event in events if not event.speaker and event.kind not in ("lost", "unknown")]
+    assert whole
+    assert [each for each in told if each in whole] == whole
+    rest = [each for each in told if each not in whole]
+    for each in rest:
+        (line,) = [_right(line) for line in right if (line.get("pid"), line.get("kind")) == (each["tid"], each["kind"])]
+        assert each["address"] in (None, line["address"])
+        assert each["comm"] == line["comm"]
+    assert len(rest) + summary.unknown == len(right) - len(whole)
+    assert is_found(summary)
+    assert "not understood, first: x86/split lock" in " ".join(render_summary(summary).split())

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from splitlock.host.space import Saved
     from splitlock.linux.log import Line
 
-_MOST = 1 << 24  # characters of standard input that are looked at
 _EPILOG = """\
 exit status: 0 the locked instruction was found, 1 it was not, 2 it could not be
 looked for, or wrong usage.
@@ -64,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
         raise SplitlockError("--base: goes with --image FILE", 2)
     if args.root and not args.maps:
         raise SplitlockError("--root: goes with --maps SAVED", 2)
-    line = _line(args.line if args.line is not None else sys.stdin.read(_MOST))
+    line = _line(args.line)
     event = explain(line, _space(args, line))
     if not args.quiet:
         with Output(args.output) as out:
@@ -79,18 +78,24 @@ def run(args: argparse.Namespace) -> int:
     return 0 if event.place and event.place.instruction else 1
 
 
-def _line(given: str) -> Line:
-    """The first line with an address in a text, in whatever it is wrapped."""
-    from splitlock.linux.log import lines
+def _line(given: str | None) -> Line:
+    """The first line with an address in what was given, or in a log on standard input; in whatever it is wrapped."""
+    from splitlock.host.log import Log
+    from splitlock.host.sources import Stored, Text
 
-    for line in lines(given):
-        if line.kind in ("trap", "guest", "killed"):
-            return line
-    raise SplitlockError(
-        f"explain {given.strip()[:60]!r}: not a line of the kernel's with an address, such as "
-        "'#AC: COMM/PID took a split_lock trap at address: 0x401000'; `splitlock watch FILE` takes a whole log",
-        2,
-    )
+    piped = given is None or given == "-"
+    said = Log(Stored("-") if piped else Text(given or ""))
+    lines = [each.line for each in said if each.line is not None and each.line.kind in ("trap", "guest", "killed")]
+    if not lines:
+        what = "standard input: no" if piped else f"explain {(given or '').strip()[:60]!r}: not a"
+        raise SplitlockError(
+            f"{what} line of the kernel's with an address, such as "
+            "'#AC: COMM/PID took a split_lock trap at address: 0x401000'; `splitlock watch FILE` takes a whole log",
+            2,
+        )
+    if len(lines) > 1:
+        sys.stderr.write(f"splitlock explain: the first of {len(lines):,} lines; `splitlock watch -` explains all\n")
+    return lines[0]
 
 
 def _space(args: argparse.Namespace, line: Line) -> Saved | None:

@@ -11,29 +11,31 @@ from splitlock.commands._options import report_options
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterator
 
     from splitlock.commands import Parser
     from splitlock.commands._output import Output
-    from splitlock.host.sources import Record
+    from splitlock.host.sources import Source
     from splitlock.host.space import Saved
     from splitlock.host.watch import Watch
     from splitlock.report.watch import Event
 
 _EPILOG = """\
-exit status: 0 no split or bus lock was logged, 1 some were, 2 the log could not
-be read, or wrong usage.
+exit status: 0 the log is whole since boot, the kernel detects, and logged no split
+or bus lock; 1 some were logged; 2 it could not be told (the sum says why), the
+log could not be read, or wrong usage.
 
 examples:
   sudo splitlock watch                     the kernel's log, and on until Ctrl-C
   splitlock watch --no-follow              what it holds now
   splitlock watch -f /var/log/kern.log     rotated or not
+  splitlock watch /var/log/kern.log*       rotated ones first; .gz, .xz, .zst too
+  splitlock watch system.journal
   dmesg | splitlock watch -
   splitlock watch --maps saved.maps old.log    cat /proc/PID/maps >saved.maps
   sudo splitlock watch --journal --listen 127.0.0.1:9418 -q"""
 
 PARSER = {
-    "usage": "splitlock watch [options] [FILE]",
+    "usage": "splitlock watch [options] [FILE ...]",
     "description": "Follow the kernel's log and turn what it says of split and bus locks into image,\n"
     "function, source line, instruction, process, container and virtual machine.",
     "epilog": _EPILOG,
@@ -44,7 +46,10 @@ def prepare_parser(parser: Parser) -> None:
     """Add this verb's options to its parser, made with `PARSER`."""
     import argparse
 
-    parser.add_argument("file", nargs="?", metavar="FILE", help="a log (-: standard input), instead of /dev/kmsg")
+    parser.add_argument(
+        "files", nargs="*", metavar="FILE",
+        help="a log as it is (-: standard input), rotated ones of it, a directory of logs; instead of /dev/kmsg",
+    )  # fmt: skip
     parser.add_argument("--journal", action="store_true", help="systemd's journal instead, of all boots it holds")
     parser.add_argument(
         "-f", "--follow", action=argparse.BooleanOptionalAction, help="go on until Ctrl-C (default: for all but a FILE)"
@@ -64,15 +69,18 @@ def prepare_parser(parser: Parser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Do it; gives the exit status."""
     from splitlock.commands._output import Output, end_politely
+    from splitlock.host.log import Log
     from splitlock.host.watch import Watch
 
-    if args.journal and args.file:
+    if args.journal and args.files:
         raise SplitlockError("--journal: is read instead of a FILE; leave one out", 2)
     if args.root and not args.maps:
         raise SplitlockError("--root: goes with --maps SAVED", 2)
-    follow = args.follow if args.follow is not None else args.file is None
+    follow = args.follow if args.follow is not None else not args.files
     space = _space(args)
-    watch = Watch("the journal" if args.journal else args.file or "/dev/kmsg", space)
+    source = _source(args, follow)
+    # what is read from the kernel itself, or followed, goes on to now; a file ends somewhere
+    watch = Watch(Log(source, ends=_ends(args, follow)), space)
     metrics = None
     if args.listen is not None:
         from splitlock._prometheus import serve
@@ -84,26 +92,40 @@ def run(args: argparse.Namespace) -> int:
         shown = _Shown(args, out)
         complete = False
         try:
-            for event in watch.events(_records(args, follow)):
+            for event in watch.events():
                 if metrics is not None:
                     metrics.count(event)
                 shown.show(event)
             complete = not follow
         except KeyboardInterrupt:
             complete = follow  # that is how following ends
-        shown.end(watch, complete)
-    found = watch.summary(complete=complete)
-    return 1 if found.traps or found.guests or found.killed or found.oopses else 0
+        return shown.end(watch, complete)
 
 
-def _records(args: argparse.Namespace, follow: bool) -> Iterator[Record]:
+def _source(args: argparse.Namespace, follow: bool) -> Source:
     from splitlock.host import sources
 
     if args.journal:
-        return sources.journal(follow=follow)
-    if args.file is not None:
-        return sources.file(args.file, follow=follow)
-    return sources.kmsg(follow=follow)
+        return sources.Journal(follow=follow)
+    if not args.files:
+        return sources.Kmsg(follow=follow)
+    if not follow or args.files == ["-"]:
+        return sources.Stored(*args.files)
+    if len(args.files) > 1 or os.path.isdir(args.files[0]):
+        raise SplitlockError("-f: follows one FILE; name the one that is being written", 2)
+    return sources.Followed(args.files[0])
+
+
+def _ends(args: argparse.Namespace, follow: bool) -> bool | None:
+    from splitlock.host import rotated
+
+    if follow or not args.files:
+        return True
+    # Debian and Ubuntu save dmesg once, at boot
+    saved = all(rotated.family(os.path.basename(name)) == "dmesg" for name in args.files)
+    return (
+        False if saved and any(os.path.dirname(os.path.abspath(name)).endswith("/log") for name in args.files) else None
+    )
 
 
 def _space(args: argparse.Namespace) -> Saved | None:
@@ -123,6 +145,7 @@ class _Shown:
         self.args, self.out = args, out
         self.colour = args.output is None and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
         self._seen: set[tuple[object, ...]] = set()
+        self._told: set[str] = set()  # notes: each is said once
 
     def show(self, event: Event) -> None:
         """One event, now."""
@@ -135,28 +158,40 @@ class _Shown:
         elif self.args.verbose or self._new(event):
             from splitlock.report.watch_text import render
 
-            self.out.write(render(event, verbose=self.args.verbose, colour=self.colour).encode("utf-8", "replace"))
+            told = event.note in self._told and not self.args.verbose
+            if event.note and len(self._told) < self._MOST:
+                self._told.add(event.note)
+            text = render(event, verbose=self.args.verbose, colour=self.colour, note=not told)
+            self.out.write(text.encode("utf-8", "replace"))
 
-    def end(self, watch: Watch, complete: bool) -> None:
-        """The sum."""
+    def end(self, watch: Watch, complete: bool) -> int:
+        """The sum; gives the exit status."""
+        from splitlock.report.watch_text import is_found, render_summary
+
         summary = watch.summary(complete=complete)
-        if self.args.quiet and not summary.recognised:
-            return
+        status = 1 if is_found(summary) else 0 if summary.whole else 2
+        if self.args.quiet and not status:
+            return status
         if self.args.format == "json":
             import msgspec
 
             self.out.write(msgspec.json.encode(summary) + b"\n")
         else:
-            from splitlock.report.watch_text import render_summary
-
             self.out.write(render_summary(summary, verbose=self.args.verbose).encode("utf-8", "replace"))
+        return status
 
     def _new(self, event: Event) -> bool:
-        if event.kind in ("mode", "oops"):
+        if event.kind in ("mode", "oops", "alignment"):
             return True
+        if event.kind == "unknown":  # the sum tells how many, and the first
+            return False
         place = event.place
-        where = (place.image, place.offset) if place and place.offset else (event.address,)
-        key = (event.kind, event.exception, event.comm, *where, event.detail)
+        if place and place.offset:
+            key: tuple[object, ...] = (event.kind, event.exception, event.comm, place.image, place.offset)
+        elif event.address and not event.guest:  # under another name: the same code, most likely
+            key = (event.kind, event.exception, event.address, event.speaker)
+        else:
+            key = (event.kind, event.exception, event.comm, event.address, event.detail)
         if key in self._seen:
             return False
         if len(self._seen) < self._MOST:

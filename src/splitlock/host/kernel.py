@@ -3,121 +3,28 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
-from contextlib import ExitStack
 
-from splitlock._errors import SplitlockError
-from splitlock.host import sources, tasks
+from splitlock.host.log import Heard
 from splitlock.host.processor import usable
-from splitlock.linux import log, versions
+from splitlock.linux import versions
 from splitlock.linux.versions import RATELIMIT, SPLIT_LOCKS
-from splitlock.report.status import Kernel, Log, Logged
+from splitlock.report.status import Kernel
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
     from splitlock.host.root import Root
-    from splitlock.host.sources import Record
     from splitlock.report.status import Mode, Processor
 
 PARAMETER = re.compile(r"(?:^|\s|\")split_lock_detect=(\S+?)(?=[\s\"']|$)")
 _MODE = re.compile(r"off|warn|fatal|ratelimit:(\d+)")
 _RELEASE = re.compile(r"Linux version (\S+)")
-_TASKS = 50  # kept in the report
-#: The kernel's log as files have it: dmesg saved by an sosreport, by distributions, by syslog daemons.
-_LOGS = (
-    "sos_commands/kernel/dmesg", "sos_commands/kernel/dmesg_-T", "sos_commands/general/dmesg", "dmesg", "var/log/dmesg",
-    "var/log/kern.log", "var/log/messages", "var/log/syslog", "sos_commands/logs/journalctl_--no-pager_--boot",
-)  # fmt: skip
 #: Where boot parameters are configured: GRUB, systemd's kernel-install, Proxmox, boot loader entries.
 _BOOT = ("etc/default/grub", "etc/default/grub.d", "etc/kernel/cmdline", "boot/loader/entries", "boot/grub/grub.cfg",
          "boot/grub2/grub.cfg")  # fmt: skip
-_JOURNAL = (".journal", ".journal~")
 _SET = re.compile(r"kernel[./]split_lock_mitigate\s*=\s*\d")
 _AROUND = ' \t"'
 MODULES = ("lib/modules", "usr/lib/modules")
 _SYSCTL = ("etc/sysctl.conf", "etc/sysctl.d", "usr/lib/sysctl.d", "run/sysctl.d")
-
-
-class Heard:
-    """The kernel's log, read once: the whole of it where it is a short one, for other questions, and what it says."""
-
-    def __init__(self, root: Root) -> None:
-        self.source: str | None = None
-        self.why = ""
-        self.lost = self.suppressed = self.lines = 0
-        self.mode: str | None = None
-        self.boot = ""  #: the lines of the boot that others ask for
-        self._tasks: Counter[tuple[str, str, bool]] = Counter()
-        if root.live:
-            self._hear("/dev/kmsg", sources.kmsg(follow=False))
-            if self.source is None and root.exists("var/log/journal"):
-                self._hear("the journal", sources.journal(follow=False, boot=True))
-        else:
-            for name in _LOGS:
-                if root.is_filled(name):
-                    self._hear_files(root, name, [name], lambda paths: sources.file(paths[0], follow=False))
-                    break
-            else:
-                kept = [name for name in root.files("var/log/journal") if name.endswith(_JOURNAL)]
-                if kept:
-                    self._hear_files(
-                        root, "var/log/journal", kept, lambda paths: sources.journal(follow=False, files=paths)
-                    )
-        if self.source is None and not self.why:
-            self.why = "no log is there"
-
-    def _hear_files(
-        self, root: Root, name: str, files: list[str], records: Callable[[list[str]], Iterator[Record]]
-    ) -> None:
-        with ExitStack() as stack:
-            try:
-                paths = [stack.enter_context(root.held(file)) for file in files]
-            except OSError as error:
-                self.why = f"{error.filename or name}: {error.strerror}"
-                return
-            self._hear(name, records(paths))
-
-    def _hear(self, name: str, records: Iterator[Record]) -> None:
-        try:
-            for record in records:
-                self.lost += record.lost
-                self._take(record.text or "")
-        except SplitlockError as error:
-            self.why = str(error)
-            return
-        self.source, self.why = name, "its beginning was overwritten" if self.lost else ""
-
-    def _take(self, text: str) -> None:
-        line = log.parse(text)
-        if line is None:
-            if any(word in text for word in ("Linux version", "Command line:", "Hypervisor detected")):
-                if "Linux version" in text:  # another boot begins: what was before is not of this one
-                    self.boot, self.mode = "", None
-                    self._tasks.clear()
-                    self.lines = self.suppressed = self.lost = 0
-                self.boot += text + "\n"
-        elif line.kind == "mode":
-            self.mode = line.detail or self.mode
-        elif line.kind == "suppressed":
-            self.suppressed += line.number
-        elif line.kind == "lost":
-            self.lost += line.number
-        elif line.kind in ("trap", "guest", "killed", "oops"):
-            self.lines += 1
-            self._tasks[
-                line.comm or "the kernel",
-                line.exception,
-                line.kind == "guest" or tasks.vmm_by_name(line.comm) is not None,
-            ] += 1
-
-    def report(self) -> Log:
-        """What it said."""
-        found = [Logged(comm=c, exception=e, lines=n, guest=g) for (c, e, g), n in self._tasks.most_common(_TASKS)]
-        return Log(
-            source=self.source, why=self.why, lines=self.lines, suppressed=self.suppressed, lost=self.lost, tasks=found
-        )
 
 
 def kernel(root: Root, heard: Heard, processor: Processor) -> Kernel:

@@ -1,172 +1,287 @@
-"""Where the kernel's lines come from: /dev/kmsg, systemd's journal, a file that may be rotated, a pipe."""
+"""Where the kernel's lines come from: /dev/kmsg, systemd's journal, stored logs of any kind, rotated ones in order."""
 
 from __future__ import annotations
 
-import codecs
 import errno
 import os
-import re
 import select
 import shutil
 import subprocess
 import time
-from collections import namedtuple
-
-import msgspec
 
 from splitlock._errors import SplitlockError
+from splitlock.host import rotated, stored, structured
+from splitlock.host.wrappings import Lines, Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-#: One record. `text`: None for what carries no words; `time`: seconds since 1970, None where the log does not tell;
-#: `lost`: records known to be lost before it; `live`: of this machine's present boot, so that its tasks may still run.
-Record = namedtuple("Record", "text time lost live")
+    from collections.abc import Callable, Iterator
 
 KMSG = "/dev/kmsg"
 _RECORD = 8192  # bytes; the kernel's PRINTKRB_RECORD_MAX is 1,024 of text, up to four times as many escaped
-_LINE = 1 << 16  # bytes of a line that are looked at: garbage may never end
+_HEAD = 4096  # bytes by which the shape of a text is told
 _CHUNK = 1 << 18
 _PAUSE = 0.5  # seconds between looks at a file
-_ESCAPED = re.compile(rb"\\x([0-9a-f]{2})")
 
 
-def kmsg(path: str = KMSG, *, follow: bool) -> Iterator[Record]:
+class Source:
+    """Records, and what became known while they were read.
+
+    `name`: for a person. `first`, `last`: the first and the last line of all, as they are. `unread`: what could not be
+    read, and why. `begins`: whether the first record is the boot's first; None: only the records could tell.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.first = self.last = b""
+        self.unread: list[str] = []
+        self.begins: bool | None = None
+
+    def __iter__(self) -> Iterator[Record]:
+        raise NotImplementedError
+
+    def _ended(self, reader: Lines | structured.Reader) -> None:
+        self.first = self.first or reader.first
+        self.last = reader.last or self.last
+
+
+class Kmsg(Source):
     """The kernel's ring buffer, from its oldest record on. Every record has a number: gaps are what was overwritten.
 
-    Source: Documentation/ABI/testing/dev-kmsg. Raises SplitlockError.
+    Source: Documentation/ABI/testing/dev-kmsg. Raises SplitlockError when it is read.
     """
-    try:
-        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        what = (
-            "run it with sudo, or name a log file" if error.errno in (errno.EPERM, errno.EACCES) else "name a log file"
-        )
-        raise SplitlockError(f"{path}: {error.strerror}; {what}", 2) from None
-    booted = time.time() - time.clock_gettime(time.CLOCK_MONOTONIC)
-    expected = None
-    poll = select.poll()
-    poll.register(file, select.POLLIN)
-    try:
+
+    def __init__(self, path: str = KMSG, *, follow: bool) -> None:
+        super().__init__(path)
+        self._follow = follow
+
+    def __iter__(self) -> Iterator[Record]:
+        try:
+            file = os.open(self.name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            denied = error.errno in (errno.EPERM, errno.EACCES)
+            what = "run it with sudo, or name a log file" if denied else "name a log file"
+            raise SplitlockError(f"{self.name}: {error.strerror}; {what}", 2) from None
+        booted = time.time() - time.clock_gettime(time.CLOCK_MONOTONIC)
+        expected = None
+        try:
+            for raw in self._raw(file):
+                found = structured.kmsg_record(raw)
+                if found is None:
+                    yield Record(None, live=True)
+                    continue
+                priority, number, seconds, text = found
+                if self.begins is None:
+                    self.begins = number == 0
+                self.last = b"[%12.6f]" % seconds
+                lost = number - expected if expected is not None and number > expected else 0
+                expected = number + 1
+                who = "" if priority < structured.KERN else "user space"
+                yield from structured.whole(text, Record(text, booted + seconds, lost, True, who))
+        finally:
+            os.close(file)
+
+    def _raw(self, file: int) -> Iterator[bytes]:
+        poll = select.poll()
+        poll.register(file, select.POLLIN)
         while True:
             try:
                 raw = os.read(file, _RECORD)
             except BlockingIOError:
-                if not follow:
+                if not self._follow:
                     return
                 poll.poll()
                 continue
             except OSError as error:
-                if error.errno == errno.EPIPE:  # overwritten before it was read: the next number says how many
+                # overwritten before it was read: the next number says how many; or longer than any record should be
+                if error.errno in (errno.EPIPE, errno.EINVAL):
                     continue
-                if error.errno == errno.EINVAL:  # longer than any record should be
-                    continue
-                raise SplitlockError(f"{path}: {error.strerror}; name a log file", 2) from None
+                raise SplitlockError(f"{self.name}: {error.strerror}; name a log file", 2) from None
             if not raw:
                 return
-            record, expected = _kmsg_record(raw, booted, expected)
-            yield record
-    finally:
-        os.close(file)
+            yield raw
 
 
-def _kmsg_record(raw: bytes, booted: float, expected: int | None) -> tuple[Record, int | None]:
-    head, _, text = raw.partition(b";")
-    fields = head.split(b",")
-    try:
-        number, stamp = int(fields[1]), int(fields[2]) / 1e6
-    except (IndexError, ValueError):
-        return Record(None, None, 0, True), expected
-    lost = number - expected if expected is not None and number > expected else 0
-    words = _ESCAPED.sub(lambda match: bytes([int(match[1], 16)]), text.partition(b"\n")[0])
-    return Record(words.decode("utf-8", "replace"), booted + stamp, lost, True), number + 1
+class Journal(Source):
+    """The kernel's messages in systemd's journal, or in some of its files. Raises SplitlockError when it is read.
 
-
-class _Entry(msgspec.Struct):
-    """What is wanted of an entry of the journal (systemd.journal-fields(7)); bytes that are no UTF-8 are a list."""
-
-    MESSAGE: str | list[int] | None = None
-    time: str | None = msgspec.field(default=None, name="__REALTIME_TIMESTAMP")
-
-
-def journal(*, follow: bool, files: list[str] | None = None, boot: bool = False) -> Iterator[Record]:
-    """The kernel's messages in systemd's journal, or in these files of one. Raises SplitlockError.
-
-    `boot`: since this boot only.
+    `where`: options of journalctl's that say which: --directory, --file, --boot. `live`: of this machine's boot.
     """
-    if shutil.which("journalctl") is None:
-        raise SplitlockError("--journal: journalctl is not installed; leave out --journal, or name a log file", 2)
-    words = ["journalctl", "--output=json", "--output-fields=MESSAGE", "--no-pager", "--quiet"]
-    # its own notes of what it missed are of transport `driver`
-    words += ["_TRANSPORT=kernel", "+", "_TRANSPORT=driver"] + ([f"--file={path}" for path in files or ()])
-    words += (["--boot"] if boot else []) + (["--follow", "--lines=all"] if follow else [])
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
-    assert process.stdout
-    assert process.stderr
-    decoder = msgspec.json.Decoder(_Entry)
-    ended = False
-    try:
-        for line in process.stdout:
-            try:
-                entry = decoder.decode(line)
-            except msgspec.DecodeError:
-                yield Record(None, None, 0, False)
-                continue
-            text = (
-                entry.MESSAGE
-                if isinstance(entry.MESSAGE, str)
-                else bytes(entry.MESSAGE or ()).decode("utf-8", "replace")
-            )
-            yield Record(text, int(entry.time) / 1e6 if entry.time else None, 0, files is None)
-        ended = True
-    finally:
-        if not ended:
-            process.terminate()
-        failed = process.wait()
-        said = process.stderr.read().decode("utf-8", "replace").strip().replace("\n", "; ")
-        process.stderr.close()
-        process.stdout.close()
-    if failed:
-        raise SplitlockError(f"--journal: journalctl: {said or f'exit status {failed}'}; or name a log file", 2)
+
+    def __init__(self, name: str = "the journal", *where: str, follow: bool = False, live: bool = False) -> None:
+        super().__init__(name)
+        self._where, self._follow, self._live = where, follow, live
+
+    def __iter__(self) -> Iterator[Record]:
+        if shutil.which("journalctl") is None:
+            raise SplitlockError(f"{self.name}: journalctl is not installed; name a log file that is text", 2)
+        words = ["journalctl", "--output=json", "--no-pager", "--quiet", *self._where]
+        words += ["--output-fields=MESSAGE,_TRANSPORT,SYSLOG_IDENTIFIER,SYSLOG_FACILITY,_COMM"]
+        words += ["--follow", "--lines=all"] if self._follow else []
+        words += ["_TRANSPORT=kernel", "+", "_TRANSPORT=driver"]  # the latter: its own notes of what it missed
+        process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
+        assert process.stdout
+        assert process.stderr
+        ended = False
+        reader = structured.Json()
+        try:
+            for line in process.stdout:
+                for record in reader.line(line):
+                    yield record._replace(live=True) if self._live else record
+            ended = True
+        finally:
+            if not ended:
+                process.terminate()
+            failed = process.wait()
+            said = process.stderr.read().decode("utf-8", "replace").strip().replace("\n", "; ")
+            process.stderr.close()
+            process.stdout.close()
+            self._ended(reader)
+        if failed:
+            raise SplitlockError(f"{self.name}: journalctl: {said or f'exit status {failed}'}; or name a log file", 2)
+        if said:  # it goes on where a file is damaged
+            self.unread.append(f"{self.name}: journalctl: {said}")
 
 
-def file(path: str, *, follow: bool) -> Iterator[Record]:
-    """The lines of a file; `-`: of standard input. Followed, it may be rotated, cut off, or not be there for a while.
+class Stored(Source):
+    """Stored logs, the oldest first: text in any wrapping, compressed, or the journal's own files.
 
-    Raises SplitlockError.
+    `paths`: files (`-`: standard input), and directories, of which the kernel's log is taken with what was rotated.
+    `opened`: opens one, in the order in which they are given. Raises OSError.
+    Raises SplitlockError where nothing can be read; what is damaged is in `unread`.
     """
-    try:
-        descriptor = os.dup(0) if path == "-" else os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise SplitlockError(f"{path}: {error.strerror}; name a log file that can be read", 2) from None
-    lines = _Lines()
-    try:
-        while True:
+
+    def __init__(self, *paths: str, name: str = "", opened: Callable[[str], int] | None = None) -> None:
+        super().__init__(name or ", ".join(paths))
+        self.beside: tuple[str, ...] = ()  #: what was rotated from the files that were named, and is not named itself
+        self._paths, self._opened = paths, opened
+
+    def __iter__(self) -> Iterator[Record]:
+        paths = list(self._paths)
+        if not self._opened:
+            paths, self.beside = rotated.ordered(self._paths), rotated.beside(self._paths)
+        for path in paths:
             try:
-                chunk = os.read(descriptor, _CHUNK)
-            except OSError as error:
-                raise SplitlockError(f"{path}: {error.strerror}; name a log file", 2) from None
-            if chunk:
-                yield from lines.add(chunk)
-                continue
-            if not follow or path == "-":
-                break
-            successor = _successor(path, descriptor)
-            if successor is not None:
-                while late := os.read(descriptor, _CHUNK):  # written to the old one before it was put aside
-                    yield from lines.add(late)
-                yield from lines.end()
-                if successor == descriptor:
-                    os.lseek(descriptor, 0, os.SEEK_SET)
-                else:
-                    os.close(descriptor)
-                    descriptor = successor
-                continue
-            time.sleep(_PAUSE)
-        yield from lines.end()
-    finally:
-        os.close(descriptor)
+                yield from self._file(path)
+            except SplitlockError as error:
+                if len(paths) == 1:
+                    raise
+                self.unread.append(str(error))
+
+    def _file(self, path: str) -> Iterator[Record]:
+        try:
+            descriptor = os.dup(0) if path == "-" else (self._opened or _opened)(path)
+        except OSError as error:
+            raise SplitlockError(f"{path}: {error.strerror}; name a log file that can be read", 2) from None
+        try:
+            yield from self._open(path, descriptor)
+        except stored.Broken as broken:
+            self.unread.append(f"{path}: {broken}")
+        except OSError as error:
+            raise SplitlockError(f"{path}: {error.strerror}; name a log file", 2) from None
+        finally:
+            os.close(descriptor)
+
+    def _open(self, path: str, descriptor: int) -> Iterator[Record]:
+        texts = stored.text(descriptor, path)
+        head = b""
+        broken = None
+        try:
+            while len(head) < _HEAD and (chunk := next(texts, b"")):
+                head += chunk
+        except stored.Broken as error:
+            texts, broken = iter(()), error
+        if head.startswith(stored.JOURNAL):
+            yield from self._journal(path, descriptor)
+            return
+        reader = structured.reader(head)
+        for text in rotated.parts(_from(head, texts)):
+            yield from reader.add(text)
+        yield from reader.end()
+        self._ended(reader)
+        if broken:
+            raise broken
+
+    def _journal(self, path: str, descriptor: int) -> Iterator[Record]:
+        try:
+            start = os.pread(descriptor, len(stored.JOURNAL), 0)
+        except OSError:
+            start = b""
+        if start != stored.JOURNAL:
+            raise SplitlockError(f"{path}: a journal, compressed or in a pipe; unpack it to a file first", 2)
+        journal = Journal(path, "--file", f"/proc/{os.getpid()}/fd/{descriptor}")  # the very file that was opened
+        yield from journal
+        self.first, self.last = self.first or journal.first, journal.last
+        self.unread += journal.unread
+
+
+def _opened(path: str) -> int:
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _from(head: bytes, texts: Iterator[bytes]) -> Iterator[bytes]:
+    yield head
+    yield from texts
+
+
+class Text(Source):
+    """Lines that somebody has already."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__("the line")
+        self._text = text.encode("utf-8", "surrogateescape")
+
+    def __iter__(self) -> Iterator[Record]:
+        reader = structured.reader(self._text)
+        yield from reader.add(self._text)
+        yield from reader.end()
+
+
+class Followed(Source):
+    """A file that is being written: it may be rotated, cut off, or not be there for a while. Raises SplitlockError."""
+
+    def __iter__(self) -> Iterator[Record]:
+        try:
+            descriptor = os.open(self.name, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise SplitlockError(f"{self.name}: {error.strerror}; name a log file that can be read", 2) from None
+        reader: Lines | structured.Reader | None = None
+        try:
+            while True:
+                try:
+                    chunk = os.read(descriptor, _CHUNK)
+                except OSError as error:
+                    raise SplitlockError(f"{self.name}: {error.strerror}; name a log file", 2) from None
+                if chunk:
+                    reader = reader or structured.reader(self._plain(chunk))
+                    yield from reader.add(chunk)
+                    continue
+                successor = _successor(self.name, descriptor)
+                if successor is not None:
+                    while late := os.read(descriptor, _CHUNK):  # written to the old one before it was put aside
+                        reader = reader or structured.reader(late)
+                        yield from reader.add(late)
+                    if reader:
+                        yield from reader.end()
+                        self._ended(reader)
+                    reader = None
+                    if successor == descriptor:
+                        os.lseek(descriptor, 0, os.SEEK_SET)
+                    else:
+                        os.close(descriptor)
+                        descriptor = successor
+                    continue
+                if reader:
+                    yield from reader.idle()
+                    self._ended(reader)
+                time.sleep(_PAUSE)
+        finally:
+            os.close(descriptor)
+
+    def _plain(self, head: bytes) -> bytes:
+        if stored.packed(head):
+            raise SplitlockError(f"-f {self.name}: nobody adds to a file of this kind; leave out -f", 2)
+        return head
 
 
 def _successor(path: str, descriptor: int) -> int | None:
@@ -179,32 +294,3 @@ def _successor(path: str, descriptor: int) -> int | None:
     except OSError:  # between the old and the new
         return None
     return descriptor if held.st_size < os.lseek(descriptor, 0, os.SEEK_CUR) else None
-
-
-class _Lines:
-    """Chunks into lines; of a line that is too long, its start."""
-
-    def __init__(self) -> None:
-        self._rest = b""
-        self._skipping = False
-        self._decode = codecs.getdecoder("utf-8")
-
-    def add(self, chunk: bytes) -> Iterator[Record]:
-        *whole, self._rest = (self._rest + chunk).split(b"\n")
-        for line in whole:
-            if self._skipping:
-                self._skipping = False
-                continue
-            yield self._record(line)
-        if len(self._rest) > _LINE:
-            if not self._skipping:
-                yield self._record(self._rest[:_LINE])
-            self._rest, self._skipping = b"", True
-
-    def end(self) -> Iterator[Record]:
-        if self._rest and not self._skipping:
-            yield self._record(self._rest)
-        self._rest, self._skipping = b"", False
-
-    def _record(self, line: bytes) -> Record:
-        return Record(self._decode(line[:_LINE], "replace")[0], None, 0, False)

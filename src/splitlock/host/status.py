@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from splitlock.host import advice, modules, tasks
-from splitlock.host.kernel import Heard, kernel
+from splitlock.host.kernel import kernel
+from splitlock.host.log import Heard
 from splitlock.host.processor import processor
 from splitlock.report.status import Report, Vmm
 

@@ -3,98 +3,80 @@
 from __future__ import annotations
 
 import datetime
-import re
 from collections import Counter, OrderedDict
 
 from splitlock.host.explain import explain
-from splitlock.linux.log import Line, lines
+from splitlock.host.log import FOUND, Log
 from splitlock.report.watch import Count, Event, Summary
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
-    from splitlock.host.sources import Record
+    from splitlock.host.log import Said
     from splitlock.host.space import Saved
+    from splitlock.host.wrappings import Record
+    from splitlock.linux.log import Line
 
+_KERNEL = ("oops", "alignment")
 _PLACES = 10_000  # kept apart in the sum
 _EXPLAINED = 4_096  # answers that are kept for the same line again
-_RIP = re.compile(r"RIP: 0010:(\S+)")  # the kernel's own code, in the dump that follows an oops
-_PLACED = ("trap", "guest", "killed", "oops", "alignment")
-_DUMP = 40  # lines in which it is looked for
 
 
 class Watch:
     """Counts what it hands on. `space`: where addresses are looked up, None: in the tasks themselves."""
 
-    def __init__(self, source: str, space: Saved | None = None) -> None:
-        self.source, self._space = source, space
-        self.read = self.recognised = self.lost = self.suppressed = self.uncounted = 0
-        self.mode: str | None = None
+    def __init__(self, log: Log, space: Saved | None = None) -> None:
+        self._log, self._space = log, space
+        self.recognised = self.lost = self.suppressed = self.uncounted = 0
         self._kinds: Counter[str] = Counter()
         self._counts: dict[tuple[object, ...], Count] = {}
         self._explained: OrderedDict[tuple[object, ...], Event] = OrderedDict()
-        self._oops: tuple[Line, str | None] | None = None
-        self._dump = 0
 
-    def events(self, records: Iterable[Record]) -> Iterator[Event]:
-        """What the records say of split locks, as they come."""
-        for record in records:
-            if record.lost:
-                self.lost += record.lost
-                yield Event(kind="lost", exception="", time=when(record.time), stamp="", text="", comm="", tid=None,
-                            address=None, number=record.lost, detail="", guest=False)  # fmt: skip
-            self.read += 1
-            if record.text is None:
+    def events(self) -> Iterator[Event]:
+        """What the log says of split locks, as it comes."""
+        for said in self._log:
+            if said.line is not None:
+                self.recognised += said.line.kind != "unknown"
+                yield self._event(said.line, said)
                 continue
-            if self._oops:
-                yield from self._dumped(record.text)
-            for line in lines(record.text):
-                self.recognised += line.kind != "unknown"
-                if line.kind == "oops":  # the function is named some lines later
-                    self._oops, self._dump = (line, when(record.time)), _DUMP
-                    continue
-                yield self._event(line, record)
-        if self._oops:
-            yield self._oopsed("")
+            made = Event(kind="lost", exception="", time=when(said.record.time), stamp="", text="", comm="", tid=None,
+                         address=None, number=said.record.lost, detail="", guest=False)  # fmt: skip
+            self._count(made)
+            yield made
 
-    def _dumped(self, text: str) -> Iterator[Event]:
-        found = _RIP.search(text)
-        self._dump -= 1
-        if found or not self._dump:
-            yield self._oopsed(found[1] if found else "")
-
-    def _oopsed(self, function: str) -> Event:
-        assert self._oops
-        (line, time), self._oops = self._oops, None
-        made = explain(line._replace(detail=function), live=False, time=time)
-        self._count(made)
-        return made
-
-    def _event(self, line: Line, record: Record) -> Event:
-        key = (line.kind, line.exception, line.comm, line.pid, line.address, line.detail, record.live)
+    def _event(self, line: Line, said: Said) -> Event:
+        record = said.record
+        if said.dump and said.dump.place:
+            line = line._replace(detail=str(said.dump.place))
+        key = (line.kind, line.exception, line.comm, line.pid, line.address, line.detail, record.live, record.speaker)
         made = self._explained.get(key)
         if made is None or made.note:  # what was not known may be by now
-            made = explain(line, self._space, live=record.live)
+            made = self._explain(line, record)
             self._explained[key] = made
             if len(self._explained) > _EXPLAINED:
                 self._explained.popitem(last=False)
         made.time, made.stamp, made.text, made.number = when(record.time), line.stamp, line.text, line.number
-        self._count(made)
+        if not record.speaker or line.kind == "lost":
+            self._count(made)
+        return made
+
+    def _explain(self, line: Line, record: Record) -> Event:
+        made = explain(line, self._space, live=record.live)
+        if line.kind != "lost":
+            made.speaker = record.speaker
         return made
 
     def _count(self, event: Event) -> None:
         self._kinds[event.kind] += 1
         if event.kind == "suppressed":
-            self.suppressed += event.number
+            self.suppressed += event.number if event.exception else 0  # else of a limit shared with segfaults
         elif event.kind == "lost":
             self.lost += event.number
-        elif event.kind == "mode":
-            self.mode = event.detail or self.mode
-        elif event.kind in _PLACED:
+        elif event.kind in FOUND:
             place = event.place
             where = (place.image, place.offset, place.function) if place and place.offset else (None, event.address)
-            key = (event.exception, event.comm, event.guest, *where, event.detail if event.kind == "oops" else "")
+            key = (event.exception, event.comm, event.guest, *where, event.detail if event.kind in _KERNEL else "")
             count = self._counts.get(key)
             if count is not None:
                 count.lines += 1
@@ -105,27 +87,34 @@ class Watch:
                     lines=1,
                     exception=event.exception,
                     comm=event.comm,
-                    image=place.image if place else "the kernel" if event.kind == "oops" else None,
+                    image=place.image if place else "the kernel" if event.kind in _KERNEL else None,
                     offset=place.offset if place else None,
-                    function=place.function if place else event.detail or None if event.kind == "oops" else None,
+                    function=place.function if place else event.detail or None if event.kind in _KERNEL else None,
                     address=event.address,
                     guest=event.guest,
                 )
 
     def summary(self, *, complete: bool) -> Summary:
         """The sum so far; the places with the most lines first."""
+        log = self._log
+        doubts = log.gaps() + [why for why in [log.deaf()] if why]
         return Summary(
-            source=self.source,
+            source=log.source.name,
             complete=complete,
-            read=self.read,
+            read=log.read,
             recognised=self.recognised,
             traps=self._kinds["trap"],
             guests=self._kinds["guest"],
             killed=self._kinds["killed"],
-            oopses=self._kinds["oops"],
+            oopses=self._kinds["oops"] + self._kinds["alignment"],
+            refused=self._kinds["msr"],
+            unknown=log.unknown,
+            others=dict(log.others),
             suppressed=self.suppressed,
             lost=self.lost,
-            mode=self.mode,
+            mode=log.mode,
+            whole=not doubts and not log.suppressed,
+            doubts=doubts,
             counts=sorted(self._counts.values(), key=lambda count: -count.lines),
             uncounted=self.uncounted,
         )

@@ -53,10 +53,11 @@ class Line(NamedTuple):
     mapped: Mapped | None = None
 
 
+_CUT = r"(?![0-9a-fA-F…>?*]|\.\.)"  # what a pager, journalctl or a person leaves of an address is none
 # A name is 15 bytes of whatever its owner likes, slashes and blanks among them (`CPU 1/KVM/3302738 took`); in
 # /dev/kmsg each may be an escape of four characters.
 _FIELDS = {
-    "comm": "(.{0,60}?)", "pid": r"(\d{1,10})", "address": "([0-9a-f]{1,16})", "sp": "([0-9a-f]{1,16})",
+    "comm": "(.{0,60}?)", "pid": r"(\d{1,10})", "address": rf"([0-9a-fA-F]{{1,16}}){_CUT}", "sp": "([0-9a-f]{1,16})",
     "error": "([0-9a-f]{1,8})", "value": "([0-9a-f]{1,16})", "number": r"(\d{1,6})", "count": r"(\d{1,12})",
     "rate": r"(\d{1,9})", "name": r"(\S{1,64})", "function": "(show_signal(?:_msg)?)",
     "place": r"( in (?:.{1,255}?)\[(?:[0-9a-f]+,)?[0-9a-f]+\+[0-9a-f]+\])?",
@@ -102,9 +103,12 @@ _ANCHOR = re.compile(
     r"x86/split lock|#(?:AC|DB): |traps: |(?:Oops: )?Split lock detected|alignment check: |unchecked MSR access"
     r"|\*\* \d|[Mm]issed \d|split_lock_warn: |handle_bus_lock: |show_signal|(?:split|bus)_lock trap"
 )
-_PIECE = re.compile(r"x86/split lock|#(?:AC|DB): .{0,60}/\d+ (?:took|fatal|bogus)|(?:split|bus)_lock trap")
+_PIECE = re.compile(
+    r"x86/split lock|#(?:AC|DB): .{0,60}/\d+ (?:took|fatal|bogus)|(?:split|bus)_lock trap"
+    r"|traps: .{0,60}\[\d+\] trap alignment check|unchecked MSR access error: WRMSR to 0x33"
+)
 _NEEDLES = ("plit lock", "_lock trap", "#AC: ", "#DB: ", "lignment check", "callbacks suppressed", "messages dropped",
-            "issed ", "0x33 (tried")  # fmt: skip
+            "issed ", "0x33 (")  # fmt: skip
 
 
 def lines(text: str) -> Iterator[Line]:

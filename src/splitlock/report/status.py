@@ -68,6 +68,10 @@ class Log(msgspec.Struct, kw_only=True):
     suppressed: int
     lost: int
     tasks: list[Logged]  #: the most lines first
+    whole: bool = False  #: read from the boot's first line on, with nothing lost, held back or not understood
+    deaf: str = ""  #: why this kernel would log no split lock that a program takes; empty: it would, or nobody knows
+    unknown: int = 0  #: lines with the kernel's words that are not understood
+    oopses: list[str] = []  #: functions in which the kernel itself took one; empty where the dump does not tell
 
 
 class Module(msgspec.Struct, kw_only=True):

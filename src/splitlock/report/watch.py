@@ -62,7 +62,7 @@ class Event(msgspec.Struct, kw_only=True):
     """One line of the kernel's."""
 
     schema: Literal["splitlock/watch/1"] = SCHEMA
-    kind: Kind
+    kind: Kind  #: `unknown`: in the kernel's words, and not understood
     exception: str  #: `#AC`, `#DB` or empty
     time: str | None  #: UTC, ISO 8601, where the log tells
     stamp: str  #: what came before the kernel's words
@@ -78,6 +78,7 @@ class Event(msgspec.Struct, kw_only=True):
     place: Place | None = None
     note: str = ""  #: why no more is known, and what to do
     cause: Cause | None = None  #: the same for programs
+    speaker: str = ""  #: who wrote the line, where that is known not to be the kernel: it is not counted
 
 
 class Count(msgspec.Struct, kw_only=True):
@@ -104,9 +105,14 @@ class Summary(Document, kw_only=True):
     traps: int
     guests: int
     killed: int
-    oopses: int
+    oopses: int  #: `alignment` too: `#AC` in a kernel that knows no split locks
+    refused: int  #: `msr`: a guest's kernel could not turn detection off
+    unknown: int  #: lines in the kernel's words that are not understood
+    others: dict[str, int]  #: who else used the kernel's words: not counted
     suppressed: int  #: lines that the kernel held back
     lost: int  #: records that were overwritten, or dropped, before they were read
     mode: str | None  #: as logged at boot
+    whole: bool  #: read from a boot's first line on, and the kernel would have logged what happened
+    doubts: list[str]  #: why it is not, or would not have
     counts: list[Count]
     uncounted: int  #: lines of places beyond the most that are kept apart

@@ -13,6 +13,12 @@ if TYPE_CHECKING:
 
 _MARGIN = "    "
 _COUNTS = 20  # places shown without --verbose
+_NAMES = 3  # of tasks that are named where one address has many
+_WORDS = ("mode", "note", "unknown")  # shown as the kernel said it
+_KERNEL = {
+    "oops": "a split lock in the kernel",
+    "alignment": "#AC in a kernel that does not know split locks, perhaps one,",
+}
 _SAYS = {
     "trap": {"#AC": "took a split lock", "#DB": "took a bus lock"},
     "guest": {"#AC": "a guest's split lock, not to be let go on: SIGBUS"},
@@ -20,9 +26,10 @@ _SAYS = {
 }
 
 
-def render(event: Event, *, verbose: bool = False, colour: bool = False) -> str:
-    """One event as text."""
-    head = " ".join(part for part in ((event.time or event.stamp), event.exception, _what(event)) if part)
+def render(event: Event, *, verbose: bool = False, colour: bool = False, note: bool = True) -> str:
+    """One event as text; `note`: with why no more is known."""
+    exception = "" if event.kind in _WORDS else event.exception
+    head = " ".join(part for part in ((event.time or event.stamp), exception, _what(event)) if part)
     lines = wrap(head, "", _MARGIN)
     if event.kind == "killed" and event.detail:
         lines.append(f"{_MARGIN}{event.detail} (the kernel's word: start and size of the mapping)")
@@ -30,7 +37,7 @@ def render(event: Event, *, verbose: bool = False, colour: bool = False) -> str:
         lines += _place(event.place, verbose)
     if event.process:
         lines += _process(event.process)
-    if event.note:
+    if event.note and note:
         lines += wrap(event.note, _MARGIN, _MARGIN)
     if verbose:
         lines.append(cut(f"{_MARGIN}log: {event.text}"))
@@ -41,16 +48,25 @@ def render(event: Event, *, verbose: bool = False, colour: bool = False) -> str:
 
 
 def _what(event: Event) -> str:
-    if event.kind == "unknown":
-        return f"not understood, though the kernel's prefix or words are in it: {event.text}"
-    if event.kind in ("note", "alignment", "msr"):
-        return event.text
-    if event.kind == "mode":
-        return f"{event.text}" + (f" (mode {event.detail})" if event.detail else "")
-    if event.kind == "oops":
-        return f"a split lock in the kernel{f', in {event.detail}' if event.detail else ''}: oops"
+    said = _said(event)
+    return f"{said} [written by {event.speaker}, not by the kernel: not counted]" if event.speaker else said
+
+
+def _said(event: Event) -> str:
+    if event.kind in _WORDS:
+        words = event.text.partition("detection: ")[2] or event.text
+        if event.kind == "unknown":
+            return f"not understood: {words}"
+        return words + (f" (mode {event.detail})" if event.detail else "")
+    if event.kind in _KERNEL:
+        return f"{_KERNEL[event.kind]}{f', in {event.detail}' if event.detail else ''}: oops"
+    if event.kind == "msr":
+        return (
+            "this kernel is a guest's and could not turn detection off (as in TDX): who takes a split lock does not "
+            f"get on; {event.text}"
+        )
     if event.kind == "suppressed":
-        shared = "" if event.exception else ", some of them perhaps of other exceptions"
+        shared = "" if event.exception else ": of all signals, segfaults above all"
         return f"{count(event.number, 'line')} held back by the kernel's rate limit ({event.detail}){shared}"
     if event.kind == "lost":
         return f"{count(event.number, 'record')} lost before they were read"
@@ -93,32 +109,76 @@ def _process(process: Process) -> list[str]:
 
 def render_summary(summary: Summary, *, verbose: bool = False) -> str:
     """The sum, with a newline at the end."""
-    found = summary.traps + summary.guests + summary.killed + summary.oopses
-    words = [count(summary.traps, "trap")]
-    words += [count(summary.killed, "SIGBUS", "SIGBUS")] if summary.killed else []
-    words += [f"{summary.guests:,} of guests not let go on"] if summary.guests else []
-    words += [count(summary.oopses, "oops", "oopses")] if summary.oopses else []
-    lines = [", ".join(words) if found else "no split or bus lock logged"]
-    most = len(summary.counts) if verbose else _COUNTS
-    lines += [_count(entry) for entry in summary.counts[:most]]
-    if len(summary.counts) > most:
-        rest = summary.counts[most:]
-        lines.append(
-            f"... and {count(len(rest), 'more place')} with {sum(c.lines for c in rest):,} lines (-v lists all)"
-        )
+    lines = wrap(_found(summary))
+    counts = _grouped(summary.counts)
+    most = len(counts) if verbose else _COUNTS
+    lines += [line for entries in counts[:most] for line in _count(entries)]
+    if len(counts) > most:
+        rest = [entry for entries in counts[most:] for entry in entries]
+        more = count(len(counts) - most, "more place")
+        lines.append(f"... and {more} with {sum(entry.lines for entry in rest):,} lines (-v lists all)")
     if summary.uncounted:
         lines.append(f"not told apart by place: {count(summary.uncounted, 'line')}")
     if summary.suppressed:
         lines += wrap(f"held back by the kernel's rate limit: {count(summary.suppressed, 'line')} more")
+    for speaker, number in sorted(summary.others.items()):
+        lines += wrap(f"in the kernel's words, but by {speaker}: {count(number, 'line')}, not counted")
     mode = f", mode {summary.mode}" if summary.mode else ""
     lost = f", {summary.lost:,} lost" if summary.lost else ", none known to be lost"
     cut_short = "" if summary.complete else " (interrupted)"
     lines += wrap(f"read {count(summary.read, 'record')} of {summary.source}{lost}{mode}{cut_short}")
+    if summary.doubts and is_found(summary):
+        lines += wrap(f"there may be more: {'; '.join(summary.doubts)}")
+    elif summary.doubts:
+        lines += ["not known whether there were any:"]
+        lines += [line for doubt in summary.doubts for line in wrap(f"- {doubt}", "  ", "    ")]
+        lines += wrap(_KNOW)
     return printable("\n".join(lines) + "\n")
 
 
-def _count(entry: Count) -> str:
-    where = _at(entry.image, entry.offset) if entry.image else ""
-    guest = " (a guest's address)" if entry.guest else ""
-    parts = [entry.function or "", where or entry.address or "?"]
-    return cut(f"{entry.lines:>7,}  {entry.exception} {entry.comm:<15} {'  '.join(filter(None, parts))}{guest}")
+_KNOW = "to know: `splitlock run -- PROGRAM` counts a program's own, whatever processor and kernel"
+
+
+def is_found(summary: Summary) -> bool:
+    """Did split or bus locks happen, by this log?"""
+    return bool(
+        summary.traps or summary.guests or summary.killed or summary.oopses or summary.refused or summary.suppressed
+    )
+
+
+def _found(summary: Summary) -> str:
+    if not is_found(summary):
+        return "no split or bus lock logged since boot" if summary.whole else _NONE
+    words = [count(summary.traps, "trap")]
+    words += [count(summary.killed, "SIGBUS", "SIGBUS")] if summary.killed else []
+    words += [f"{summary.guests:,} of guests not let go on"] if summary.guests else []
+    words += [count(summary.oopses, "oops", "oopses")] if summary.oopses else []
+    words += [f"{summary.refused:,} of a guest that could not turn detection off"] if summary.refused else []
+    return ", ".join(words)
+
+
+_NONE = "no split or bus lock in what was read"
+
+
+def _grouped(counts: list[Count]) -> list[list[Count]]:
+    """What came from one address under several names is one: threads of a program, most likely."""
+    found: dict[tuple[object, ...], list[Count]] = {}
+    for entry in counts:
+        found.setdefault(
+            (entry.exception, entry.image, entry.offset, entry.function, entry.address, entry.guest), []
+        ).append(entry)
+    return sorted(found.values(), key=lambda entries: -sum(entry.lines for entry in entries))
+
+
+def _count(entries: list[Count]) -> list[str]:
+    first = entries[0]
+    guest = " (a guest's address)" if first.guest else ""
+    image = first.image if first.image != "the kernel" or not first.function else None
+    at = _at(image, first.offset) if image else first.address or ("" if first.function else "?")
+    place = "  ".join(filter(None, [first.function, at]))
+    lines = sum(entry.lines for entry in entries)
+    if len(entries) == 1:
+        return [cut(f"{lines:>7,}  {first.exception} {first.comm:<15} {place}{guest}")]
+    names = ", ".join(entry.comm for entry in entries[:_NAMES]) + (", ..." if len(entries) > _NAMES else "")
+    said = f"{lines:>7,}  {first.exception} {place}: {lines:,} lines by {len(entries):,} names ({names}){guest}"
+    return wrap(said, "", " " * 9)

@@ -1,0 +1,274 @@
+"""What has the kernel logged of split locks, and how whole is the log that says so? For watch, status and advise alike.
+
+"Nothing was logged" says something only of a log that begins with the boot, lost nothing, and whose kernel detects.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from typing import NamedTuple
+
+from splitlock._errors import SplitlockError
+from splitlock.host import rotated, sources, tasks
+from splitlock.host.wrappings import JOURNALD
+from splitlock.linux.log import lines
+from splitlock.linux.oops import Collector, Dump, head
+from splitlock.report import status as report
+from splitlock.report.lines import count, cut
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from splitlock.host.root import Root
+    from splitlock.host.sources import Source
+    from splitlock.host.wrappings import Record
+    from splitlock.linux.log import Line
+
+#: Lines of which each says that a split or bus lock happened. (`msr` follows a `trap` of the same lock.)
+FOUND = ("trap", "guest", "killed", "oops", "alignment")
+_BANNER = re.compile(r"Linux version (\S+) \(")
+_BOOT = ("Linux version", "Command line:", "Hypervisor detected")
+_SECONDS = re.compile(rb"\s*(?:<\d+>)?\[ *(\d+)\.\d+")
+_SOON = 60  # seconds; a log that ends so early was most likely saved by something that runs at boot
+_ENDED = (b"Kernel panic", b"end Kernel panic", b"reboot:", b"Power down", b"Restarting system", b"machine restart")
+_NAMES = 10_000  # of tasks, that are kept apart
+_DUMPS = 20  # oopses of a boot that are kept
+_BOOT_WORDS = 1 << 16  # characters of a boot's lines
+_FIRST = 60  # characters of a line that is shown as an example
+
+
+class Said(NamedTuple):
+    """A sentence of a record. `dump`: of an oops, all that followed it. Without `line`, records were lost."""
+
+    record: Record
+    line: Line | None
+    dump: Dump | None = None
+
+
+class Log:
+    """A log that is read once; the attributes are of the last boot in it.
+
+    `ends`: the log goes on to now (True), was saved at boot (False), or nobody knows (None).
+    """
+
+    def __init__(self, source: Source, *, ends: bool | None = None) -> None:
+        self.source, self._ends = source, ends
+        self.read = 0  #: lines or records, of all boots
+        self.unknown = 0  #: lines with the kernel's words that are not understood, of all boots
+        self.first_unknown = ""
+        self.others: Counter[str] = Counter()  #: who else used the kernel's words, and how often
+        self._oops: tuple[Said, Collector] | None = None
+        self._fresh()
+
+    def _fresh(self) -> None:
+        """A boot begins: what was before is not of this one."""
+        self.release: str | None = None
+        self.banner = ""  #: the kernel's first line
+        self.boot = ""  #: the lines of the boot that others ask for
+        self.mode: str | None = None
+        self.lost = self.suppressed = self.found = 0
+        self.tasks: Counter[tuple[str, str, bool]] = Counter()  #: by name, exception, whether KVM says it is a guest's
+        self.dumps: list[Dump] = []
+
+    def __iter__(self) -> Iterator[Said]:
+        """What is said of split locks, in order; an oops when its dump has ended."""
+        for record in self.source:
+            self.read += record.read
+            self.lost += record.lost
+            if record.lost:
+                yield Said(record, None)
+            if record.text is None:
+                continue
+            if self._oops and not self._oops[1].feed(record.text) and self._oops[1].done:
+                yield self._dumped()
+            some = False
+            for line in lines(record.text):
+                some = True
+                if record.speaker and not (record.speaker == JOURNALD and line.kind == "lost"):
+                    self._other(record.speaker)
+                else:
+                    self._take(line)
+                    if line.kind in ("oops", "alignment") and head(record.text):
+                        if self._oops:
+                            yield self._dumped()
+                        self._oops = Said(record, line), Collector(record.text)
+                        continue
+                yield Said(record, line)
+            if self._oops and self._oops[1].done:
+                yield self._dumped()
+            if not some and not record.speaker and any(word in record.text for word in _BOOT):
+                self._boots(record.text)
+        if self._oops:
+            yield self._dumped()
+
+    def _dumped(self) -> Said:
+        assert self._oops
+        (said, collector), self._oops = self._oops, None
+        if len(self.dumps) < _DUMPS:
+            self.dumps.append(collector.dump)
+        return said._replace(dump=collector.dump)
+
+    def _other(self, speaker: str) -> None:
+        self.others[speaker if speaker in self.others or len(self.others) < _NAMES else "(more)"] += 1
+
+    def _boots(self, text: str) -> None:
+        if banner := _BANNER.search(text):
+            self._fresh()
+            self.release, self.banner = banner[1], text[banner.start() :].strip()
+        if len(self.boot) < _BOOT_WORDS:
+            self.boot += text + "\n"
+
+    def _take(self, line: Line) -> None:
+        if line.kind == "mode":
+            self.mode = line.detail or self.mode
+        elif line.kind == "suppressed":
+            self.suppressed += line.number if line.exception else 0  # else of a limit shared with segfaults
+        elif line.kind == "lost":
+            self.lost += line.number
+        elif line.kind == "unknown":
+            self.unknown += 1
+            self.first_unknown = self.first_unknown or line.text
+        elif line.kind in FOUND:
+            self.found += 1
+            key = (line.comm or "the kernel", line.exception, line.kind == "guest")
+            if key in self.tasks or len(self.tasks) < _NAMES:
+                self.tasks[key] += 1
+
+    def gaps(self) -> list[str]:
+        """Why it is less than all that the kernel said since it booted; empty: it is all. What a rate limit held back
+        the kernel did not say."""
+        said = list(self.source.unread)
+        if not self.read:
+            said.append("it is empty")
+        elif self.release is None:
+            said.append(
+                "its beginning was overwritten" if self.source.begins is False else
+                "the kernel's first line (Linux version ...) is not in it: the beginning is missing, or some levels"
+            )  # fmt: skip
+        if self.release is None and (beside := getattr(self.source, "beside", ())):
+            said.append(f"beside it, and not read: {', '.join(map(os.path.basename, beside))}")
+        if self._ends is False or (self._ends is None and self.release is not None and self._early()):
+            said.append("it ends with the boot: what came later is not in it")
+        said += [f"{count(self.lost, 'record')} lost"] if self.lost else []
+        if self.unknown:
+            words = f"{count(self.unknown, 'line')} in the kernel's words {'is' if self.unknown == 1 else 'are'}"
+            said.append(f"{words} not understood, first: {cut(self.first_unknown, _FIRST)}")
+        return said
+
+    def deaf(self) -> str:
+        """Why this kernel would log no split lock that a program takes; empty: it would, or nobody knows."""
+        if self.mode == "off":
+            return "detection is off: nothing is ever logged"
+        if self.mode and self.mode.startswith("ratelimit"):
+            return f"mode {self.mode} slows programs and logs nothing of them"
+        if self.mode is None and self.release is not None and not self.found:
+            return (
+                "at boot the kernel said nothing of detection: the processor has none that it uses, or it is off "
+                "(silent since Linux 7.1)"
+            )
+        return ""
+
+    def _early(self) -> bool:
+        last = _SECONDS.match(self.source.last)
+        if last is None or any(word in self.source.last for word in _ENDED):
+            return False
+        return int(last[1]) < _SOON
+
+
+#: The kernel's log as files of a machine have it, the likeliest to be whole first: what an sosreport asked the kernel
+#: or the journal for, what syslog daemons write, what was saved at boot. True: it goes on to when it was taken.
+_PLACES: tuple[tuple[str, bool | None], ...] = (
+    ("sos_commands/kernel/dmesg", True), ("sos_commands/kernel/dmesg_-T", True), ("sos_commands/general/dmesg", True),
+    ("sos_commands/logs/journalctl_--no-pager_--boot", True), ("dmesg", True), ("var/log/kern.log", True),
+    ("var/log/messages", True), ("var/log/syslog", True), ("var/log/dmesg", False),
+)  # fmt: skip
+_JOURNALS = ("var/log/journal", "run/log/journal")
+_TASKS = 50  # kept in the report
+
+
+class Heard:
+    """The kernel's log of a machine since it booted: of all places that have one, the first that has it whole."""
+
+    def __init__(self, root: Root) -> None:
+        self.source: str | None = None
+        self.why = ""  #: why it was not read
+        self.mode: str | None = None
+        self.boot = ""  #: the lines of the boot that others ask for
+        self.gaps: list[str] = []
+        self._log: Log | None = None
+        version = " ".join((root.text("proc/version") or "").split())
+        for log in _logs(root):
+            if self._hear(log, version):
+                break
+        if self._log is None and not self.why:
+            self.why = "no log is there"
+
+    def _hear(self, log: Log, version: str) -> bool:
+        """Read one, and keep it if it is better than the one before; True: there is none better."""
+        try:
+            for _ in log:
+                pass
+        except SplitlockError as error:
+            self.why = self.why or str(error)
+            return False
+        if not log.read:
+            self.why = self.why or f"{log.source.name} is empty"
+            return False
+        if version and log.banner and " ".join(log.banner.split()) != version:
+            self.why = self.why or f"{log.source.name} is of another boot, of Linux {log.release}"
+            return False
+        gaps = log.gaps()
+        best = self._log
+        if best is None or not gaps or log.found > best.found or (best.release is None and log.release is not None):
+            self._log, self.source, self.gaps, self.why = log, log.source.name, gaps, ""
+        self.mode = log.mode or self.mode
+        self.boot = self.boot or log.boot
+        return not gaps
+
+    def report(self) -> report.Log:
+        """What it said."""
+        log = self._log
+        if log is None:
+            return report.Log(source=None, why=self.why, lines=0, suppressed=0, lost=0, tasks=[])
+        found = [
+            report.Logged(
+                comm=comm, exception=exception, lines=number, guest=guest or tasks.vmm_by_name(comm) is not None
+            )
+            for (comm, exception, guest), number in log.tasks.most_common(_TASKS)
+        ]
+        return report.Log(
+            source=self.source,
+            why="; ".join(self.gaps),
+            lines=log.found,
+            suppressed=log.suppressed,
+            lost=log.lost,
+            tasks=found,
+            whole=not self.gaps and not log.suppressed,
+            deaf=log.deaf(),
+            unknown=log.unknown,
+            oopses=[str(dump.place) if dump.place else "" for dump in log.dumps],
+        )
+
+
+def _logs(root: Root) -> Iterator[Log]:
+    """All that a machine has, the likeliest to be whole first; read when they are asked for."""
+    if root.live:
+        yield Log(sources.Kmsg(follow=False), ends=True)
+        if any(root.exists(place) for place in _JOURNALS):
+            yield Log(sources.Journal("the journal", "--boot", live=True), ends=True)
+    for place, ends in _PLACES:
+        directory, _, base = place.rpartition("/")
+        names = [name for name in root.names(directory) if rotated.family(name) == base]
+        if names and not (root.live and base == "dmesg"):
+            yield _stored(root, place, [os.path.join(directory, name) for name in sorted(names, key=rotated.age)], ends)
+    for place in () if root.live else _JOURNALS:
+        names = [name for name in root.files(place) if name.endswith((".journal", ".journal~"))]
+        if names:
+            yield _stored(root, place, names, True)
+
+
+def _stored(root: Root, place: str, names: list[str], ends: bool | None) -> Log:
+    return Log(sources.Stored(*names, name=place, opened=root.handle), ends=ends)

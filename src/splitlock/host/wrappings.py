@@ -1,0 +1,245 @@
+"""What records are in a log's text, whatever wrapped them? Loggers, dmesg's options, JSON, terminals, trackers.
+
+Formats with a structure of their own (JSON, the journal's export and verbose forms, /dev/kmsg): host/structured.py.
+Here: lines as people have them, with colours, escapes, quotes and HTML undone, and put together where a terminal broke
+them. Lines that can have nothing to do with split locks are counted and not looked at: a log is millions of them.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from typing import NamedTuple
+
+from splitlock.linux import log
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+
+class Record(NamedTuple):
+    """One record, or a number of them that say nothing."""
+
+    text: str | None  #: None: it carries no words, or none that matter
+    time: float | None = None  #: seconds since 1970; None: the log does not tell
+    lost: int = 0  #: records known to be lost before it
+    live: bool = False  #: of this machine's present boot: its tasks may still run
+    speaker: str = ""  #: who wrote it, where that is known not to be the kernel
+    read: int = 1  #: lines or records that it stands for
+
+
+LINE = 1 << 16  #: bytes of a line that are looked at at once: garbage may never end
+_DUMP = 300  # lines behind an oops: registers, call trace
+_SHORT = 16  # characters; a shorter line may be the rest of an address
+_JOINED = 3  # lines that one message may be broken into
+_COLOUR = re.compile(rb"\x1b\[[0-9;:?]*[A-Za-z]|\x1b[()][A-Za-z0-9]|\x1b\][^\x07\x1b]{0,200}(?:\x07|\x1b\\)")
+_ESCAPE = re.compile(r"#(0[0-3][0-7])")  # rsyslog's, for control characters
+_QUOTE = re.compile(r"(?:[>|] ?|\s)*")
+_START = r"\[ *\d+\.\d{6}\]|\[\w{3} \w{3} +\d+ [\d:]{8} \d{4}\]"
+#: How a line of a log begins; what does not may be the rest of the line before.
+_STAMP = re.compile(
+    rf"\s*(?:<\d+>|[>|]|{_START}|\[[ +\w].{{0,30}}?\]|[A-Z][a-z]{{2}} [ \d]\d \d\d:|\w{{3}} \d{{4}}-|\d{{4}}-\d\d-\d\d"
+    r"|\w+ *: ?\w+ *: |\d+,\d+,\d+,|\S+\.log\S*:|\{)"
+)
+_BROKEN = re.compile(r"(plit lock detected) {2,}(?=: )")  # dmesg's margin, where a paste made blanks of line breaks
+_SPLIT = re.compile(rf" (?=(?:<\d+>)?(?:{_START}) )")
+# `Jun 30 19:44:44 box kernel: `, `... root[4243]: `, RFC 5424's `1 2026-06-30T19:44:44Z box root 4243 - - `
+# (dmesg has a comma in its ISO times, and words of the kernel's own behind them: `Command line: `).
+_SYSLOG = re.compile(
+    r"(?:<\d+>)?(?:1 )?(?:(?:[A-Z][a-z]{2} [ \d]\d [\d:]{8}(?:\.\d+)?|\w{3} \d{4}-\d\d-\d\d [\d:.]+ \S+"
+    r"|\d{4}-\d\d-\d\dT[^\s,]+|\d{9,}\.\d+) [^\s:\[\]/]+ (?:([^\s:\[\]]{1,64}(?:\[\d+\])?): |(\S{1,64} (?:\d+|-)) - - )"
+    r"|\[ *\d+\.\d+\] [^\s:\[\]/]+ ([^\s:\[\]]{1,64}\[\d+\]): )"
+)
+_FACILITY = re.compile(r"<(\d{1,3})>|(\w+) +:\w+ *: ")
+_KERNEL = ("kernel", "kernel -", "vmunix", "klogd")
+JOURNALD = "systemd-journald"  #: its own word: what it missed
+_BOOT = ("Linux version", "ommand line:", "ypervisor detected")  # what others ask for (host.log)
+_FRAME = " \t`|"  # behind a line: markdown's
+_STAND_FOR_NOTHING = frozenset("\0\r")
+
+
+def matters(line: bytes) -> bool:
+    """May it have to do with split locks, or with how the machine booted? Asked of every line of every log."""
+    return (
+        b"plit" in line or b"bus_lock" in line or b"suppress" in line or b" messages" in line
+        or b"lignment check" in line or b"0x33 (" in line or b"x86/s" in line or b"Linux version" in line
+        or b"ommand line" in line or b"ypervisor det" in line
+    )  # fmt: skip
+
+
+def plain(line: bytes) -> str:
+    """A line with its encoding and escapes undone: HTML's, rsyslog's, a serial console's."""
+    text = line.decode("utf-8", "replace")
+    if "\r" in text or "\0" in text:
+        text = "".join(character for character in text if character not in _STAND_FOR_NOTHING)
+    if "&" in text and ("&#" in text or "&gt;" in text or "&quot;" in text or "&amp;" in text):
+        text = html.unescape(text)
+    if "#0" in text:
+        text = _ESCAPE.sub(lambda match: chr(int(match[1], 8)), text)
+    return text.rstrip(_FRAME) if text[-1:] in _FRAME else text
+
+
+def speaker(text: str) -> str:
+    """Who says that a line is not the kernel's; empty: nobody does."""
+    facility = _FACILITY.match(text)
+    if facility and (int(facility[1]) >= 8 if facility[1] else facility[2] not in ("kern", "kernel")):
+        named = _SYSLOG.match(text)
+        return (named and (named[1] or named[2])) or "user space"
+    named = _SYSLOG.match(text)
+    if named is None:
+        return ""
+    name: str = named[1] or named[2] or named[3]
+    return "" if name in _KERNEL else name
+
+
+class Lines:
+    """Lines into records. `live`: they are of this boot."""
+
+    def __init__(self, *, live: bool = False) -> None:
+        self.first = self.last = b""  #: of all lines that were given, not empty
+        self._live = live
+        self._rest = b""
+        self._held: str | None = None  # the next line may belong to it
+        self._parts = self._dump = self._passed = 0
+
+    def matters(self, line: bytes) -> bool:
+        """May a line have to do with split locks, by itself or because it follows an oops?"""
+        return bool(self._dump) or matters(line)
+
+    def add(self, chunk: bytes) -> Iterator[Record]:
+        """The records of a chunk of text, in which a line may begin or end."""
+        whole, line_break, rest = (self._rest + chunk).rpartition(b"\n")
+        while len(rest) > LINE:  # no end in sight: looked at in pieces, cut at a blank
+            at = rest.rfind(b" ", LINE // 2, LINE) + 1 or LINE
+            whole, line_break, rest = whole + line_break + rest[:at], b"\n", rest[at:]
+        self._rest = rest
+        if line_break:
+            yield from self._blocks(_COLOUR.sub(b"", whole) if b"\x1b" in whole else whole)
+
+    def _blocks(self, whole: bytes) -> Iterator[Record]:
+        """Some hundred lines at a time, most of which need no look at each."""
+        start = 0
+        while len(whole) - start > LINE:
+            end = whole.rfind(b"\n", start, start + LINE)
+            end = end if end >= 0 else whole.find(b"\n", start)
+            if end < 0:
+                break
+            yield from self.take(whole[start:end])
+            start = end + 1
+        yield from self.take(whole[start:])
+
+    def end(self) -> Iterator[Record]:
+        """The last line, if nothing ended it, and what waited for more."""
+        rest, self._rest = self._rest, b""
+        if rest:
+            yield from self.take(_COLOUR.sub(b"", rest))
+        yield from self.idle()
+
+    def idle(self) -> Iterator[Record]:
+        """What waited for a line that may be long in coming."""
+        yield from self._let_go()
+        if self._passed:
+            passed, self._passed = self._passed, 0
+            yield Record(None, live=self._live, read=passed)
+
+    def take(self, whole: bytes) -> Iterator[Record]:
+        """The records of whole lines."""
+        if self._held is None and not self._dump and not matters(whole):
+            self._ends(whole)
+            yield Record(None, live=self._live, read=whole.count(b"\n") + 1)
+            return
+        self._ends(whole)
+        for line in whole.split(b"\n"):
+            if self._held is None and not self._dump and not matters(line):
+                self._passed += 1
+            else:
+                yield from self._look(line)
+        if self._passed:
+            passed, self._passed = self._passed, 0
+            yield Record(None, live=self._live, read=passed)
+
+    def _ends(self, whole: bytes) -> None:
+        """Keep the first and the last line."""
+        if not self.first:
+            self.first = whole.lstrip().partition(b"\n")[0]
+        self.last = whole.rstrip().rpartition(b"\n")[2] or self.last
+
+    def _look(self, line: bytes) -> Iterator[Record]:
+        text = plain(line[: 4 * LINE])
+        if self._held is not None:
+            joined = self._join(self._held, text)
+            if joined is not None:
+                self._held = joined
+                self._passed += 1
+                return
+            yield from self._let_go()
+        if self._dump or matters(line):
+            self._held, self._parts = text, 1
+        else:
+            self._passed += 1
+
+    def _let_go(self) -> Iterator[Record]:
+        held, self._held = self._held, None
+        if held is None:
+            return
+        who = speaker(held)
+        if "plit lock detected  " in held:
+            held = _BROKEN.sub(r"\1\n", held)
+        pieces = held.split("\n")
+        if " [" in held or " <" in held:
+            pieces = [piece for line in pieces for piece in _SPLIT.split(line)]
+        for number, piece in enumerate(pieces):
+            if "plit lock detected" in piece or "alignment check: " in piece:
+                self._dump = _DUMP
+            elif self._dump:
+                self._dump -= 1
+            yield Record(piece, None, 0, self._live, who, 0 if number else 1)
+
+    def _join(self, held: str, line: str) -> str | None:
+        """The line before with this one behind it, where a terminal or a mail program made two of it; else None."""
+        if (line[:1] == held[:1] and len(line) > _SHORT) or not line.strip() or self._parts > _JOINED:
+            return None
+        found = _last(held)
+        if found is None or not _TAIL.fullmatch(held[held.rfind(found.text) + len(found.text) :]):
+            return None
+        rest = line.removeprefix(_QUOTE.match(held)[0]) if held[:1] in "> |" else line  # type: ignore[index]
+        ways = (held + rest, f"{held.rstrip()} {rest.lstrip()}")
+        if found.kind == "unknown":
+            if _STAMP.match(line):
+                return None
+            self._parts += 1
+            better = (way for way in ways if (made := _last(way)) is not None and made.kind != "unknown")
+            return next(better, ways[0] if not matters(line.encode()) else None)
+        for way in ways if _continues(found, rest) else ():
+            made = _last(way)
+            if made is not None and made.kind == found.kind and made[:7] != found[:7]:
+                self._parts += 1
+                return way
+        return None
+
+
+_HEX = re.compile(r"\s*(?:0?x)?[0-9a-f]{1,16}\s*")
+_IN = re.compile(r"\s*(?:in )?[^\s\[]*\[?[0-9a-f,]*\+?[0-9a-f]*\]\s*")
+_TAIL = re.compile(r"\s*(?:0x?|in? ?.{0,300})?\s*")  # of a message that was broken: what was not understood of it
+
+
+def _continues(found: log.Line, rest: str) -> bool:
+    """May a line be the rest of what was understood: an address's last digits, a mapping?"""
+    if found.kind in ("trap", "guest"):
+        return _HEX.fullmatch(rest) is not None
+    return found.kind == "killed" and found.mapped is None and _IN.fullmatch(rest) is not None
+
+
+def _last(text: str) -> log.Line | None:
+    found = None
+    for line in log.lines(text):
+        found = line
+    return found
+
+
+def records(chunks: Iterable[bytes], lines: Lines) -> Iterator[Record]:
+    """All of a text's lines."""
+    for chunk in chunks:
+        yield from lines.add(chunk)
+    yield from lines.end()
