@@ -401,7 +401,7 @@ def test_an_image_and_a_base(program: Path) -> None:
     assert bumped(explain(line(1, 0x555555554000 + at), Based(str(program), 0x555555554000)))
     beyond = explain(line(1, 0x7FFFF7000000), Based(str(program), 0x555555554000))
     said(beyond, "outside", f"outside of {program}", "0x555555554000", "--base")
-    said(explain(line(1, 0x7FFFF7000000), Based(str(program))), "outside", "can lie anywhere", "--base")
+    said(explain(line(1, 0x7FFFF7000000 + at), Based(str(program))), "outside", "can lie anywhere", "bump", "--base")
     said(
         explain(line(1, 0x555555554000), Based(str(program), 0x555555554000)),
         "other-code",
@@ -423,11 +423,12 @@ def test_the_texts_are_all_different() -> None:
         reasons.no_file("f", FileNotFoundError(2, ""), "/r"), reasons.no_file("f", FileNotFoundError(2, ""), None),
         reasons.no_file_of("f", error, 1), reasons.no_image("f"), reasons.deleted("f", 1), reasons.deleted_then("f"),
         reasons.replaced("f", 1), reasons.other_code("f", 1), reasons.other_code(None, 1), reasons.other_file("f"),
-        reasons.other_bytes("f", None), reasons.outside("f", 1, 2, movable=True),
-        reasons.outside("f", 1, 2, movable=False),
+        reasons.other_bytes("f", None), reasons.outside("f", 1, 2), reasons.movable("f", "123", 0, []),
+        reasons.movable("f", "123", 1, ["a"]), reasons.movable("f", "123", 2, ["a"]),
     ]  # fmt: skip
     assert len({reason.note for reason in made}) == len(made)
     for reason in made:
         assert re.search(
-            r"`|sudo|root|damaged|save them|look inside|as the kernel wrote it|no memory|made at run time", reason.note
+            r"`|sudo|root|damaged|save them|Name another file|look inside|as the kernel wrote it|no memory|made at run time",
+            reason.note,
         )

@@ -6,9 +6,9 @@ import re
 
 from splitlock.host import reasons, tasks
 from splitlock.host.reasons import Reason
-from splitlock.host.space import Live, Saved
+from splitlock.host.space import Live, Saved, frames
 from splitlock.report.frames import own
-from splitlock.report.watch import Event, Frame, Place
+from splitlock.report.watch import Event, Place
 from splitlock.x86 import logged
 from splitlock.x86.locked import split_size
 from splitlock.x86.privileged import spell
@@ -143,15 +143,15 @@ def _place(found: Found, address: int, exception: str, space: Saved) -> tuple[Pl
         instruction, certain = logged.at(code, here, found.bits), True
     back = instruction.len if instruction and exception == "#DB" else 0
     place = None if first is None else first - back
-    frames = [Frame(**each._asdict()) for each in image.frames(place)] if image and place is not None else []
-    front = own(frames)
+    known = frames(image, place) if image and place is not None else []
+    front = own(known)
     made = Place(
         image=found.name,
         offset=None if place is None else f"{place:#x}",
         build_id=image.build_id if image else None,
         function=front.function if front else None,
         source=front.source if front else None,
-        frames=frames,
+        frames=known,
         instruction=spell(instruction) if instruction else None,
         instruction_address=f"{address - back:#x}" if instruction else None,
         operand_size=split_size(instruction) if instruction else None,

@@ -257,14 +257,26 @@ def does_not_fit(name: str, mapped: Mapped) -> Reason:
     )
 
 
-def outside(name: str, low: int, high: int, *, movable: bool) -> Reason:
+def outside(name: str, low: int, high: int) -> Reason:
     """The address is beyond the image."""
-    if movable:
-        return Reason(
-            "outside",
-            f"{name} can lie anywhere, and the line does not tell where it did: give `--base`, the first address "
-            "of its first line in /proc/PID/maps",
-        )
     return Reason(
         "outside", f"outside of {name}, which reaches from {low:#x} to {high:#x} at this base: give its `--base`"
+    )
+
+
+def movable(name: str, ends: str, number: int, places: list[str]) -> Reason:
+    """Nobody knows where the image was mapped. `number`: how many of its locked instructions end in the same digits."""
+    sure = "give `--base`, the first address of its first line in /proc/PID/maps"
+    if not number:
+        return Reason(
+            "outside",
+            f"it is not in {name}: that can lie anywhere, but no locked instruction in it has an address that ends in "
+            f"{ends}, as its own would. Name another file that the program has loaded",
+        )
+    some = ", ".join(places) + (f" and {number - len(places):,} more" if number > len(places) else "")
+    which = f"it is {some}" if number == 1 else f"it is one of {number:,}: {some}"
+    return Reason(
+        "outside",
+        f"{name} can lie anywhere, and the line does not tell where it did. If the address is in it at all, {which}: "
+        f"by its last digits, {ends}. To be sure {sure}",
     )

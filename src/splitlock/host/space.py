@@ -8,11 +8,14 @@ from typing import NamedTuple
 
 from splitlock._errors import ImageError, SplitlockError
 from splitlock.host import reasons
+from splitlock.host.likely import digits, likely
 from splitlock.host.root import Root
 from splitlock.image.elf import elf_class
 from splitlock.image.loaded import Loaded
 from splitlock.linux import below
 from splitlock.process.space import mappings, parse_maps
+from splitlock.report.frames import own, short
+from splitlock.report.watch import Frame
 from splitlock.x86 import logged
 
 TYPE_CHECKING = False
@@ -28,6 +31,7 @@ _NO_FILE = "memory of no file (JIT?)"
 _OPEN = 64  # images kept open
 _PAGE = 4096
 _LONGEST = 15  # bytes of an instruction
+_SHOWN = 4  # places that an address may mean
 
 _images: OrderedDict[tuple[object, ...], Loaded | None] = OrderedDict()
 
@@ -61,6 +65,11 @@ def loaded(descriptor: int, name: str, *, beside: bool) -> Loaded | None:
             _images.popitem(last=False)
     _images.move_to_end(key)
     return _images[key]
+
+
+def frames(image: Loaded, place: int) -> list[Frame]:
+    """The functions at an address of a file, innermost first."""
+    return [Frame(**each._asdict()) for each in image.frames(place)]
 
 
 class Saved:
@@ -260,7 +269,8 @@ class Based(Saved):
             raise SplitlockError(f"--image {path}: neither ELF nor PE; name the program or library", 2)
         self.image = image
         self._mapped = line.mapped if line and base is None else None
-        self._movable = base is None and not image.base
+        self._movable = base is None and (image.is_pe or not image.base)
+        self._exception = line.exception if line else "#AC"
         self._bias: int | None = (base if base is not None else image.base) - image.span[0]  # to the file's addresses
         if line and line.address is not None and self._mapped:
             self._bias = _bias(image, line.address, self._mapped)
@@ -278,7 +288,18 @@ class Based(Saved):
             assert self._mapped
             return reasons.does_not_fit(self.path, self._mapped)
         low, high = self.image.span
-        return reasons.outside(self.path, low + self._bias, high + self._bias, movable=self._movable)
+        if not self._movable:
+            return reasons.outside(self.path, low + self._bias, high + self._bias)
+        ends = f"{address:x}"[-digits(self.image) :]
+        places = likely(self.image, address, self._exception)
+        return reasons.movable(self.path, ends, len(places), [self._named(place) for place in places[:_SHOWN]])
+
+    def _named(self, place: int) -> str:
+        front = own(frames(self.image, place))
+        if front is None or front.function is None:
+            return f"{place:#x}"
+        line = f"{front.source.rpartition('/')[2]}, " if front.source else ""
+        return f"{short(front.function)} ({line}{place:#x})"
 
     def other(self, found: Found) -> Reason:
         """Why the bytes at an address are no locked instruction."""

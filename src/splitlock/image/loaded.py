@@ -13,21 +13,22 @@ from bisect import bisect_right
 
 from splitlock._errors import ImageError
 from splitlock.image.demangle import demangle
-from splitlock.image.elf import PT_LOAD, Elf, elf_class
+from splitlock.image.elf import PF_X, PT_LOAD, Elf, elf_class
 from splitlock.image.functions import function_ranges
 from splitlock.image.symbols import Frame, Symbols
 
 _EHDR32 = struct.Struct("<16sHHIIIIIHHHHHH")
 _PHDR32 = struct.Struct("<IIIIIIII")  # type, offset, vaddr, paddr, filesz, memsz, flags, align
+_MEM_EXECUTE = 0x20000000  # of a PE's section
 _SPARSE = 1 << 32  # bytes: no program has a larger file
 
 
 class Loaded:
     """One file. `bits`: 64 or 32; `segments`: (address, file offset, bytes there); `span`: first address, and last.
 
-    `base`: where its first page is, where nobody moves it. `descriptor`: the open file, which is kept and closed by
-    this; `path`: its name; `beside`: whether debug information may be looked for by that name. ImageError where it is
-    neither ELF nor PE; OSError where it cannot be read.
+    `code`: (address, bytes there) of what is to be run; `base`: where its first page is, where nobody moves it.
+    `descriptor`: the open file, which is kept and closed by this; `path`: its name; `beside`: whether debug information
+    may be looked for by that name. ImageError where it is neither ELF nor PE; OSError where it cannot be read.
     """
 
     def __init__(self, path: str, descriptor: int, *, beside: bool = True) -> None:
@@ -41,6 +42,7 @@ class Loaded:
         self.bits = 64
         self.build_id: str | None = None
         self.segments: list[tuple[int, int, int]] = []
+        self.code: list[tuple[int, int]] = []
         self._names: list[tuple[int, str]] = []
         self._ranges: list[tuple[int, int]] | None = None
         self._elf: Elf | None = None
@@ -54,6 +56,7 @@ class Loaded:
             self.build_id = self._elf.build_id()
             loads = [s for s in self._elf.segments if s.type == PT_LOAD]
             self.segments = [(s.vaddr, s.offset, s.filesz) for s in loads]
+            self.code = [(s.vaddr, s.filesz) for s in loads if s.flags & PF_X]
             self.span = self._elf.span()
         if not self.is_pe:
             self.base = self.span[0]
@@ -129,9 +132,12 @@ class Loaded:
             raise ImageError("program headers outside the file (truncated?)")
         high = 0
         for number in range(phnum):
-            kind, offset, vaddr, _, filesz, memsz, _, _ = _PHDR32.unpack_from(self._data, phoff + number * _PHDR32.size)
+            kind, offset, vaddr, _, filesz, memsz, flags, _ = _PHDR32.unpack_from(
+                self._data, phoff + number * _PHDR32.size
+            )
             if kind == PT_LOAD:
                 self.segments.append((vaddr, offset, filesz))
+                self.code += [(vaddr, filesz)] if flags & PF_X else []
                 high = max(high, vaddr + memsz)
         self.span = min((vaddr & ~0xFFF for vaddr, _, _ in self.segments), default=0), high
 
@@ -145,6 +151,7 @@ class Loaded:
             raise ImageError(f"no PE file: {error}") from None
         self.bits = 64 if pe.FILE_HEADER.Machine == 0x8664 else 32
         self.segments = [(s.VirtualAddress, s.PointerToRawData, s.SizeOfRawData) for s in pe.sections]
+        self.code = [(s.VirtualAddress, s.SizeOfRawData) for s in pe.sections if s.Characteristics & _MEM_EXECUTE]
         self.span, self.base = (0, pe.OPTIONAL_HEADER.SizeOfImage), pe.OPTIONAL_HEADER.ImageBase
         exports = getattr(pe, "DIRECTORY_ENTRY_EXPORT", None)
         for entry in exports.symbols if exports else ():

@@ -20,8 +20,8 @@ def before(code: bytes, address: int, bits: int = 64, *, start: bool = False) ->
     """The locked instruction that `code`, the bytes before an address, ends with, and whether it is certain.
 
     `#DB` for a bus lock is a trap: its address is the next instruction's (SDM vol. 3A, 19.3.1.6). `start`: an
-    instruction is known to begin where `code` does; a sweep from there decides. Otherwise the candidate wins that most
-    sweeps from the bytes before it arrive at: x86 code falls into step by itself.
+    instruction is known to begin where `code` does; a sweep from there decides, also that there is none. Otherwise the
+    candidate wins that most sweeps from the bytes before it arrive at: x86 code falls into step by itself.
     """
     ends = len(code)
     candidates = {}
@@ -32,9 +32,11 @@ def before(code: bytes, address: int, bits: int = 64, *, start: bool = False) ->
     if not candidates:
         return None, start
     if start:
-        for instruction in Decoder(bits, code, ip=0):
-            if instruction.ip in candidates:
-                return candidates[instruction.ip], True
+        swept = list(Decoder(bits, code, ip=0))
+        if swept and swept[-1].ip in candidates:
+            return candidates[swept[-1].ip], True
+        if not any(instruction.is_invalid for instruction in swept[:-1]):  # the last may reach beyond the address
+            return None, True
     votes = dict.fromkeys(candidates, 0)
     for first in range(max(0, min(candidates) - _RUN_UP), min(candidates) + 1):
         for instruction in Decoder(bits, code[first:], ip=first):

@@ -1,0 +1,57 @@
+"""With a file and no base: all that an address may mean, by its last digits. The oracle is objdump."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections import defaultdict
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from splitlock.host.explain import explain
+from splitlock.host.likely import likely
+from splitlock.host.space import Based
+from splitlock.linux.log import lines
+
+_LIBC = "/lib/x86_64-linux-gnu/libc.so.6"
+
+
+@pytest.mark.parametrize("exception", ["#AC", "#DB"])
+def test_over_a_whole_libc(exception: str) -> None:
+    listing = subprocess.run(
+        ["objdump", "-d", "--no-show-raw-insn", "-j", ".text", _LIBC], capture_output=True, text=True, check=True
+    ).stdout
+    found = [(int(m[1], 16), m[2]) for m in re.finditer(r"^ *([0-9a-f]+):\t(.*)$", listing, re.M)]
+    expected = defaultdict(set)
+    for (at, text), (after, _) in pairwise(found):
+        if re.match(r"lock (?!\w+b )", text):
+            expected[(at if exception == "#AC" else after) & 0xFFF].add(at)
+    exchanges = {at for at, text in found if re.match(r"xchg .*\(", text)}
+    image = Based(_LIBC).image
+    wrong = 0
+    for ends, places in expected.items():
+        told = set(likely(image, 0x7F1234567000 + ends, exception))
+        assert places <= told, hex(ends)
+        wrong += len(told - places - exchanges)
+    assert len(expected) > 300
+    assert wrong <= len(expected) // 50
+
+
+def test_the_words(tmp_path: Path) -> None:
+    source = Path(__file__).parents[1] / "programs" / "demo.c"
+    subprocess.run(["gcc", "-O2", "-g", "-pthread", "-o", tmp_path / "demo", source], check=True)
+    listing = subprocess.run(["objdump", "-d", tmp_path / "demo"], capture_output=True, text=True, check=True).stdout
+    at = int(next(line for line in listing.splitlines() if "lock add" in line).split(":")[0], 16)
+    for address, words in (
+        (
+            0x55D0C42C0000 + at,
+            f"bump (demo.c:23, {at:#x}): by its last digits, {at & 0xFFF:x}. To be sure give `--base`",
+        ),
+        (0x55D0C42C0000 + at + 1, f"no locked instruction in it has an address that ends in {at + 1 & 0xFFF:x}"),
+    ):
+        (line,) = lines(f"#AC: demo/12 took a split_lock trap at address: {address:#x}")
+        event = explain(line, Based(str(tmp_path / "demo"), None, line))
+        assert (event.cause, event.place) == ("outside", None)
+        assert words in event.note
