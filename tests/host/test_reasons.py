@@ -52,6 +52,9 @@ int main(int argc, char **argv)
 }
 """
 _JIT = 0x7700000000
+_REMEDY = (
+    "`|sudo|root|damaged|save them|Name another file|look inside|as the kernel wrote it|no memory|made at run time"
+)
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="it takes root")
 
 
@@ -428,7 +431,4 @@ def test_the_texts_are_all_different() -> None:
     ]  # fmt: skip
     assert len({reason.note for reason in made}) == len(made)
     for reason in made:
-        assert re.search(
-            r"`|sudo|root|damaged|save them|Name another file|look inside|as the kernel wrote it|no memory|made at run time",
-            reason.note,
-        )
+        assert re.search(_REMEDY, reason.note)
