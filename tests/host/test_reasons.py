@@ -15,8 +15,11 @@ import pytest
 
 from splitlock.host import reasons
 from splitlock.host.explain import explain
+from splitlock.host.log import Log
 from splitlock.host.root import Root
+from splitlock.host.sources import Kmsg
 from splitlock.host.space import Based, Saved
+from splitlock.host.watch import Watch
 from splitlock.linux.log import Line, lines
 from splitlock.report.watch import Event
 
@@ -182,6 +185,18 @@ def test_the_number_was_used_again(program: Path) -> None:
         assert event.place is None
         now = f"[{time.clock_gettime(time.CLOCK_MONOTONIC) + 60:12.6f}] "
         assert bumped(explain(line(process.pid, base(process.pid) + _at(program), stamp=now)))
+
+
+def test_what_dev_kmsg_says_of_the_time(program: Path, tmp_path: Path) -> None:
+    """The stamp is a field of the record there. A file stands in for the device."""
+    with running(program) as process:
+        address = base(process.pid) + _at(program)
+        now = int(time.clock_gettime(time.CLOCK_MONOTONIC) * 1e6)
+        words = f"x86/split lock detection: #AC: mark/{process.pid} took a split_lock trap at address: {address:#x}"
+        for ago, cause in ((-60_000_000, None), (60_000_000, "another-task")):
+            (tmp_path / "kmsg").write_text(f"4,0,{now - ago},-;{words}\n")
+            (event,) = Watch(Log(Kmsg(str(tmp_path / "kmsg"), follow=False))).events()
+            assert event.cause == cause, event
 
 
 def test_a_renamed_task(program: Path) -> None:

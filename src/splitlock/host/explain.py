@@ -43,11 +43,19 @@ def event(line: Line, time: str | None = None) -> Event:
     )
 
 
-def explain(line: Line, space: Saved | None = None, *, live: bool = True, time: str | None = None) -> Event:
+def explain(
+    line: Line,
+    space: Saved | None = None,
+    *,
+    live: bool = True,
+    time: str | None = None,
+    since_boot: float | None = None,
+) -> Event:
     """A line with all that is known of it.
 
     `space`: where to look the address up; None: in the task's own memory, where `live` says that the line is of this
-    machine and boot, and the task is still there.
+    machine and boot, and the task is still there. `since_boot`: the line's seconds by the kernel's clock, where it does
+    not say them itself.
     """
     made = event(line, time)
     if line.kind not in _CODE:
@@ -56,7 +64,7 @@ def explain(line: Line, space: Saved | None = None, *, live: bool = True, time: 
         return _because(made, reasons.no_address())
     why = reasons.alone()
     if space is None and live:
-        own = _own(made, line)
+        own = _own(made, line, since_boot)
         space, why = (own, why) if isinstance(own, Saved) else (None, own)
     vmm = (made.process and made.process.vmm) or tasks.vmm_by_name(line.comm)
     found = space and _found(space, line)
@@ -81,7 +89,7 @@ def _because(made: Event, reason: Reason) -> Event:
     return made
 
 
-def _own(made: Event, line: Line) -> Saved | Reason:
+def _own(made: Event, line: Line, since_boot: float | None) -> Saved | Reason:
     """The memory of the line's own task, or why it is not to be had."""
     now = tasks.name(line.pid)
     process = tasks.process(line.pid)
@@ -90,7 +98,8 @@ def _own(made: Event, line: Line) -> Saved | Reason:
         file = line.mapped.file if line.mapped else None
         return reasons.gone(line.comm, line.pid, slowed=slowed, file=file)
     stamp = _STAMP.search(line.stamp)
-    younger = tasks.began_after(line.pid, float(stamp[1])) if stamp else None
+    seconds = float(stamp[1]) if stamp else since_boot
+    younger = tasks.began_after(line.pid, seconds) if seconds is not None else None
     if younger or (now != line.comm and younger is None and line.comm not in tasks.known_as(process)):
         return reasons.another(line.comm, line.pid, now, younger=bool(younger))
     made.process = process

@@ -77,7 +77,7 @@ class Kmsg(Source):
                 lost = number - expected if expected is not None and number > expected else 0
                 expected = number + 1
                 who = "" if priority < structured.KERN else "user space"
-                yield from structured.whole(text, Record(text, booted + seconds, lost, True, who))
+                yield from structured.whole(text, Record(text, booted + seconds, lost, True, who, since_boot=seconds))
         finally:
             os.close(file)
 

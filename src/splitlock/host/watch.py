@@ -62,7 +62,7 @@ class Watch:
         return made
 
     def _explain(self, line: Line, record: Record) -> Event:
-        made = explain(line, self._space, live=record.live)
+        made = explain(line, self._space, live=record.live, since_boot=record.since_boot)
         if line.kind != "lost":
             made.speaker = record.speaker
         return made

@@ -27,6 +27,7 @@ class Record(NamedTuple):
     live: bool = False  #: of this machine's present boot: its tasks may still run
     speaker: str = ""  #: who wrote it, where that is known not to be the kernel
     read: int = 1  #: lines or records that it stands for
+    since_boot: float | None = None  #: seconds by the kernel's clock, of `live` ones; None: the log does not tell
 
 
 LINE = 1 << 16  #: bytes of a line that are looked at at once: garbage may never end
