@@ -400,6 +400,32 @@ def test_files_of_a_saved_copy(program: Path, tmp_path: Path) -> None:
     said(explain(made, Saved(other)), "other-code", "another version of it ran")
 
 
+@needs_root
+def test_debug_information_is_looked_for_where_the_file_is(program: Path, tmp_path: Path) -> None:
+    """A stripped program below --root, and in a chroot; what it was stripped of lies there too, by its build ID."""
+    jail = tmp_path / "jail"
+    (jail / "opt").mkdir(parents=True)
+    shutil.copy(program, jail / "opt" / "mark")
+    notes = subprocess.check_output(["readelf", "-n", program], text=True)
+    build = re.search(r"Build ID: ([0-9a-f]+)", notes)
+    assert build
+    place = jail / "usr/lib/debug/.build-id" / build[1][:2] / f"{build[1][2:]}.debug"
+    place.parent.mkdir(parents=True)
+    subprocess.run(["objcopy", "--only-keep-debug", program, place], check=True)
+    subprocess.run(["strip", jail / "opt" / "mark"], check=True)
+    with running("chroot", jail, "/opt/mark") as process:
+        made = line(process.pid, base(process.pid) + _at(program))
+        assert bumped(explain(made))
+        maps = Path(f"/proc/{process.pid}/maps").read_bytes().replace(bytes(jail), b"")
+        assert bumped(explain(made, Saved(maps, Root(str(jail)))))
+        place.unlink()
+        place.symlink_to(program)  # it leads out
+        shutil.copy(jail / "opt" / "mark", jail / "opt" / "other")
+        event = explain(made, Saved(maps.replace(b"/opt/mark", b"/opt/other"), Root(str(jail))))
+        assert event.place
+        assert (event.place.source, event.place.instruction is not None) == (None, True)
+
+
 def test_addresses_that_no_program_has(program: Path) -> None:
     with running(program) as process:
         for space in (None, Saved(Path(f"/proc/{process.pid}/maps").read_bytes()), Based(str(program), 0)):

@@ -20,7 +20,7 @@ from splitlock.x86 import logged
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from splitlock.host.reasons import Reason
     from splitlock.linux.log import Line, Mapped
@@ -47,18 +47,18 @@ class Found(NamedTuple):
     executable: bool = True
 
 
-def loaded(descriptor: int, name: str, *, beside: bool) -> Loaded | None:
+def loaded(descriptor: int, name: str, debug: Callable[[str], int] | None = None) -> Loaded | None:
     """The image in an open file, None where it is none; the last ones are kept. The descriptor is taken over.
 
-    `beside`: whether debug information may be looked for by the name. Raises OSError.
+    `debug`: opens a file where this one is from; None: it is from here. Raises OSError.
     """
     status = os.fstat(descriptor)
-    key = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size, name if beside else "")
+    key = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size, name if debug is None else "")
     if key in _images:
         os.close(descriptor)
     else:
         try:
-            _images[key] = Loaded(name, descriptor, beside=beside)
+            _images[key] = Loaded(name, descriptor, debug)
         except ImageError:
             _images[key] = None
         if len(_images) > _OPEN:
@@ -127,7 +127,7 @@ class Saved:
             return reasons.deleted_then(mapping.path.removesuffix(DELETED))
         try:
             descriptor = self.root.handle(mapping.path) if self.root else below.opened("", mapping.path)
-            image = loaded(descriptor, mapping.path, beside=self.root is None)
+            image = loaded(descriptor, mapping.path, self.root.handle if self.root else None)
         except OSError as error:
             return reasons.no_file(mapping.path, error, self.root.directory if self.root else None)
         return image or reasons.no_image(mapping.path)
@@ -204,7 +204,7 @@ class Live(Saved):
         """
         name = mapping.path.removesuffix(DELETED)
         refused: OSError = FileNotFoundError(2, os.strerror(2))
-        for descriptor, exact, beside in self._opened(mapping, name):
+        for descriptor, exact, ours in self._opened(mapping, name):
             if isinstance(descriptor, OSError):
                 refused = descriptor
                 continue
@@ -212,7 +212,7 @@ class Live(Saved):
                 os.close(descriptor)
                 refused = OSError(0, "another file")
                 continue
-            return loaded(descriptor, name, beside=beside) or reasons.no_image(name)
+            return loaded(descriptor, name, None if ours else self._beside) or reasons.no_image(name)
         if name != mapping.path:
             return reasons.deleted(name, self.pid)
         if not refused.errno:
@@ -232,6 +232,10 @@ class Live(Saved):
                 yield below.opened(directory, path), exact, ours and name == mapping.path
             except OSError as error:
                 yield error, exact, False
+
+    def _beside(self, name: str) -> int:
+        """A file of the process's root."""
+        return below.opened(f"/proc/{self.pid}/root", name)
 
     def _is(self, descriptor: int, mapping: Mapping) -> bool:
         """Is it the file that is mapped? Overlay file systems show another inode: then the first bytes decide."""
@@ -262,7 +266,7 @@ class Based(Saved):
     def __init__(self, path: str, base: int | None = None, line: Line | None = None) -> None:
         self.path = path
         try:
-            image = loaded(below.opened("", path), path, beside=True)
+            image = loaded(below.opened("", path), path)
         except OSError as error:
             raise SplitlockError(f"--image {path}: {error.strerror}; name the program or library", 2) from None
         if image is None:

@@ -17,6 +17,10 @@ from splitlock.image.elf import PF_X, PT_LOAD, Elf, elf_class
 from splitlock.image.functions import function_ranges
 from splitlock.image.symbols import Frame, Symbols
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 _EHDR32 = struct.Struct("<16sHHIIIIIHHHHHH")
 _PHDR32 = struct.Struct("<IIIIIIII")  # type, offset, vaddr, paddr, filesz, memsz, flags, align
 _MEM_EXECUTE = 0x20000000  # of a PE's section
@@ -27,13 +31,14 @@ class Loaded:
     """One file. `bits`: 64 or 32; `segments`: (address, file offset, bytes there); `span`: first address, and last.
 
     `code`: (address, bytes there) of what is to be run; `base`: where its first page is, where nobody moves it.
-    `descriptor`: the open file, which is kept and closed by this; `path`: its name; `beside`: whether debug information
-    may be looked for by that name. ImageError where it is neither ELF nor PE; OSError where it cannot be read.
+    `descriptor`: the open file, which is kept and closed by this; `path`: its name. `debug`: opens a
+    file where this one is from, to look for debug information there, by build ID; None: it is from here, and looked for
+    as libdw does, by name as well. ImageError where it is neither ELF nor PE; OSError where it cannot be read.
     """
 
-    def __init__(self, path: str, descriptor: int, *, beside: bool = True) -> None:
+    def __init__(self, path: str, descriptor: int, debug: Callable[[str], int] | None = None) -> None:
         self.path = path
-        self._descriptor = descriptor
+        self._descriptors = [descriptor]
         self._symbols: Symbols | None = None
         size = os.fstat(descriptor).st_size
         if not 0 < size < _SPARSE:
@@ -60,12 +65,23 @@ class Loaded:
             self.span = self._elf.span()
         if not self.is_pe:
             self.base = self.span[0]
-            self._symbols = Symbols(path, descriptor, beside=beside)
+            self._symbols = Symbols(path, self._debug(debug) or descriptor, beside=debug is None)
 
     def __del__(self) -> None:
         if self._symbols is not None:
             self._symbols.close()
-        os.close(self._descriptor)
+        for descriptor in self._descriptors:
+            os.close(descriptor)
+
+    def _debug(self, opened: Callable[[str], int] | None) -> int | None:
+        """The file of separate debug information, which has the same addresses."""
+        if opened is None or not self.build_id:
+            return None
+        try:
+            self._descriptors.append(opened(f"/usr/lib/debug/.build-id/{self.build_id[:2]}/{self.build_id[2:]}.debug"))
+        except OSError:
+            return None
+        return self._descriptors[-1]
 
     def address(self, offset: int) -> int | None:
         """The address of a file offset, None where it is loaded nowhere."""
