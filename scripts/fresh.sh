@@ -85,7 +85,7 @@ inside() { # inside DIR ROOT RELEASE TARGET...: the run itself, in namespaces of
 }
 
 gone() { # nothing is left: with the last process of the namespaces their mounts go
-    [ -z "${child:-}" ] || kill -KILL "$child" 2>/dev/null || true
+    [ -z "${child:-}" ] || { kill -KILL "$child" && wait "$child"; } 2>/dev/null || true
     for _ in 1 2 3 4 5; do
         ! rm -rf --one-file-system "$root" "$directory/output" 2>/dev/null || break
         sleep 1

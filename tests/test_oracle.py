@@ -5,16 +5,11 @@ The programs below do thousands of split locks. Never run them natively.
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 from oracle import OracleError, build_plugin, qemu_run, qemu_split_locks
-
-pytestmark = pytest.mark.skipif(
-    not shutil.which("qemu-x86_64") or not shutil.which("gcc"), reason="needs qemu-user and gcc"
-)
 
 # Name → (operand size in bytes, the locked instruction). The operand is (%rdi); rdi, r10, r11 and rbx are set up.
 KINDS = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import mmap
-import shutil
 import struct
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -14,12 +13,10 @@ import pytest
 from elftools.elf.elffile import ELFFile
 from elftools.elf.enums import ENUM_E_MACHINE, ENUM_E_TYPE, ENUM_P_TYPE_BASE, ENUM_SH_TYPE_AMD64, ENUM_ST_INFO_TYPE
 from elftools.elf.sections import NoteSection, SymbolTableSection
-from x86.building import CRYPTO, LIBC, LIBSTDCXX, LOADER, PYTHON, assemble, function, installed, link, needs_tools, run
+from x86.building import CRYPTO, LIBC, LIBSTDCXX, LOADER, PYTHON, assemble, function, link, run
 
 from splitlock._errors import ImageError
 from splitlock.image.elf import PT_LOAD, Elf, Symbol, elf_class
-
-pytestmark = needs_tools
 
 SOURCE = (
     function("first", "lock inc dword ptr [rip+data]\ncall second@PLT\nret")
@@ -58,17 +55,15 @@ def _stripped(directory: Path) -> Path:
 
 
 def _gold(directory: Path) -> Path:
-    if not shutil.which("ld.gold"):
-        pytest.skip("no gold")
     return _program(directory, "-fuse-ld=gold")
 
 
 BUILDS: dict[str, Callable[[Path], Path]] = {
-    "libc": lambda _: installed(LIBC),
-    "libstdc++": lambda _: installed(LIBSTDCXX),
-    "ld.so": lambda _: installed(LOADER),
-    "libcrypto": lambda _: installed(CRYPTO),
-    "python": lambda _: installed(PYTHON),
+    "libc": lambda _: LIBC,
+    "libstdc++": lambda _: LIBSTDCXX,
+    "ld.so": lambda _: LOADER,
+    "libcrypto": lambda _: CRYPTO,
+    "python": lambda _: PYTHON,
     "pie": lambda directory: _program(directory, "-pie", "-g"),
     "no-pie": lambda directory: _program(directory, "-no-pie"),
     "static": lambda directory: _program(directory, "-static"),

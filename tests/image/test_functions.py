@@ -14,13 +14,11 @@ from elftools.dwarf.callframe import FDE
 from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import SymbolTableSection
 from image.test_elf import SOURCE, without_sections, without_symbols
-from x86.building import LIBC, LIBSTDCXX, LOADER, function, installed, link, listing, needs_tools, run, symbols
+from x86.building import LIBC, LIBSTDCXX, LOADER, function, link, listing, run, symbols
 
 from splitlock._errors import ImageError
 from splitlock.image.elf import Elf
 from splitlock.image.functions import frame_ranges, function_ranges, handler_starts
-
-pytestmark = needs_tools
 
 PROGRAM = """
 #include <stdexcept>
@@ -50,9 +48,9 @@ def _no_frames(directory: Path) -> Path:
 
 
 BUILDS: dict[str, Callable[[Path], Path]] = {
-    "libc": lambda _: installed(LIBC),
-    "libstdc++": lambda _: installed(LIBSTDCXX),
-    "ld.so": lambda _: installed(LOADER),
+    "libc": lambda _: LIBC,
+    "libstdc++": lambda _: LIBSTDCXX,
+    "ld.so": lambda _: LOADER,
     "program": _program,
     "static": lambda directory: _program(directory, "-static"),
     "stripped": lambda directory: _program(directory, "-s"),
@@ -143,7 +141,7 @@ def test_function_ranges_cover_what_is_known_and_begin_where_it_begins(image: Im
 
 
 def test_functions_begin_where_objdump_sees_an_instruction() -> None:
-    instructions = {line.address for line in listing(installed(LOADER))}
+    instructions = {line.address for line in listing(LOADER)}
     assert {start for start, _ in function_ranges(Elf(LOADER.read_bytes()))} <= instructions
 
 
@@ -279,7 +277,7 @@ def test_frames_without_code_are_left_out(tmp_path: Path) -> None:
 
 
 def test_functions_with_exception_handlers() -> None:
-    raw = installed(LIBSTDCXX).read_bytes()
+    raw = LIBSTDCXX.read_bytes()
     entries = ELFFile(io.BytesIO(raw)).get_dwarf_info().EH_CFI_entries()
     with_tables = {e["initial_location"] for e in entries if isinstance(e, FDE) and e.lsda_pointer}
     assert len(with_tables) > 500
@@ -297,7 +295,7 @@ def test_an_augmentation_without_an_end_is_malformed(tmp_path: Path) -> None:
 
 
 def test_frames_cut_short_are_malformed_or_fewer() -> None:
-    raw = bytearray(installed(LOADER).read_bytes())
+    raw = bytearray(LOADER.read_bytes())
     whole = frame_ranges(Elf(bytes(raw)))
     judge = ELFFile(io.BytesIO(raw))
     number = judge.get_section_index(".eh_frame")
@@ -317,7 +315,7 @@ def test_frames_cut_short_are_malformed_or_fewer() -> None:
 
 
 def test_a_frame_header_that_points_nowhere_is_malformed() -> None:
-    raw = bytearray(without_sections(installed(LOADER).read_bytes()))
+    raw = bytearray(without_sections(LOADER.read_bytes()))
     header = next(s for s in ELFFile(io.BytesIO(raw)).iter_segments() if s["p_type"] == "PT_GNU_EH_FRAME")
     at = header["p_offset"] + 4
     raw[at : at + 4] = struct.pack("<i", 0x7000_0000)

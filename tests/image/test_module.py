@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from modules import binutils
 from modules.debian import modules, packages, vmlinuz
-from x86.building import LIBC, assemble, function, installed, link, needs_tools, run
+from x86.building import LIBC, assemble, function, link, run
 
 from splitlock._errors import ImageError
 from splitlock.image.bzimage import vmlinux
@@ -115,9 +115,8 @@ def test_the_kernel_itself() -> None:
     assert image.signature is None
 
 
-@needs_tools
 def test_a_shared_object(tmp_path: Path) -> None:
-    raw = installed(LIBC).read_bytes()
+    raw = LIBC.read_bytes()
     image = KernelImage(raw)
     (text,) = (code for code in image.code if code.section == ".text")
     (section,) = (s for s in ELFFile(io.BytesIO(raw)).iter_sections() if s.name == ".text")
@@ -129,7 +128,6 @@ def test_a_shared_object(tmp_path: Path) -> None:
     assert len(text.starts) == 2  # .dynsym and call frames are still there
 
 
-@needs_tools
 def test_mapped_files_are_read_alike(tmp_path: Path) -> None:
     made = assemble(tmp_path, function("one", "call other; ret"))
     with made.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
@@ -138,7 +136,6 @@ def test_mapped_files_are_read_alike(tmp_path: Path) -> None:
         assert [code.starts for code in image.code if code.section == ".text"] == [[0]]
 
 
-@needs_tools
 def test_the_first_symbol_is_none(tmp_path: Path) -> None:
     """The loader passes it by, with a name, too."""
     raw = bytearray(assemble(tmp_path, function("one", "call other; ret")).read_bytes())
@@ -150,7 +147,6 @@ def test_the_first_symbol_is_none(tmp_path: Path) -> None:
     assert KernelImage(bytes(raw)).imports == {"other"}
 
 
-@needs_tools
 def test_a_symbol_whose_name_is_the_end_of_another(tmp_path: Path) -> None:
     made = assemble(tmp_path, function("one", "call [rip+pv_ops+0xc0]; call [rip+my_pv_ops+0xc0]; ret"))
     image = KernelImage(made.read_bytes())

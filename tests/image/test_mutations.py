@@ -13,14 +13,12 @@ from pathlib import Path
 
 import pytest
 from image.test_elf import without_sections
-from x86.building import function, link, needs_tools
+from x86.building import function, link
 
 from splitlock._errors import ImageError
 from splitlock.image.elf import Elf
 from splitlock.image.functions import function_ranges
 from splitlock.process.plan import build
-
-pytestmark = needs_tools
 
 SECONDS = 5.0  # for one step on one file; it takes a thousandth of that
 MEMORY = 256 << 20  # bytes of address space above what is in use

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,11 +19,6 @@ from elftools.elf.sections import SymbolTableSection
 from splitlock.image import _libdw, symbols
 from splitlock.image.elf import PT_LOAD, Elf
 from splitlock.image.symbols import Frame, Symbols, Unwinder
-
-pytestmark = [
-    pytest.mark.skipif(not all(map(shutil.which, ("gcc", "g++", "addr2line", "nm"))), reason="needs gcc and binutils"),
-    pytest.mark.skipif(_libdw.load() is None, reason="needs libdw (Debian: libdw1)"),
-]
 
 C_SOURCE = r"""
 #include <stdio.h>
@@ -245,8 +239,6 @@ def test_libc_with_its_debug_package() -> None:
     path = next(line.split()[-1] for line in maps.splitlines() if line.endswith("/libc.so.6"))
     build_id = Elf(Path(path).read_bytes()).build_id() or "  "
     debug = Path(f"/usr/lib/debug/.build-id/{build_id[:2]}/{build_id[2:]}.debug")
-    if not debug.exists():
-        pytest.skip("needs the debug information of libc (Debian: libc6-dbg)")
     with debug.open("rb") as file:
         table = ELFFile(file).get_section_by_name(".symtab")
         assert isinstance(table, SymbolTableSection)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from modules.debian import modules, packages, vmlinuz
 from modules.tables import AMD64
-from x86.building import assemble, function, link, needs_tools, run
+from x86.building import assemble, function, link, run
 
 from splitlock.image.bzimage import vmlinux
 from splitlock.modules.foreign import EXECUTABLE, LOOKUPS, loads_foreign_code
@@ -124,7 +124,6 @@ def said(findings: list[Finding]) -> list[tuple[str, str, str | None]]:
 HIDE = ".byte 0x48, 0xb8\n"  # movabs rax, what follows
 
 
-@needs_tools
 def test_exact_and_possible(tmp_path: Path) -> None:
     assert said(look(tmp_path, function("one", "vmlaunch; ret"))) == [("VMLAUNCH", "exact", "one")]
     # data before the function
@@ -152,7 +151,6 @@ def test_exact_and_possible(tmp_path: Path) -> None:
         assert said(look(tmp_path, eight + gap + function("nine", "ret"))) == [("VMCALL", certainty, None)]
 
 
-@needs_tools
 def test_sections(tmp_path: Path) -> None:
     for section, flags in (
         (".noinstr.text", "ax"),
@@ -166,7 +164,6 @@ def test_sections(tmp_path: Path) -> None:
     assert look(tmp_path, '.section .bss, "awx", @nobits\n.skip 100\n') == []
 
 
-@needs_tools
 def test_kinds_asked_for(tmp_path: Path) -> None:
     source = function("one", "vmlaunch; hlt; popfq; iretq; wrmsr; mov cr4, rax; ret")
     assert [f.kind for f in look(tmp_path, source)] == ["VMLAUNCH", "WRMSR", "MOV CR4"]
@@ -175,7 +172,6 @@ def test_kinds_asked_for(tmp_path: Path) -> None:
     assert [f.kind for f in look(tmp_path, source, frozenset({"WRMSR"}))] == ["WRMSR"]
 
 
-@needs_tools
 def test_pv_ops(tmp_path: Path) -> None:
     vermagic = '.section .modinfo, "a"\n.asciz "vermagic=6.1.0-56-amd64 SMP"\n.asciz "name=toy"\n.text\n'
     calls = function(
@@ -193,7 +189,6 @@ def test_pv_ops(tmp_path: Path) -> None:
     assert {f.certainty for f in look(tmp_path, calls)} == {"possible"}  # for which kernel?
 
 
-@needs_tools
 def test_malformed_text(tmp_path: Path) -> None:
     raw = assemble(tmp_path, "nop\n.byte 0x06\nret\n").read_bytes()
     assert scan(raw).malformed is None
@@ -202,7 +197,6 @@ def test_malformed_text(tmp_path: Path) -> None:
     assert scan(cut, text=True).malformed == "no instruction at .text+0x1"
 
 
-@needs_tools
 def test_linked_files(tmp_path: Path) -> None:
     source = function("one", "vmlaunch; ret") + function("two", "mov cr4, rax; ret")
     made = link(tmp_path, source)

@@ -12,13 +12,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from x86.building import function, link, needs_tools
+from x86.building import function, link
 
 from splitlock.process import cache as module
 from splitlock.process.cache import Cache, decode, encode
 from splitlock.process.plan import Plan, build
-
-pytestmark = needs_tools
 
 SOURCE = function("f", "lock inc dword ptr [rdi]; mov eax, 1; ret")
 OTHER = function("f", "lock dec qword ptr [rdi+8]; xchg [rsi], eax; mov eax, 1; ret")

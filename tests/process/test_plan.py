@@ -17,11 +17,9 @@ from x86.building import (
     LIBSTDCXX,
     LOCKS,
     function,
-    installed,
     link,
     listing,
     locked_width,
-    needs_tools,
     symbols,
 )
 
@@ -32,8 +30,6 @@ from splitlock.process.cache import decode, encode
 from splitlock.process.functions import Text
 from splitlock.process.plan import Plan, Sites, build
 from splitlock.process.runs import Run, choose_runs
-
-pytestmark = needs_tools
 
 BIAS = 0x7F00_0000_0000  # where the image is thought to be loaded
 DELTAS = [0, 4096, -4096, -0x7F000, 0x0123_4000, -0x4000_0000, 0x3000_0000]
@@ -53,7 +49,7 @@ class Planned:
 @pytest.fixture(scope="module", params=[LIBC, LIBSTDCXX, CRYPTO], ids=lambda path: path.name)
 def planned(request: pytest.FixtureRequest) -> Planned:
     """An installed library."""
-    raw = installed(request.param).read_bytes()
+    raw = request.param.read_bytes()
     elf = Elf(raw)
     return Planned(request.param, elf, choose_runs(Text(elf, function_ranges(elf))), *build(raw))
 
@@ -156,7 +152,7 @@ def spelled(text: str) -> str:
 
 
 def test_sites_are_those_objdump_lists() -> None:
-    hot, cold = build(installed(LIBC).read_bytes())
+    hot, cold = build(LIBC.read_bytes())
     lines = {line.address: line for line in listing(LIBC, LOCKS)}
     for address, following, size, text in cold.sites:
         line = lines[address]
@@ -277,7 +273,7 @@ def test_nothing_is_known_of_code_without_frames_and_symbols(tmp_path: Path) -> 
 
 
 def test_section_headers_are_not_needed() -> None:
-    raw = installed(LIBC).read_bytes()
+    raw = LIBC.read_bytes()
     whole, bare = build(raw), build(without_sections(raw))
     frames_only = {site[0] for site in bare[1].sites}
     assert frames_only <= {site[0] for site in whole[1].sites}

@@ -27,10 +27,8 @@ from x86.building import (
     LOADER,
     PYTHON,
     function,
-    installed,
     link,
     listing,
-    needs_tools,
     symbols,
 )
 from x86.building import run as tool
@@ -40,8 +38,6 @@ from splitlock.image.functions import function_ranges
 from splitlock.process.functions import Text
 from splitlock.process.runs import Run, choose_runs
 from splitlock.x86.locked import decided, split_size
-
-pytestmark = needs_tools
 
 BRANCH_KINDS = {OpKind.NEAR_BRANCH16, OpKind.NEAR_BRANCH32, OpKind.NEAR_BRANCH64}
 MAY_MOVE = {
@@ -151,7 +147,7 @@ def check(image: Image) -> None:
 @pytest.fixture(scope="module", params=[LIBC, LIBSTDCXX, LOADER, PYTHON, CRYPTO], ids=lambda path: path.name)
 def library(request: pytest.FixtureRequest) -> Image:
     """An installed library or program."""
-    return analysed(installed(request.param).read_bytes())
+    return analysed(request.param.read_bytes())
 
 
 def test_libraries(library: Image) -> None:
@@ -168,7 +164,7 @@ _TARGET = re.compile(r"^(?:bnd |notrack |[a-z]+,p[nt] )*(?:j[a-z]+|call|loop[a-z
 
 
 def test_no_branch_that_objdump_lists_enters_a_run() -> None:
-    image = analysed(installed(LIBC).read_bytes())
+    image = analysed(LIBC.read_bytes())
     matches = ((line.address, _TARGET.match(line.text)) for line in listing(LIBC, _BRANCH))
     branches = [(address, int(match[1], 16)) for address, match in matches if match]
     assert len(branches) > 0.95 * len(image.branches) > 50_000
@@ -214,7 +210,7 @@ def landing_pads(raw: bytes) -> list[tuple[int, int]]:
 
 
 def test_no_landing_pad_lies_within_a_run_of_the_cxx_library() -> None:
-    raw = installed(LIBSTDCXX).read_bytes()
+    raw = LIBSTDCXX.read_bytes()
     pads = landing_pads(raw)
     assert len(pads) > 1000
     image = analysed(raw)

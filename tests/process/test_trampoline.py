@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from iced_x86 import Decoder, FlowControl, Instruction, Mnemonic, OpKind, Register, RegisterExt
-from x86.building import CRYPTO, LIBC, LIBSTDCXX, function, installed, link, needs_tools, symbols
+from x86.building import CRYPTO, LIBC, LIBSTDCXX, function, link, symbols
 from x86.test_locked import Operand, operands, registers
 
 from splitlock.image.elf import Elf
@@ -27,7 +27,6 @@ from splitlock.x86.locked import split_size
 if TYPE_CHECKING:
     from iced_x86._iced_x86_py import Register as RegisterNumber
 
-pytestmark = needs_tools
 
 BIAS = 0x7F00_0000_0000  # where the image is thought to be loaded
 BRANCHES = {FlowControl.CONDITIONAL_BRANCH, FlowControl.UNCONDITIONAL_BRANCH}
@@ -56,7 +55,7 @@ class Arena:
 @pytest.fixture(scope="module", params=[LIBC, LIBSTDCXX, CRYPTO], ids=lambda path: path.name)
 def arena(request: pytest.FixtureRequest) -> Arena:
     """The trampolines of an installed library."""
-    return Arena(installed(request.param).read_bytes())
+    return Arena(request.param.read_bytes())
 
 
 def arena_of(directory: Path, source: str) -> tuple[Arena, dict[str, int]]:

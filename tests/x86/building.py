@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import functools
 import re
-import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-
-import pytest
 
 _LIBRARIES = Path("/lib/x86_64-linux-gnu")
 LIBC = _LIBRARIES / "libc.so.6"
@@ -17,17 +14,6 @@ LIBSTDCXX = _LIBRARIES / "libstdc++.so.6"
 LOADER = _LIBRARIES / "ld-linux-x86-64.so.2"
 CRYPTO = _LIBRARIES / "libcrypto.so.3"
 PYTHON = Path("/usr/bin/python3.11")
-
-needs_tools = pytest.mark.skipif(
-    not all(shutil.which(tool) for tool in ("gcc", "g++", "objdump")), reason="needs gcc, g++ and binutils"
-)
-
-
-def installed(path: Path) -> Path:
-    """`path`, or skip the test."""
-    if not path.exists():
-        pytest.skip(f"no {path}")
-    return path
 
 
 def run(*command: str | Path) -> str:

@@ -6,14 +6,12 @@ from pathlib import Path
 
 import pytest
 from iced_x86 import Decoder, FlowControl, Instruction, Mnemonic, OpKind, Register, RflagsBits
-from x86.building import LIBC, LIBSTDCXX, assemble, installed, needs_tools, run, symbols
+from x86.building import LIBC, LIBSTDCXX, assemble, run, symbols
 
 from splitlock.image.elf import Elf
 from splitlock.image.functions import function_ranges
 from splitlock.x86.flags import STATUS, flags_needed
 from splitlock.x86.locked import split_size
-
-pytestmark = needs_tools
 
 # @ stands for a label at the instruction that is asked about
 XCHG = "@: xchg [rdi], eax"  # changes no flag
@@ -195,7 +193,7 @@ def live_before(instructions: list[Instruction]) -> list[int]:
 
 @pytest.mark.parametrize("path", [LIBC, LIBSTDCXX], ids=lambda path: path.name)
 def test_flags_are_never_lost_where_data_flow_says_they_live(path: Path) -> None:
-    elf = Elf(installed(path).read_bytes())
+    elf = Elf(path.read_bytes())
     asked = cautious = 0
     for start, end in function_ranges(elf):
         instructions = list(Decoder(64, elf.read(start, end - start), ip=start))

@@ -19,11 +19,9 @@ from x86.building import (
     Listed,
     assemble,
     function,
-    installed,
     link,
     listing,
     locked_width,
-    needs_tools,
 )
 
 from splitlock.image.elf import Elf
@@ -40,8 +38,6 @@ from splitlock.x86.locked import (
     split_size,
 )
 from splitlock.x86.patterns import CANDIDATE, LOCK_PREFIXED
-
-pytestmark = needs_tools
 
 GENERAL = ["rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", *(f"r{n}" for n in range(8, 16))]
 NARROW = ["eax", "ecx", "edx", "ebx", "esp", "ebp", "esi", "edi", *(f"r{n}d" for n in range(8, 16))]
@@ -144,7 +140,7 @@ def test_candidate_finds_every_lockable_form(lockable: list[Listed]) -> None:
 
 @pytest.mark.parametrize("path", [LIBC, LIBSTDCXX, PYTHON, LOADER, CRYPTO], ids=lambda path: path.name)
 def test_no_locked_instruction_is_without_a_candidate(path: Path) -> None:
-    elf = Elf(installed(path).read_bytes())
+    elf = Elf(path.read_bytes())
     ranges = function_ranges(elf)
     found, with_sites = 0, set()
     for start, end in ranges:
@@ -162,7 +158,7 @@ def test_no_locked_instruction_is_without_a_candidate(path: Path) -> None:
 
 @pytest.mark.parametrize("path", [LIBC, LIBSTDCXX, LOADER], ids=lambda path: path.name)
 def test_locked_instructions_of_libraries_are_those_objdump_lists(path: Path) -> None:
-    elf = Elf(installed(path).read_bytes())
+    elf = Elf(path.read_bytes())
     ranges = function_ranges(elf)
     listed = {line.address: width for line in listing(path, LOCKS) if (width := splittable(line.text))}
     decoded = {
@@ -191,7 +187,7 @@ def test_a_function_right_behind_a_byte_that_looks_like_a_prefix(tmp_path: Path,
 
 def test_likely_locked_is_about_right_for_a_whole_text() -> None:
     for path in (LIBC, LIBSTDCXX):
-        elf = Elf(installed(path).read_bytes())
+        elf = Elf(path.read_bytes())
         text = elf.section(".text")
         assert text is not None
         low, high = text.addr, text.addr + text.size

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from iced_x86 import Decoder, Instruction
-from x86.building import assemble, needs_tools, run
+from x86.building import assemble, run
 
 from splitlock.x86.privileged import DEFAULT, FREQUENT, GROUPS, KINDS, PATTERN, PATTERN_FREQUENT, classify, spell
 
@@ -53,7 +53,6 @@ def test_getsec_of_64_bits() -> None:
     assert classify(decoded(b"\x48\x0f\x37")) == classify(decoded(b"\x0f\x37")) == "GETSEC"  # GETSECQ to iced-x86
 
 
-@needs_tools
 def test_assembled_instructions_are_what_they_are(code: bytes) -> None:
     found = [(classify(instruction), instruction) for instruction in Decoder(64, code)]
     for (kind, instruction), (text, expected) in zip(found, ASSEMBLED.items(), strict=True):
@@ -107,7 +106,6 @@ def test_spelling() -> None:
     assert spell(decoded(bytes.fromhex("e800000000")), "cr4_update_irqsoff") == "call cr4_update_irqsoff"
 
 
-@needs_tools
 def test_against_objdump(code: bytes, tmp_path: Path) -> None:
     (tmp_path / "code").write_bytes(code)
     listing = run("objdump", "-D", "-b", "binary", "-m", "i386:x86-64", "-M", "intel", tmp_path / "code")
