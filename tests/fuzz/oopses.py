@@ -24,7 +24,8 @@ _WORDS = (
     b"f0 0f b1 0d 00 00 00 00 ", b"RIP: 0010:", b"EIP: ", b"EAX: 00000001", b"Code: ", b"RAX: ", b"GS:0000000000000001",
     b"0x", b"+0x1/0x0", b"+0xffffffffffffffff/0xffffffffffffffff", b"[mod 0123abcd]", b"CPU: 1 PID: 2 Comm: ",
     b"Tainted: P", b"Call Trace:", b"---[ end trace ", b"Kernel panic - not syncing: ", b"Modules linked in: ",
-    b"(OE+)", b"f" * 17, b"a" * 3000, b"Oops: Split lock detected\n: 0000 [#1] SMP\n", b"alignment check: 0000 [#9]\n", b"(a/b.c:1)",
+    b"(OE+)", b"f" * 17, b"a" * 3000, b"Oops: Split lock detected\n: 0000 [#1] SMP\n", b"alignment check: 0000 [#9]\n",
+    b"(a/b.c:1)",
 )  # fmt: skip
 
 
