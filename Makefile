@@ -60,7 +60,7 @@ fresh:  ## make TARGET="demo test" in a new Debian of RELEASE, where nothing is 
 
 fuzz: setup  ## fuzz the readers, MINUTES=20 each; by coverage where atheris can be had
 	@$(BIN)/pip install --quiet --disable-pip-version-check atheris || echo 'no atheris for this Python: without coverage'
-	@for target in image package signature text oops; do \
+	@for target in image package signature text oops kallsyms; do \
 		$(BIN)/python tests/fuzz/run.py $$target --minutes $(or $(MINUTES),20) || exit 1; done
 
 bench: setup  ## measure against native, QEMU, valgrind, objdump; rewrites docs/benchmarks.md

@@ -1,6 +1,7 @@
 #!/bin/sh
-# scripts/apt-from.sh RELEASE DIR APT-GET-ARGUMENT...: apt-get with the packages of another Debian release (bullseye,
-# bookworm-backports), from where this machine gets its own, with lists in DIR: this machine's sources stay as they are.
+# scripts/apt-from.sh RELEASE DIR ARGUMENT...: apt-get, or apt-cache where the first argument is one of its own (search),
+# with the packages of another Debian release (bullseye, bookworm-backports, sid), from where this machine gets its own,
+# with lists in DIR: this machine's sources stay as they are.
 set -eu
 release=$1
 directory=$2
@@ -18,5 +19,7 @@ if [ "$1" = update ]; then
     touch "$directory/updated"
     shift 2
 fi
+program=apt-get
+[ "$1" != search ] || program=apt-cache
 # shellcheck disable=SC2086
-exec apt-get $options "$@"
+exec $program $options "$@"

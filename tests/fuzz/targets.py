@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import jsonschema
 import msgspec
-from fuzz import archives, images, oopses, texts
+from fuzz import archives, images, oopses, symbol_tables, texts
 
 from splitlock._errors import ImageError, SplitlockError
 from splitlock.image.module import KernelImage
@@ -301,4 +301,5 @@ TARGETS = {
     "signature": Target(images.messages, images.damaged_message, check_signature),
     "text": Target(texts.seeds, texts.mutate, check_text),
     "oops": Target(oopses.seeds, oopses.mutate, oopses.check),
+    "kallsyms": Target(symbol_tables.seeds, symbol_tables.mutate, symbol_tables.check),
 }

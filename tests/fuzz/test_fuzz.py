@@ -21,7 +21,7 @@ from splitlock.modules.audit import Job, audit, examine
 from splitlock.modules.scan import scan
 from splitlock.report.scan import File
 
-INPUTS = {"image": 6000, "package": 6000, "signature": 10000, "text": 3000, "oops": 1000}
+INPUTS = {"image": 6000, "package": 6000, "signature": 10000, "text": 3000, "oops": 1000, "kallsyms": 600}
 
 
 @pytest.mark.parametrize("name", list(TARGETS))

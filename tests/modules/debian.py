@@ -54,5 +54,6 @@ def modules(kind: str) -> dict[str, Path]:
 @cache
 def vmlinuz(kind: str) -> Path:
     """A kernel's boot image."""
-    (path,) = (unpacked(kind) / "boot").glob("vmlinuz-*")
+    root = unpacked(kind)  # since 7.0 it is where its modules will be
+    (path,) = [*(root / "boot").glob("vmlinuz-*"), *root.glob("usr/lib/modules/*/vmlinuz")]
     return path

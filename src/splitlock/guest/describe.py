@@ -35,8 +35,9 @@ def describe(watch: Watch, ended: Ended, guest: str, qemu: str, cpus: int, files
             if same is not site:
                 _join(same, site)
     sites = sorted(found.values(), key=lambda site: (-site.hits - site.traps, site.address))
-    kernel = watch.names.kernel
-    ready = None if kernel is None else all(site.where in _BEFORE_KERNEL for site in sites) and not totals.lost
+    kernel, unreadable = watch.names.kernel, watch.names.unreadable
+    seen = kernel or unreadable
+    ready = None if seen is None else all(site.where in _BEFORE_KERNEL for site in sites) and not totals.lost
     return Report(
         schema=SCHEMA,
         guest=guest,
@@ -51,7 +52,7 @@ def describe(watch: Watch, ended: Ended, guest: str, qemu: str, cpus: int, files
             registers=bool(totals.knows & 1 or watch.stops),
             cpus=cpus,
             sites=totals.sites,
-            kernel=kernel.release if kernel else None,
+            kernel=seen.release if seen else None,
             processes=bool(kernel and kernel.btf),
             seconds=round(ended.seconds, 1),
             end=ended.why,
@@ -157,6 +158,11 @@ def _unwatched(watch: Watch, sites: list[Site], files: Files | None) -> list[str
             found.append(f"{met:,} instructions that access MSRs or DR6 had no stop: they saw QEMU's own values")
     if not totals.knows & 1 and not watch.stops:
         found.append("no registers (QEMU older than 9.0, built without modules): nobody has a name")
+    elif kernel is None and (unreadable := watch.names.unreadable):
+        found.append(
+            f"Linux {unreadable.release or 'of an unknown version'} was seen, but its symbols cannot be read "
+            f"({unreadable}): what ran has no names of functions and processes"
+        )
     elif kernel is None:
         found.append("no Linux kernel was seen: what ran has no names of functions and processes")
     elif kernel.btf is None:

@@ -11,9 +11,13 @@ if TYPE_CHECKING:
     Forward = Literal["once", "always", "asked"]
 
 FORWARDS = ("once", "always", "asked")
+# Without SVM QEMU 7.2 has extended CPUID leaves up to 0x80000001 for Intel's processors, though address widths are told
+# in 0x80000008 (SDM vol. 2A, CPUID): Linux then takes addresses to have 48 bits,
+# even where the boot loader has turned five levels of page tables on, and refuses its own.
+_NO_SVM = "-svm,min-xlevel=0x80000008"
 # Linux turns its detection on for Intel's processors alone (6.1: arch/x86/kernel/cpu/intel.c), and not in a guest. The
 # number is Sapphire Rapids': none of those that it takes to have detection without being told by CORE_CAPABILITIES.
-_INTEL = "-hypervisor,-svm,vendor=GenuineIntel,family=6,model=143,stepping=8"
+_INTEL = f"-hypervisor,{_NO_SVM},vendor=GenuineIntel,family=6,model=143,stepping=8"
 # A local APIC of registers in memory: of MSRs each timer tick would be a stop (QEMU 9 and later).
 # CPUID is left to QEMU itself, which announces what TCG does not have only if it must.
 _SLOW = ",-x2apic,check=off,x-force-features=on"
@@ -32,7 +36,7 @@ def plugin_words(detection: Detection) -> str:
 
 def processor(detection: Detection, *, slow: bool = False) -> str:
     """What is added to QEMU's `-cpu max`; empty: nothing. `slow`: for detection by QEMU's gdb stub."""
-    words = f",{_INTEL}" if detection.split_locks or detection.bus_locks else ",-svm" if slow else ""
+    words = f",{_INTEL}" if detection.split_locks or detection.bus_locks else f",{_NO_SVM}" if slow else ""
     if slow:
         words += _SLOW + ",core-capability=on" * detection.split_locks + ",bus-lock-detect=on" * detection.bus_locks
     return words

@@ -8,12 +8,14 @@ x86-64 kernels from 4.15, where the IDT has its fixed address; with the BTF, fro
 from __future__ import annotations
 
 import os
+import re
 import struct
 from bisect import bisect_right
 from collections import namedtuple
+from typing import NamedTuple
 
 from splitlock._errors import ImageError
-from splitlock.guest.memory import Memory, Space
+from splitlock.guest.memory import PAGE, Memory, Space
 from splitlock.image.btf import Btf
 from splitlock.image.kallsyms import Kallsyms
 
@@ -26,6 +28,7 @@ KERNEL_HALF = 1 << 63
 _KERNEL_MAP = 0xFFFF_FFFF_8000_0000
 _IMAGE = 128 << 20  # bytes from the kernel's entry code on in which its tables lie
 _BANNER = 64
+_VERSION = re.compile(rb"Linux version (\d\S{1,64}) ")
 _MANY = 1 << 16  # list entries: more are a loop
 _DEEP = 64  # directories and mounts
 _SYMBOL = struct.Struct("<IBBHQQ")  # elf(5), Elf64_Sym
@@ -42,20 +45,44 @@ Tasks = namedtuple("Tasks", "direct_map started execs exec_bytes send_fault curr
 """Where the running tasks are to be had, as `Shared.tell_tasks` takes it."""
 
 
-class Kernel:
-    """The running kernel. Raises LookupError where there is none, or none whose symbols can be read."""
+class Code(NamedTuple):
+    """Where a running kernel's code is, and how one is told from another."""
 
-    def __init__(self, memory: Memory, cr3: int, cr4: int) -> None:
-        here = Space(memory, cr3, cr4)
-        self._entry = _entry(here)
-        start = here.physical(self._entry)
-        at = None if start is None else memory.offset(start)
-        if at is None or start is None:
-            raise LookupError("the guest's interrupt table leads nowhere")
+    entry: int  #: the address of the handler of interrupt 0
+    physical: int  #: the same
+    head: bytes  #: what is there
+
+
+class Unreadable(LookupError):
+    """A kernel runs, but its symbols cannot be read; says why. `release`: as uname -r says it, empty: not known."""
+
+    def __init__(self, why: str, release: str) -> None:
+        super().__init__(why)
+        self.release = release
+
+
+def code(memory: Memory, cr3: int, cr4: int) -> Code:
+    """That of the kernel which runs with these page tables. Raises LookupError where none does."""
+    here = Space(memory, cr3, cr4)
+    entry = _entry(here)
+    physical = here.physical(entry)
+    head = None if physical is None else memory.read(physical, PAGE - entry % PAGE)
+    if physical is None or head is None:
+        raise LookupError("the guest's interrupt table leads nowhere")
+    return Code(entry, physical, head)
+
+
+class Kernel:
+    """The kernel whose code this is. Raises LookupError, `Unreadable` where its symbols cannot be read."""
+
+    def __init__(self, memory: Memory, running: Code, cr4: int) -> None:
+        self._entry, start = running.entry, running.physical
+        image = os.pread(memory.fd, _IMAGE, memory.offset(start) or 0)  # what was never written stays so
         try:
-            self.symbols = Kallsyms(os.pread(memory.fd, _IMAGE, at))  # what was never written stays so
+            self.symbols = Kallsyms(image, self._entry)
         except ImageError as error:
-            raise LookupError(str(error)) from None
+            version = _VERSION.search(image)
+            raise Unreadable(str(error), version[1].decode("ascii", "replace") if version else "") from None
         # The kernel's image lies in one piece in physical memory. The tables it began with go on to be those of
         # init_mm, which map all of its memory; those of a program do not, with page table isolation.
         tables = start + self._address("init_top_pgt") - self._entry

@@ -46,6 +46,8 @@ class Names:
     def __init__(self, memory: Memory, shared: Shared, cpus: int) -> None:
         self._memory, self._shared, self._cpus = memory, shared, cpus
         self.kernel: linux.Kernel | None = None
+        self.unreadable: linux.Unreadable | None = None  #: a kernel was seen, but its symbols cannot be read
+        self._refused: linux.Code | None = None  #: whose that was: as long as it runs it is not read again
         self._told = False
         self._tasks: linux.Tasks | None = None
 
@@ -57,8 +59,15 @@ class Names:
             if not self._told:
                 self._tell()
             return self.kernel
+        running = None
         try:
-            found = linux.Kernel(self._memory, cr3, cr4)
+            running = linux.code(self._memory, cr3, cr4)
+            if running == self._refused:
+                return None
+            found = linux.Kernel(self._memory, running, cr4)
+        except linux.Unreadable as error:
+            self.unreadable, self._refused = error, running
+            return None
         except LookupError:
             return None
         self.kernel = found

@@ -1,33 +1,41 @@
 """The kernel's own table of its symbols, in an image of it: a vmlinux, stripped or not, or the memory it runs in.
 
-Source: scripts/kallsyms.c and kernel/kallsyms.c, Linux 5.0 to 6.14. Nothing in the image says where the tables lie;
-they are found by what must be in them: the token table has a string for each byte of a compressed name, digits stand
-for themselves, and the index after it points at every one. Before it lie the names, and markers: the place of every
-256th name.
+Source: scripts/kallsyms.c and kernel/kallsyms.c, Linux 5.0 to 7.3. Nothing in the image says where the tables lie, and
+no version is asked for; they are found by what must be in them: the token table has a string for each byte of a
+compressed name, digits stand for themselves, and the index after it points at every one. Before it lie the names, and
+markers: the place of every 256th name. The addresses rise, as the table is sorted by them; of the places and forms
+that kernels have had, they have the one where that holds. Tables begin at multiples of 8, since 7.0 of 4.
 """
 
 from __future__ import annotations
 
 import struct
 from bisect import bisect_right
-from itertools import accumulate
+from itertools import accumulate, islice
+from operator import le
 
 from splitlock._errors import ImageError
+from splitlock.image.elf import PT_LOAD, Elf
 
 _DIGITS = b"".join(b"%d\0" % digit for digit in range(10))
 _TOKENS, _MARKED, _MOST = 256, 256, 1 << 20
 _TABLE_BYTES, _NAME_BYTES = 1 << 14, 512
 _KERNEL = 0xFFFF_FFFF_8000_0000  # x86-64: where kernels are linked to and mapped (Documentation/arch/x86/x86_64/mm.rst)
 _U32, _PAIR, _U64 = struct.Struct("<I"), struct.Struct("<II"), struct.Struct("<Q")
+_ALIGNED = 4  # bytes: where a table may begin
+_WORD = 1 << 64
 _CODE = ("text", "inittext")  # between _stext and _etext, and so on (include/asm-generic/sections.h)
 _FEW = 8  # markers: fewer may be chance
 
 
 class Kallsyms:
-    """The symbols in a kernel's `image`; addresses are those of the image. Raises ImageError where it has none."""
+    """The symbols in a kernel's `image`, by the addresses that the image has. Raises ImageError where it has none.
 
-    def __init__(self, image: bytes) -> None:
-        names, addresses, kinds = _read(image)
+    `start`: the address of its first byte, where it is a piece of memory; None: it is an ELF file, which says that.
+    """
+
+    def __init__(self, image: bytes, start: int | None = None) -> None:
+        names, addresses, kinds = _read(image, start)
         #: address of each symbol; of several with one name the first's
         self.addresses: dict[str, int] = dict(zip(reversed(names), reversed(addresses), strict=True))
         code = sorted(
@@ -49,13 +57,13 @@ class Kallsyms:
         return self._names[at], address - self._starts[at]
 
 
-def _read(image: bytes) -> tuple[list[str], list[int], str]:
+def _read(image: bytes, start: int | None) -> tuple[list[str], list[int], str]:
     """Names, addresses and kinds (as nm has them) of all symbols."""
     table, tokens, after = _find_tokens(image)
     markers_at, markers = _find_markers(image, table)
     names_at, number = _find_names(image, markers_at, markers)
     raw = _expand(image, names_at, markers_at, number, tokens)
-    addresses = _addresses(image, names_at, after, number)
+    addresses = _addresses(image, names_at, after, number, start)
     return [name[1:].decode("utf-8", "replace") for name in raw], addresses, "".join(chr(name[0]) for name in raw)
 
 
@@ -68,18 +76,17 @@ def _find_tokens(image: bytes) -> tuple[int, list[bytes], int]:
             start = image.rfind(b"\0", max(0, start - 64), start)
             if start < 0:
                 break
-        # padding may be several NULs: the table begins at one of the next multiples of 8
-        for table in {start + 1 & ~7, start + 8 & ~7} if start >= 0 else ():
+        # padding may be several NULs: the table begins at one of the next places for one
+        for table in {_down(start + 1), _up(start + 1)} if start >= 0 else ():
             tokens = image[table : table + _TABLE_BYTES].split(b"\0", _TOKENS)[:_TOKENS]
             if len(tokens) < _TOKENS:
                 continue
             places = [0, *accumulate(len(token) + 1 for token in tokens)]
-            index = table + places[-1] + 7 & ~7
-            if (
-                struct.pack(f"<{_TOKENS}H", *(place & 0xFFFF for place in places[:_TOKENS]))
-                == (image[index : index + 2 * _TOKENS])
-            ):
-                return table, tokens, index + 2 * _TOKENS
+            wanted = struct.pack(f"<{_TOKENS}H", *(place & 0xFFFF for place in places[:_TOKENS]))
+            end = table + places[-1]
+            for index in (_up(end), _up(end, 8)):
+                if image[index : index + len(wanted)] == wanted:
+                    return table, tokens, index + len(wanted)
         at = image.find(_DIGITS, at + 1)
     raise ImageError("no table of kernel symbols (CONFIG_KALLSYMS) in it")
 
@@ -89,7 +96,7 @@ def _find_markers(image: bytes, table: int) -> tuple[int, list[int]]:
 
     Between the two, 6.2 to 6.3 and the later 6.1 have the names' order, 3 bytes a name.
     """
-    for start in range(table - 4 & ~7, max(0, table - 3 * _MOST), -8):
+    for start in range(_down(table - 4), max(0, table - 3 * _MOST), -_ALIGNED):
         markers = [0]
         at = start
         while at + 8 <= table:
@@ -105,11 +112,12 @@ def _find_markers(image: bytes, table: int) -> tuple[int, list[int]]:
 
 def _find_names(image: bytes, markers_at: int, markers: list[int]) -> tuple[int, int]:
     """Where the names begin, and how many there are."""
-    last = markers_at - markers[-1] & ~7
-    for start in range(last, max(8, last - _MARKED * _NAME_BYTES), -8):
-        (number,) = _U32.unpack_from(image, start - 8)
-        if (len(markers) - 1) * _MARKED < number <= len(markers) * _MARKED and _walks(image, start, markers):
-            return start, number
+    last = _down(markers_at - markers[-1])
+    for start in range(last, max(3, last - _MARKED * _NAME_BYTES), -_ALIGNED):
+        for before in (4, min(8, start)):
+            (number,) = _U32.unpack_from(image, start - before)
+            if (len(markers) - 1) * _MARKED < number <= len(markers) * _MARKED and _walks(image, start, markers):
+                return start, number
     raise ImageError("its table of kernel symbols has no names where they should be")
 
 
@@ -144,17 +152,53 @@ def _expand(image: bytes, at: int, end: int, number: int, tokens: list[bytes]) -
     return found
 
 
-def _addresses(image: bytes, names_at: int, after: int, number: int) -> list[int]:
+def _addresses(image: bytes, names_at: int, after: int, number: int, start: int | None) -> list[int]:
     """The symbols' addresses: before the names up to Linux 6.3, after the token index since."""
-    room = number * 4 + 7 & ~7
+    room = _up(4 * number, 8)
     for offsets_at, base_at in ((names_at - 16 - room, names_at - 16), (after, after + room)):
-        if offsets_at < 0 or base_at + 8 > len(image):
-            continue
-        (base,) = _U64.unpack_from(image, base_at)
-        if base >= _KERNEL:
-            offsets = struct.unpack_from(f"<{number}i", image, offsets_at)
-            if min(offsets) >= 0:
-                return [base + offset for offset in offsets]
-            # CONFIG_KALLSYMS_ABSOLUTE_PERCPU: what is not negative is an offset in per-CPU memory
-            return [offset if offset >= 0 else base - 1 - offset for offset in offsets]
+        if offsets_at >= 0 and base_at + 8 <= len(image):
+            (base,) = _U64.unpack_from(image, base_at)
+            found = _from_base(struct.unpack_from(f"<{number}i", image, offsets_at), base)
+            if base >= _KERNEL and _rise(found):
+                return found
+    if after + 4 * number <= len(image):
+        places = _from_places(struct.unpack_from(f"<{number}i", image, after))
+        if _rise(places):
+            first = _address(image, after, start)
+            return [first + place & _WORD - 1 for place in places]
     raise ImageError("its table of kernel symbols has no addresses where they should be")
+
+
+def _from_base(offsets: tuple[int, ...], base: int) -> list[int]:
+    """Addresses by their distance from a base."""
+    if min(offsets) >= 0:
+        return [base + offset for offset in offsets]
+    # CONFIG_KALLSYMS_ABSOLUTE_PERCPU: what is not negative is an offset in per-CPU memory
+    return [offset if offset >= 0 else base - 1 - offset for offset in offsets]
+
+
+def _from_places(offsets: tuple[int, ...]) -> list[int]:
+    """Since Linux 7.0: each is relative to the place where it stands itself; here, to the place of the first."""
+    return [4 * index + offset for index, offset in enumerate(offsets)]
+
+
+def _rise(addresses: list[int]) -> bool:
+    return all(map(le, addresses, islice(addresses, 1, None)))
+
+
+def _address(image: bytes, at: int, start: int | None) -> int:
+    """The address that a place in the image has in the kernel."""
+    if start is not None:
+        return start + at
+    for segment in Elf(image).segments:
+        if segment.type == PT_LOAD and segment.offset <= at < segment.offset + segment.filesz:
+            return int(segment.vaddr + at - segment.offset)
+    raise ImageError("its table of kernel symbols lies in no segment of it")
+
+
+def _down(at: int) -> int:
+    return at & -_ALIGNED
+
+
+def _up(at: int, aligned: int = _ALIGNED) -> int:
+    return at + aligned - 1 & -aligned

@@ -1,0 +1,46 @@
+"""A kernel whose symbols cannot be read: it is said that there is one, and its memory is not read over and over."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from splitlock.guest import linux
+from splitlock.guest.memory import Memory
+from splitlock.guest.names import Names
+from splitlock.guest.shared import Shared
+
+
+@pytest.fixture
+def memory() -> Iterator[Memory]:
+    """Of a guest with a kernel that has a banner and no symbols."""
+    made = Memory(1 << 20)
+    made.ram[0x8000:0x8010] = b"\x90" * 16
+    made.ram[0x9000:0x9020] = b"Linux version 9.9.9-toy (x) #1\n\0"
+    yield made
+    made.close()
+
+
+def test_read_once(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once for each kernel, however often somebody asks; the report has its version and the reason."""
+    heads = [b"one"] * 5 + [b"two"] * 5
+    running = iter(linux.Code(0xFFFF_FFFF_8100_0000, 0x8000, head) for head in heads)
+    monkeypatch.setattr(linux, "code", lambda *_: next(running))
+    reads: list[int] = []
+
+    def pread(_fd: int, size: int, at: int) -> bytes:
+        reads.append(at)
+        return memory.ram[at : at + size]
+
+    monkeypatch.setattr(os, "pread", pread)
+    shared = Shared()
+    names = Names(memory, shared, 1)
+    for _ in heads:
+        assert names.find_kernel(0x1000, 0) is None
+    assert reads == [0x8000, 0x8000]
+    assert names.unreadable is not None
+    assert names.unreadable.release == "9.9.9-toy"
+    assert "CONFIG_KALLSYMS" in str(names.unreadable)
+    shared.close()
