@@ -6,6 +6,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
 
+    from splitlock.host.causes import Causes
+    from splitlock.host.oops_files import Files
+
 
 def seconds(text: str) -> float:
     """A time, more than none. Raises ValueError, of which argparse makes its line."""
@@ -13,6 +16,26 @@ def seconds(text: str) -> float:
     if not 0 < value < 1e9:
         raise ValueError
     return value
+
+
+def oops_options(parser: argparse.ArgumentParser) -> None:
+    """Where what an oops means is looked up: --vmlinux, --module, --debug, --causes."""
+    parser.add_argument(
+        "--vmlinux", metavar="FILE", help="oopses: the kernel's file, with debug information or without"
+    )
+    parser.add_argument(
+        "--module", metavar="FILE", action="append", default=[], help="oopses: a module's file (NAME.ko)"
+    )
+    parser.add_argument("--debug", metavar="DIR", help="oopses: a directory with such files")
+    parser.add_argument("--causes", metavar="FILE", action="append", default=[], help="more known causes (TOML)")
+
+
+def oops_files(args: argparse.Namespace) -> tuple[Files, Causes]:
+    """What those options name. Raises SplitlockError where one cannot be read."""
+    from splitlock.host.causes import Causes
+    from splitlock.host.oops_files import Files
+
+    return Files(args.vmlinux, tuple(args.module), args.debug), Causes(args.causes)
 
 
 def report_options(

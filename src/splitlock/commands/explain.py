@@ -1,19 +1,21 @@
-"""`splitlock explain`: what one line of the kernel's log means, for who has only the log."""
+"""`splitlock explain`: what one line of the kernel's log means, or one oops, for who has only the log."""
 
 from __future__ import annotations
 
 import sys
 
 from splitlock._errors import SplitlockError
-from splitlock.commands._options import report_options
+from splitlock.commands._options import oops_files, oops_options, report_options
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
 
     from splitlock.commands import Parser
+    from splitlock.host.log import Said
     from splitlock.host.space import Saved
     from splitlock.linux.log import Line
+    from splitlock.report.watch import Event
 
 _EPILOG = """\
 exit status: 0 the locked instruction was found, 1 it was not, 2 it could not be
@@ -24,11 +26,13 @@ examples:
   splitlock explain --image ./remake --base 0x555555554000 \\
       '#DB: remake/737636 took a bus_lock trap at address: 0x5555555645d6'
   splitlock explain --maps saved.maps 'LINE'      cat /proc/PID/maps >saved.maps
-  dmesg | grep bus_lock | tail -n 1 | splitlock explain --pid 4185"""
+  dmesg | grep bus_lock | tail -n 1 | splitlock explain --pid 4185
+  splitlock explain --vmlinux vmlinux <oops.txt       an oops, with its whole dump"""
 
 PARSER = {
     "usage": "splitlock explain [options] [LOGLINE]",
-    "description": "Name the code behind the address in one line of the kernel's log.",
+    "description": "Name the code behind the address in one line of the kernel's log, or behind an\n"
+    "oops by a split lock in the kernel itself.",
     "epilog": _EPILOG,
 }
 
@@ -46,9 +50,10 @@ def prepare_parser(parser: Parser) -> None:
         help="with --image: where it was mapped (default: as the line says, else where it is linked to)",
     )
     parser.add_argument("--root", metavar="DIR", default="", help="with --maps: where the mapped files lie")
+    oops_options(parser)
     report_options(
         parser,
-        "the kernel's words as well",
+        "the kernel's words as well; an oops's callers one by one",
         output="write there, not to standard output",
         quiet="nothing but the exit status",
     )
@@ -57,14 +62,12 @@ def prepare_parser(parser: Parser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Do it; gives the exit status."""
     from splitlock.commands._output import Output
-    from splitlock.host.explain import explain
 
     if args.base and not args.image:
         raise SplitlockError("--base: goes with --image FILE", 2)
     if args.root and not args.maps:
         raise SplitlockError("--root: goes with --maps SAVED", 2)
-    line = _line(args.line)
-    event = explain(line, _space(args, line))
+    event = _event(_said(args.line), args)
     if not args.quiet:
         with Output(args.output) as out:
             if args.format == "json":
@@ -75,27 +78,43 @@ def run(args: argparse.Namespace) -> int:
                 from splitlock.report.watch_text import render
 
                 out.write(render(event, verbose=args.verbose).encode("utf-8", "replace"))
-    return 0 if event.place and event.place.instruction else 1
+    found = event.oops or event.place
+    return 0 if found and found.instruction else 1
 
 
-def _line(given: str | None) -> Line:
-    """The first line with an address in what was given, or in a log on standard input; in whatever it is wrapped."""
+def _event(said: Said, args: argparse.Namespace) -> Event:
+    """A sentence explained."""
+    from splitlock.host import oops
+    from splitlock.host.explain import explain
+
+    assert said.line is not None
+    files, causes = oops_files(args)
+    event = explain(said.line, _space(args, said.line))
+    if said.dump is not None:
+        event.detail, event.oops = str(said.dump.place or ""), oops.explain(said.dump, files)
+    event.causes = causes.of_event(event)
+    return event
+
+
+def _said(given: str | None) -> Said:
+    """The first line with an address, or oops, in what was given, or in a log on standard input; however wrapped."""
     from splitlock.host.log import Log
     from splitlock.host.sources import Stored, Text
 
     piped = given is None or given == "-"
-    said = Log(Stored("-") if piped else Text(given or ""))
-    lines = [each.line for each in said if each.line is not None and each.line.kind in ("trap", "guest", "killed")]
-    if not lines:
+    log = Log(Stored("-") if piped else Text(given or ""))
+    kinds = ("trap", "guest", "killed", "oops", "alignment")
+    found = [said for said in log if said.line is not None and said.line.kind in kinds]
+    if not found:
         what = "standard input: no" if piped else f"explain {(given or '').strip()[:60]!r}: not a"
         raise SplitlockError(
-            f"{what} line of the kernel's with an address, such as "
+            f"{what} line of the kernel's with an address, and no oops, such as "
             "'#AC: COMM/PID took a split_lock trap at address: 0x401000'; `splitlock watch FILE` takes a whole log",
             2,
         )
-    if len(lines) > 1:
-        sys.stderr.write(f"splitlock explain: the first of {len(lines):,} lines; `splitlock watch -` explains all\n")
-    return lines[0]
+    if len(found) > 1:
+        sys.stderr.write(f"splitlock explain: the first of {len(found):,} lines; `splitlock watch -` explains all\n")
+    return found[0]
 
 
 def _space(args: argparse.Namespace, line: Line) -> Saved | None:

@@ -6,7 +6,7 @@ import os
 import sys
 
 from splitlock._errors import SplitlockError
-from splitlock.commands._options import report_options
+from splitlock.commands._options import oops_files, oops_options, report_options
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ def prepare_parser(parser: Parser) -> None:
     )
     parser.add_argument("--maps", metavar="SAVED", help="look addresses up in this copy of /proc/PID/maps")
     parser.add_argument("--root", metavar="DIR", default="", help="with --maps: where the mapped files lie")
+    oops_options(parser)
     parser.add_argument("--listen", metavar="HOST:PORT", help="counters for Prometheus")
     report_options(
         parser,
@@ -80,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     space = _space(args)
     source = _source(args, follow)
     # what is read from the kernel itself, or followed, goes on to now; a file ends somewhere
-    watch = Watch(Log(source, ends=_ends(args, follow)), space)
+    watch = Watch(Log(source, ends=_ends(args, follow)), space, *oops_files(args))
     metrics = None
     if args.listen is not None:
         from splitlock._prometheus import serve

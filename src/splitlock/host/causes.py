@@ -8,13 +8,14 @@ from pathlib import Path
 import msgspec
 
 from splitlock._errors import SplitlockError
-from splitlock.report.oops import Cause
+from splitlock.report.oops import KnownCause
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from splitlock.report.oops import Oops
+    from splitlock.report.watch import Event
 
 SHIPPED = Path(__file__).with_name("causes.toml")
 _LARGEST = 1 << 20  # bytes of a file
@@ -49,11 +50,17 @@ class Causes:
                     raise SplitlockError(f"{path}: two causes are called {entry.name!r}; give one another name", 2)
                 self._entries.append(entry)
 
-    def of_task(self, comm: str) -> list[Cause]:
+    def of_event(self, event: Event) -> list[KnownCause]:
+        """Those that a line's task, or an oops, has."""
+        if event.oops is not None:
+            return self.of_oops(event.oops)
+        return self.of_task(event.comm) if event.kind in ("trap", "guest", "killed") else []
+
+    def of_task(self, comm: str) -> list[KnownCause]:
         """Those that a task of that name has."""
         return [_shown(entry) for entry in self._entries if _matches(entry.comms, comm)]
 
-    def of_oops(self, oops: Oops) -> list[Cause]:
+    def of_oops(self, oops: Oops) -> list[KnownCause]:
         """Those that an oops's function, module and callers fit. Callers marked as unreliable do not count."""
         if oops.place is None:
             return []
@@ -72,8 +79,8 @@ def _matches(patterns: list[str], name: str) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _shown(entry: _Entry) -> Cause:
-    return Cause(name=entry.name, what=entry.what, versions=entry.versions, fix=entry.fix, links=entry.links)
+def _shown(entry: _Entry) -> KnownCause:
+    return KnownCause(name=entry.name, what=entry.what, versions=entry.versions, fix=entry.fix, links=entry.links)
 
 
 def _read(path: str) -> list[_Entry]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime
 from collections import Counter, OrderedDict
 
+from splitlock.host import oops
+from splitlock.host.causes import Causes
 from splitlock.host.explain import explain
 from splitlock.host.log import FOUND, Log
 from splitlock.report.watch import Count, Event, Summary
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from splitlock.host.log import Said
+    from splitlock.host.oops_files import Files
     from splitlock.host.space import Saved
     from splitlock.host.wrappings import Record
     from splitlock.linux.log import Line
@@ -24,10 +27,16 @@ _EXPLAINED = 4_096  # answers that are kept for the same line again
 
 
 class Watch:
-    """Counts what it hands on. `space`: where addresses are looked up, None: in the tasks themselves."""
+    """Counts what it hands on. `space`: where addresses are looked up, None: in the tasks themselves.
 
-    def __init__(self, log: Log, space: Saved | None = None) -> None:
-        self._log, self._space = log, space
+    `files`: code and debug information of the kernel; `causes`: the known ones.
+    """
+
+    def __init__(
+        self, log: Log, space: Saved | None = None, files: Files | None = None, causes: Causes | None = None
+    ) -> None:
+        self._log, self._space, self._files = log, space, files
+        self._causes, self._told = causes or Causes(), set[str]()
         self.recognised = self.lost = self.suppressed = self.uncounted = 0
         self._kinds: Counter[str] = Counter()
         self._counts: dict[tuple[object, ...], Count] = {}
@@ -57,6 +66,10 @@ class Watch:
             if len(self._explained) > _EXPLAINED:
                 self._explained.popitem(last=False)
         made.time, made.stamp, made.text, made.number = when(record.time), line.stamp, line.text, line.number
+        if said.dump:
+            made.oops = oops.explain(said.dump, self._files)
+        made.causes = [cause for cause in self._causes.of_event(made) if cause.name not in self._told]
+        self._told.update(cause.name for cause in made.causes)
         if not record.speaker or line.kind == "lost":
             self._count(made)
         return made

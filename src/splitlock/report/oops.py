@@ -9,7 +9,7 @@ import msgspec
 Fits = Literal["yes", "no", "unknown"]
 
 
-class Cause(msgspec.Struct, kw_only=True):
+class KnownCause(msgspec.Struct, kw_only=True):
     """A known cause that fits, of host/causes.toml or of a file that was given."""
 
     name: str

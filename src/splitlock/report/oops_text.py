@@ -8,7 +8,7 @@ from splitlock.report.lines import count, cut, wrap
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from splitlock.report.oops import Cause, Frame, Inlined, Oops, Operand
+    from splitlock.report.oops import Frame, Inlined, KnownCause, Oops, Operand
 
 _MARGIN, _DEEPER = "    ", "      "
 _CALLERS = 8  # shown without --verbose
@@ -39,7 +39,7 @@ def oops_lines(oops: Oops, *, verbose: bool = False) -> list[str]:
     return lines
 
 
-def cause_lines(cause: Cause) -> list[str]:
+def cause_lines(cause: KnownCause) -> list[str]:
     """A known cause."""
     lines = wrap(f"known cause: {cause.what}", _MARGIN, _DEEPER)
     lines += wrap(f"versions: {cause.versions}", _DEEPER, _DEEPER) if cause.versions else []

@@ -7,6 +7,7 @@ from typing import Final, Literal
 import msgspec
 
 from splitlock.report.document import Document
+from splitlock.report.oops import KnownCause, Oops
 
 SCHEMA: Final = "splitlock/watch/1"
 SUMMARY: Final = "splitlock/watch-summary/1"
@@ -76,6 +77,8 @@ class Event(msgspec.Struct, kw_only=True):
     guest: bool  #: the address is a virtual machine's, not the process's, or most likely is (`note`)
     process: Process | None = None
     place: Place | None = None
+    oops: Oops | None = None  #: what the dump after an oops says and means
+    causes: list[KnownCause] = []  #: known causes that fit; `watch` tells each once
     note: str = ""  #: why no more is known, and what to do
     cause: Cause | None = None  #: the same for programs
     speaker: str = ""  #: who wrote the line, where that is known not to be the kernel: it is not counted

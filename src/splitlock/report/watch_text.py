@@ -6,6 +6,7 @@ import os
 
 from splitlock.report.frames import inlined, short
 from splitlock.report.lines import WIDTH, count, cut, printable, wrap
+from splitlock.report.oops_text import cause_lines, oops_lines
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,8 +36,12 @@ def render(event: Event, *, verbose: bool = False, colour: bool = False, note: b
         lines.append(f"{_MARGIN}{event.detail} (the kernel's word: start and size of the mapping)")
     if event.place:
         lines += _place(event.place, verbose)
+    if event.oops:
+        lines += oops_lines(event.oops, verbose=verbose)
     if event.process:
         lines += _process(event.process)
+    for cause in event.causes:
+        lines += cause_lines(cause)
     if event.note and note:
         lines += wrap(event.note, _MARGIN, _MARGIN)
     if verbose:
@@ -58,6 +63,8 @@ def _said(event: Event) -> str:
         if event.kind == "unknown":
             return f"not understood: {words}"
         return words + (f" (mode {event.detail})" if event.detail else "")
+    if event.oops:
+        return event.oops.says
     if event.kind in _KERNEL:
         return f"{_KERNEL[event.kind]}{f', in {event.detail}' if event.detail else ''}: oops"
     if event.kind == "msr":
