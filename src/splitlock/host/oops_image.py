@@ -67,7 +67,7 @@ class Image:
         elif compression(head):
             self.data, self.plain = expand(bytes(self.data), _LARGEST), False
         self.image = KernelImage(self.data)
-        self.symbols = Symbols(path)
+        self.symbols = Symbols(path, beside=False)  # nothing is asked for over the network
         self._kallsyms: Kallsyms | None = None
 
     def release(self) -> str:
