@@ -116,7 +116,6 @@ def test_what_is_no_file_is_not_opened(tree: Path) -> None:
             with pytest.raises(OSError, match="not a regular file"):
                 root.open(name)
             assert root.exists(name)
-            assert not root.is_filled(name)
             assert root.names(name) == ([] if name != "etc" else ["hostname"])
         assert root.files("/") == ["//etc/hostname"]
         told = {item.path: item for item in files(["/"], str(tree))}
@@ -264,9 +263,11 @@ def test_this_machine() -> None:
     assert found.pid == os.getpid()
 
 
-def test_a_held_file_is_that_very_file(tree: Path) -> None:
+def test_an_opened_file_is_that_very_file(tree: Path) -> None:
     """For programs that open by paths, journalctl above all: its name may lead out by then."""
-    with Root(str(tree)).held("etc/hostname") as path:
-        (tree / "etc" / "hostname").unlink()
-        (tree / "etc" / "hostname").symlink_to(tree.parent / "secret")
-        assert subprocess.check_output(["cat", path], text=True) == Path(path).read_text() == "inside"
+    held = Root(str(tree)).handle("etc/hostname")
+    (tree / "etc" / "hostname").unlink()
+    (tree / "etc" / "hostname").symlink_to(tree.parent / "secret")
+    path = below.path(held)
+    assert subprocess.check_output(["cat", path], text=True) == Path(path).read_text() == "inside"
+    os.close(held)

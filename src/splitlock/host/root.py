@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import stat
-from contextlib import contextmanager
 
 from splitlock._errors import SplitlockError
 from splitlock.linux import below
@@ -49,15 +48,6 @@ class Root:
         """The same as a file."""
         return open(self.handle(name), "rb")
 
-    @contextmanager
-    def held(self, name: str) -> Iterator[str]:
-        """A path to that very file while it is held, for what opens files by their paths. Raises OSError."""
-        descriptor = self.handle(name)
-        try:
-            yield below.path(descriptor)
-        finally:
-            os.close(descriptor)
-
     def text(self, *names: str) -> str | None:
         """The contents of the first of these that is there and not empty. Raises SplitlockError for what is huge."""
         for name in names:
@@ -80,11 +70,6 @@ class Root:
         """Is it a directory?"""
         status = self._status(name)
         return status is not None and stat.S_ISDIR(status.st_mode)
-
-    def is_filled(self, name: str) -> bool:
-        """Is it a regular file with something in it?"""
-        status = self._status(name)
-        return status is not None and stat.S_ISREG(status.st_mode) and status.st_size > 0
 
     def identity(self, name: str) -> tuple[int, int] | None:
         """What two names of one file or directory have in common: device and inode; None: it is not there."""

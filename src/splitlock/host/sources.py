@@ -12,6 +12,7 @@ import time
 from splitlock._errors import SplitlockError
 from splitlock.host import rotated, stored, structured
 from splitlock.host.wrappings import Lines, Record
+from splitlock.linux import below
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -209,7 +210,7 @@ class Stored(Source):
             start = b""
         if start != stored.JOURNAL:
             raise SplitlockError(f"{path}: a journal, compressed or in a pipe; unpack it to a file first", 2)
-        journal = Journal(path, "--file", f"/proc/{os.getpid()}/fd/{descriptor}")  # the very file that was opened
+        journal = Journal(path, "--file", below.path(descriptor))  # the very file that was opened
         yield from journal
         self.first, self.last = self.first or journal.first, journal.last
         self.unread += journal.unread
