@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from modules.debian import vmlinuz
 
 from splitlock._errors import SplitlockError
 from splitlock.host.causes import Causes
@@ -469,6 +470,18 @@ def test_a_kernel_of_another_release_is_not_used(kernel: Path) -> None:
     assert any("6.12.9-amd64" in missing for missing in oops.missing)
 
 
+def test_debian_s_kernel_names_the_structure() -> None:
+    """A boot image has no lines, but the kernel's names and types."""
+    image = vmlinuz("amd64")
+    dump = read((DATA / "oops-6.1-skb.txt").read_text())
+    if image.name != f"vmlinuz-{dump.release}":
+        pytest.skip(f"the dump is of {dump.release}, Debian has {image.name} now")
+    oops = explain(dump, Files(vmlinux=str(image), root=None))
+    assert oops.operand is not None
+    assert oops.operand.what == "skb->end + skb->head + 0x20"  # skb_shinfo(skb)->dataref
+    assert any(f"linux-image-{dump.release}-dbg" in missing for missing in oops.missing)
+
+
 # Causes
 
 
@@ -493,6 +506,25 @@ def test_the_known_causes_fit_what_they_were_found_with() -> None:
     assert cause(real("xdp-7.1.8")) == ["xdp-on-loopback"]  # the bug itself, in a guest
     razer = "Split lock detected\nRIP: 0010:razer_raw_event+0x34d/0x5b0 [razerkbd]\n"
     assert cause(explain(read(razer), HERE)) == ["openrazer-keyboard"]
+
+
+@pytest.mark.parametrize(
+    ("register", "address", "past"),
+    [  # what two users published: netbirdio/netbird 7295, and a workstation that died of a test's name server queries
+        (0xFFFF88DDCA5E781F, 0xFFFF88DDCA5E783F, 3),
+        (0xFFFF893B5292699E, 0xFFFF893B529269BE, 2),
+    ],
+)
+def test_users_registers(register: int, address: int, past: int) -> None:
+    text = (
+        "Oops: Split lock detected\n: 0000 [#1] SMP NOPTI\nRIP: 0010:skb_clone+0x159/0x1e0\nCode: 90 <f0> ff 42 20 90\n"
+        f"RDX: {register:016x} RSI: 0000000000000820 RDI: 0000000000000000\n"
+        "Call Trace:\n <IRQ>\n raw_v4_input+0x9c/0x1e0\n"
+    )
+    oops = explain(read(text), HERE)
+    assert oops.operand is not None
+    assert (oops.operand.address, oops.operand.past, oops.fits) == (f"{address:#x}", past, "yes")
+    assert cause(oops) == ["xdp-on-loopback"]
 
 
 @pytest.mark.parametrize(
