@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,7 @@ def test_package_and_directory(tmp_path: Path) -> None:
     (tree / "boot").mkdir(parents=True)
     (tree / "boot" / "vmlinuz-x").symlink_to(vmlinuz("amd64"))
     (tree / "boot" / "config-x").write_text("")
-    (found,) = kernels([str(kernel("amd64")), str(tree)], str(tmp_path))
+    ((found,), _) = kernels([str(kernel("amd64")), str(tree)], str(tmp_path))
     assert found.member == f"boot/vmlinuz-{found.release}"
     assert found.banner.startswith(f"Linux version {found.release} ")
     assert Path(found.image).read_bytes()[:4] == b"\x7fELF"
@@ -28,14 +30,14 @@ def test_package_and_directory(tmp_path: Path) -> None:
 
 def test_without_pvh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What cannot be entered directly is booted as it is, or not at all."""
-    (direct,) = kernels([str(vmlinuz("amd64"))], str(tmp_path))
+    ((direct,), _) = kernels([str(vmlinuz("amd64"))], str(tmp_path))
     elf = Path(direct.image).read_bytes()
     assert len(module._PVH.findall(elf)) == 1
     (tmp_path / "vmlinux").write_bytes(module._PVH.sub(bytes(16), elf))
     with pytest.raises(SplitlockError, match="without CONFIG_PVH"):
         kernels([str(tmp_path / "vmlinux")], str(tmp_path))
     monkeypatch.setattr(module, "_PVH", re.compile(b"nowhere to be found"))
-    (found,) = kernels([str(vmlinuz("amd64"))], str(tmp_path))
+    ((found,), _) = kernels([str(vmlinuz("amd64"))], str(tmp_path))
     assert Path(found.image).read_bytes() == vmlinuz("amd64").read_bytes()
 
 
@@ -69,3 +71,59 @@ def test_headers(tmp_path: Path) -> None:
     (tmp_path / f"linux-headers-{release}_1.deb").write_text("damaged")
     with pytest.raises(SplitlockError, match=r"--headers .*_1\.deb: .*; download it again"):
         headers(release, [str(tmp_path)], str(tmp_path / "other"))
+
+
+def _package(target: Path, name: str, depends: str, files: dict[str, bytes]) -> Path:
+    """A package of Debian's kind."""
+    tree = target / f"{name}.tree"
+    (tree / "DEBIAN").mkdir(parents=True)
+    (tree / "DEBIAN" / "control").write_text(
+        f"Package: {name}\nVersion: 1\nArchitecture: amd64\nMaintainer: x <x@example.org>\nDescription: x\n"
+        + (f"Depends: {depends}\n" if depends else "")
+    )
+    for path, content in files.items():
+        (tree / path).parent.mkdir(parents=True)
+        (tree / path).write_bytes(content)
+    package = target / f"{name}_1_amd64.deb"
+    subprocess.run(["dpkg-deb", "--build", tree, package], check=True, capture_output=True)
+    shutil.rmtree(tree)
+    return package
+
+
+def test_packages_that_name_another(tmp_path: Path) -> None:
+    """Two that hold nothing lead to the one with the kernel, if that is beside them; else its name is told."""
+    place, other = tmp_path / "all", tmp_path / "alone"
+    place.mkdir()
+    other.mkdir()
+    depends = "dracut | initramfs-tools (>= 0.1), linux-base-9.1 (= 1), linux-binary-9.1-amd64 (= 1), linux-modules-9.1"
+    meta = _package(place, "linux-image-amd64", "linux-image-9.1-amd64 (= 1)", {})
+    image = _package(place, "linux-image-9.1-amd64", depends, {})
+    member = "usr/lib/modules/9.1-amd64/vmlinuz"
+    binary = _package(place, "linux-binary-9.1-amd64", "", {member: vmlinuz("amd64").read_bytes()})
+    for path in (meta, image, binary, place):
+        ((found,), passed_over) = kernels([str(path)], str(tmp_path))
+        assert (found.path, found.member, passed_over) == (str(binary), member, [])
+
+    shutil.copy(image, other)
+    with pytest.raises(SplitlockError, match=r"linux-image-9\.1-amd64_1_amd64\.deb: .* in linux-binary-9\.1-amd64"):
+        kernels([str(other / image.name)], str(tmp_path))
+
+
+def test_others_in_a_directory(tmp_path: Path) -> None:
+    """A kernel of 32 bits, a text, half a package: named in the report, and the rest is measured."""
+    place = tmp_path / "boot"
+    place.mkdir()
+    shutil.copy(vmlinuz("amd64"), place / "vmlinuz-good")
+    elf = bytearray(64) + b"Linux version 6.1.0-686 (x) #1\n"
+    elf[:5] = b"\x7fELF\x01"
+    (place / "vmlinux-686").write_bytes(elf)
+    (place / "vmlinuz-text").write_text("no kernel")
+    (place / "linux-image-half.deb").write_bytes(kernel("amd64").read_bytes()[:3_000_000])
+    ((found,), passed_over) = kernels([str(place)], str(tmp_path))
+    assert found.path == str(place / "vmlinuz-good")
+    assert [line.partition(": ")[0] for line in passed_over] == [
+        str(place / name) for name in ("linux-image-half.deb", "vmlinux-686", "vmlinuz-text")
+    ]
+    (place / "vmlinuz-good").unlink()
+    with pytest.raises(SplitlockError, match="name a vmlinuz"):
+        kernels([str(place)], str(tmp_path))

@@ -1,7 +1,7 @@
 """What does the kernel's documentation say about a kind of split lock, and does what was observed agree?
 
-Source: Documentation/arch/x86/buslock.rst of Linux 6.12, and "split_lock_mitigate" in
-Documentation/admin-guide/sysctl/kernel.rst. Nothing here has a say in what is observed.
+Source: Documentation/arch/x86/buslock.rst of Linux 7.2 (of 6.12 to 7.3: they say the same of what is here), and
+"split_lock_mitigate" in Documentation/admin-guide/sysctl/kernel.rst. Nothing here has a say in what is observed.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from statistics import median
 
 from splitlock.report.matrix import Cell, Documented
 
-SOURCE = "Linux 6.12, Documentation/arch/x86/buslock.rst"
+SOURCE = "Linux 7.2, Documentation/arch/x86/buslock.rst"
 NOTES = {
     "ac": "ac: the emulated processor raises no ordinary alignment checks, as a real one does while EFLAGS.AC is set; "
     "where split locks are not detected these cells say nothing about a real one",

@@ -22,21 +22,26 @@ _PACKAGES = {b"!<arch>\ndebian-": deb, b"\xed\xab\xee\xdb": rpm}
 # where packages, and trees that they are unpacked to, have the kernel
 _IN_PACKAGE = re.compile(r"(usr/)?(boot/vmlinu[xz]-[^/]+|lib/modules/[^/]+/vmlinuz)")
 _HEADERS = re.compile(r"linux-(headers|kbuild)-.*\.deb")
-_NAMED = re.compile(r"(vmlinu[xz]|bzImage|linux-image-).*(?<!\.ko)")
+_NAMED = re.compile(r"(vmlinu[xz]|bzImage|linux-(image|binary)-).*(?<!\.ko)")
+_WITH_KERNEL = re.compile(r"(?:^|,)\s*(linux-(?:image|binary)-[^\s,]+)")  # in a package's Depends
 _PVH = re.compile(rb"\x04\0\0\0[\x04\x08]\0\0\0\x12\0\0\0Xen\0")  # ELF note XEN_ELFNOTE_PHYS32_ENTRY
 _BANNER = re.compile(rb"Linux version (\S+) [^\n]*")
+
+_REMEDY = "name a vmlinuz of x86-64, or a package with one"
 
 Kernel = namedtuple("Kernel", "path member release banner image")
 """A kernel: the file it is in, its name in that package or None, what `uname -r` and its banner say, and the file that
 QEMU boots: vmlinux where it can be entered directly (PVH), which is quicker, else as it is."""
 
 
-def kernels(paths: Iterable[str], directory: str) -> list[Kernel]:
-    """The kernels in files, packages, and directories of them, ready to boot from `directory`.
+def kernels(paths: Iterable[str], directory: str) -> tuple[list[Kernel], list[str]]:
+    """The kernels in files, packages, and directories of them, ready to boot from `directory`; and what of these
+    directories is no kernel to boot, with the reason, a line each.
 
-    Packages of headers are passed over. Raises SplitlockError where there is no kernel, or something else.
+    Packages of headers are passed over. Raises SplitlockError where there is no kernel, or a path is something else.
     """
     found: list[Kernel] = []
+    passed_over: list[str] = []
     for path in paths:
         files = _files(path, _NAMED)
         if not files:
@@ -48,14 +53,17 @@ def kernels(paths: Iterable[str], directory: str) -> list[Kernel]:
                 kernel = _kernel(file, os.path.join(directory, f"kernel{len(found)}"))
             except (OSError, ImageError) as error:
                 reason = error.strerror if isinstance(error, OSError) else str(error)
-                raise SplitlockError(
-                    f"--kernels {shown(file)}: {reason}; name a vmlinuz of x86-64, or a package with one", 2
-                ) from None
+                if file == path:
+                    raise SplitlockError(f"--kernels {shown(file)}: {reason}; {_REMEDY}", 2) from None
+                passed_over.append(f"{shown(file)}: {reason}")
+                continue
             if all(kernel.banner != other.banner for other in found):  # a package, and what it was unpacked to
                 found.append(kernel)
+    if not found and passed_over:
+        raise SplitlockError(f"--kernels {passed_over[0]}; {_REMEDY}", 2)
     if not found:
         raise SplitlockError("--kernels: headers alone; name a vmlinuz, a package with one, or their directory", 2)
-    return found
+    return found, passed_over
 
 
 def _files(path: str, names: re.Pattern[str]) -> list[str]:
@@ -78,10 +86,32 @@ def _kernel(path: str, target: str) -> Kernel:
                     for stream, name, length in members:
                         if _IN_PACKAGE.fullmatch(name) and length <= LIMIT:
                             return _identify(path, name, stream.read(length), target)
-                raise ImageError("no kernel in this package")
+                return _named_by(path, target)
         if size > LIMIT:
             raise ImageError(f"{size:,} bytes are no kernel")
         return _identify(path, None, head + file.read(), target)
+
+
+def _named_by(path: str, target: str) -> Kernel:
+    """The kernel of the package that this one depends on: Debian has packages that only name another.
+
+    linux-image-amd64 always was one; since Linux 7.0 each linux-image is one, and the kernel is in linux-binary. Raises
+    ImageError where it is not beside it.
+    """
+    try:
+        depends = subprocess.run(
+            ["dpkg-deb", "-f", path, "Depends"], capture_output=True, text=True, check=False
+        ).stdout
+    except OSError:
+        depends = ""
+    names = _WITH_KERNEL.findall(depends)
+    if not names:
+        raise ImageError("no kernel in this package")
+    place, own = os.path.dirname(path) or ".", os.path.basename(path).partition("_")[0]
+    for name in sorted(os.listdir(place)):
+        if name.partition("_")[0] in names and name.endswith(".deb") and name.partition("_")[0] != own:
+            return _kernel(os.path.join(place, name), target)
+    raise ImageError(f"no kernel in this package: it is in {names[0]}, on which this one depends")
 
 
 def _identify(path: str, member: str | None, raw: bytes, target: str) -> Kernel:
