@@ -42,6 +42,7 @@ def test_text_and_json(built: tuple[Path, int]) -> None:
         event = json.loads(done.stdout)
         jsonschema.validate(event, SCHEMA)
         assert event["place"]["offset"] == f"{at:#x}"
+    assert run("--image", image, "--base", "555555554000", line).returncode == 0  # as /proc/PID/maps has it
     assert run("-q", "--image", image, "--base", "0x555555554000", line).stdout == ""
     nothing = run("--image", image, "--base", "0x555555554000", LINE.format(0x555555554000 + at + 1))
     assert nothing.returncode == 1
@@ -50,15 +51,30 @@ def test_text_and_json(built: tuple[Path, int]) -> None:
     assert (outside.returncode, "outside of" in outside.stdout) == (1, True)
 
 
+def test_the_line_that_simulate_prints(built: tuple[Path, int]) -> None:
+    scenario = Path(__file__).parents[2] / "docs" / "scenarios" / "04-fatal.toml"
+    words = [sys.executable, "-m", "splitlock", "simulate", str(scenario)]
+    told = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False).stdout
+    line = next(line for line in told.splitlines() if "traps: " in line)
+    done = run(line)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "got SIGBUS" in done.stdout
+
+
 def test_errors(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("text\n")
     line = LINE.format(0x10)
     for words, said in (
         (["nonsense"], "not a line of the kernel's"), (["--image", "/none", line], "--image /none: No such file"),
         (["--image", tmp_path / "text", line], "neither ELF nor PE"), (["--base", "1", line], "goes with --image"),
-        (["--image", "/bin/true", "--base", "x", line], "--base x: no address"),
+        (["--image", "/bin/true", "--base", "x", line], "--base x: no address of 64 bits"),
         (["--image", "/bin/true", "--base=-1", line], "--base -1: no address of 64 bits"),
-        (["--pid", "4194304", line], "--pid 4194304"),
+        (["--image", "/bin/true", "--base=", line], "--base : no address"),
+        (["--image", "/bin/true", "--base=0x", line], "--base 0x: no address"),
+        (["--image", "/bin/true", "--base=12_3", line], "--base 12_3: no address"),
+        (["--image", "/bin/true", "--base=1" + "0" * 16, line], "no address of 64 bits"),
+        (["--image", "/dev/zero", line], "not a regular file"),
+        (["--pid", "4194304", line], "--pid 4194304: no such task is here"),
         (["--maps", "/none", line], "--maps /none"), (["--maps", tmp_path / "text", line], "no copy of /proc/PID/maps"),
         (["--root", "/", line], "goes with --maps"), (["--maps", "a", "--pid", "1", line], "not allowed with"),
     ):  # fmt: skip

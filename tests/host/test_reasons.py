@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -160,6 +161,19 @@ def test_gone() -> None:
     )
     assert "sysctl kernel.split_lock_mitigate=0" in event.note
     assert "split_lock_mitigate" not in explain(line(pid, 0x401000, exception="#DB")).note  # it is for #AC alone
+
+
+@needs_root
+def test_in_a_container_numbers_are_others(program: Path) -> None:
+    """The task is there, by another number than the log's, which is the host's."""
+    code = (
+        "from splitlock.host.explain import explain; from splitlock.linux.log import lines; "
+        "print(explain(next(lines('#AC: game/4194304 took a split_lock trap at address: 0x401000'))).note)"
+    )
+    words = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", code]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert "this is a container" in done.stdout
+    assert "run it on the host" in done.stdout
 
 
 def test_another_machines_log() -> None:

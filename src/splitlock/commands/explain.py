@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 import sys
 
 from splitlock._errors import SplitlockError
@@ -63,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     """Do it; gives the exit status."""
     from splitlock.commands._output import Output
 
-    if args.base and not args.image:
+    if args.base is not None and not args.image:
         raise SplitlockError("--base: goes with --image FILE", 2)
     if args.root and not args.maps:
         raise SplitlockError("--root: goes with --maps SAVED", 2)
@@ -130,18 +131,19 @@ def _space(args: argparse.Namespace, line: Line) -> Saved | None:
                 f"--pid {args.pid}: its memory is not readable: CAP_SYS_PTRACE is wanted; run it with sudo", 2
             ) from None
         except OSError as error:
-            raise SplitlockError(f"--pid {args.pid}: {error.strerror or error}; is it still there?", 2) from None
+            gone = isinstance(error, FileNotFoundError | ProcessLookupError)
+            what = "no such task is here; of one that has ended: --maps, or --image" if gone else error.strerror
+            raise SplitlockError(f"--pid {args.pid}: {what}", 2) from None
     if args.maps:
         return saved(args.maps, args.root)
-    return Based(args.image, _address(args.base) if args.base else None, line)
+    return Based(args.image, _address(args.base) if args.base is not None else None, line)
 
 
 def _address(text: str) -> int:
     """An address, as the kernel and /proc write them: hexadecimal, with or without 0x."""
-    try:
-        found = int(text, 16)
-    except ValueError:
-        raise SplitlockError(f"--base {text}: no address; such as 0x555555554000, or as in /proc/PID/maps", 2) from None
-    if not 0 <= found < 1 << 64:
-        raise SplitlockError(f"--base {text}: no address of 64 bits; such as 0x555555554000", 2)
-    return found
+    digits = text.removeprefix("0x")
+    if not digits or len(digits) > 16 or not all(digit in string.hexdigits for digit in digits):
+        raise SplitlockError(
+            f"--base {text}: no address of 64 bits; such as 0x555555554000, or as /proc/PID/maps has it", 2
+        )
+    return int(digits, 16)

@@ -80,7 +80,7 @@ def explain(
     if made.guest or vmm is not None:
         made.guest, made.place = True, None
         return _because(made, _guest(made, vmm))
-    return _because(made, why if found else _nowhere(made, line.address) or why)
+    return _because(made, _nowhere(made, line.address) or why)
 
 
 def _because(made: Event, reason: Reason) -> Event:
@@ -96,7 +96,7 @@ def _own(made: Event, line: Line, since_boot: float | None) -> Saved | Reason:
     if now is None or process is None:
         slowed = line.kind == "trap" and line.exception == "#AC"
         file = line.mapped.file if line.mapped else None
-        return reasons.gone(line.comm, line.pid, slowed=slowed, file=file)
+        return reasons.gone(line.comm, line.pid, slowed=slowed, file=file, apart=tasks.numbered_apart())
     stamp = _STAMP.search(line.stamp)
     seconds = float(stamp[1]) if stamp else since_boot
     younger = tasks.began_after(line.pid, seconds) if seconds is not None else None

@@ -37,12 +37,15 @@ def alone() -> Reason:
     return Reason("gone", f"the address alone: {WAYS}")
 
 
-def gone(comm: str, pid: int, *, slowed: bool, file: str | None) -> Reason:
-    """No such task. `slowed`: it is the kernel's mitigation that it suffers from; `file`: the one the line names."""
-    words = (
-        f"This line holds an address only, and {comm}/{pid} is gone (no task {pid} of this name is here: it has "
-        "ended, or the log is another machine's). "
-    )
+def gone(comm: str, pid: int, *, slowed: bool, file: str | None, apart: bool = False) -> Reason:
+    """No such task. `slowed`: it is the kernel's mitigation that it suffers from; `file`: the one the line names.
+
+    `apart`: numbers are others here than in the log.
+    """
+    ended = "it has ended, or the log is another machine's"
+    if apart:
+        ended += ", or the host's: this is a container, where tasks have other numbers; run it on the host, or `--pid`"
+    words = f"This line holds an address only, and {comm}/{pid} is gone (no task {pid} of this name is here: {ended}). "
     if file:
         words = (
             f"{comm}/{pid} has ended, but the line tells where {file} was mapped: give that file, `--image {file}`. "

@@ -31,6 +31,7 @@ _NO_FILE = "memory of no file (JIT?)"
 _OPEN = 64  # images kept open
 _PAGE = 4096
 _LONGEST = 15  # bytes of an instruction
+_LARGEST = 64 << 20  # bytes of saved mappings: a process may have 65,530, and names of 4,096 bytes
 _SHOWN = 4  # places that an address may mean
 
 _images: OrderedDict[tuple[object, ...], Loaded | None] = OrderedDict()
@@ -145,7 +146,7 @@ def saved(path: str, root: str) -> Saved:
     """The mappings in a file; images are looked for below `root`, where it is not empty. Raises SplitlockError."""
     try:
         with open(path, "rb") as file:
-            return Saved(file.read(), Root(root) if root else None)
+            return Saved(file.read(_LARGEST), Root(root) if root else None)
     except OSError as error:
         raise SplitlockError(f"--maps {path}: {error.strerror}; save /proc/PID/maps there", 2) from None
 

@@ -32,6 +32,7 @@ _PROGRAMS = (
 
 
 HERE = Root("/")
+_INITIAL = 0xEFFFFFFC  # PROC_PID_INIT_INO: the inode of the first PID namespace
 _DRIFT = 2  # seconds that the log's clock may be off by
 
 
@@ -56,6 +57,14 @@ def name(tid: int) -> str | None:
         return _read(HERE, f"proc/{tid}/comm").rstrip("\n")
     except OSError:
         return None
+
+
+def numbered_apart() -> bool:
+    """Has this container task numbers of its own? The kernel's log has the host's (include/linux/proc_ns.h)."""
+    try:
+        return os.stat("/proc/self/ns/pid").st_ino != _INITIAL
+    except OSError:
+        return False
 
 
 def known_as(process: Process) -> set[str]:
