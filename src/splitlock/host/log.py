@@ -69,7 +69,8 @@ class Log:
         self.banner = ""  #: the kernel's first line
         self.boot = ""  #: the lines of the boot that others ask for
         self.mode: str | None = None
-        self.lost = self.suppressed = self.found = 0
+        self.lost = self.suppressed = self.signals = self.found = 0
+        self._told: set[str] = set()  # exceptions whose mode was told
         self.tasks: Counter[tuple[str, str, bool]] = Counter()  #: by name, exception, whether KVM says it is a guest's
         self.dumps: list[Dump] = []
 
@@ -124,8 +125,11 @@ class Log:
     def _take(self, line: Line) -> None:
         if line.kind == "mode":
             self.mode = line.detail or self.mode
-        elif line.kind == "suppressed":
-            self.suppressed += line.number if line.exception else 0  # else of a limit shared with segfaults
+            self._told.add(line.exception)
+        elif line.kind == "suppressed" and line.exception:
+            self.suppressed += line.number
+        elif line.kind == "suppressed":  # of a limit that segfaults share
+            self.signals += line.number
         elif line.kind == "lost":
             self.lost += line.number
         elif line.kind == "unknown":
@@ -153,6 +157,9 @@ class Log:
         if self._ends is False or (self._ends is None and self.release is not None and self._early()):
             said.append("it ends with the boot: what came later is not in it")
         said += [f"{count(self.lost, 'record')} lost"] if self.lost else []
+        if self.signals and self.mode == "fatal":
+            held = count(self.signals, "line")
+            said.append(f"{held} of signals held back by the kernel's rate limit: of segfaults, or of split locks")
         if self.unknown:
             words = f"{count(self.unknown, 'line')} in the kernel's words {'is' if self.unknown == 1 else 'are'}"
             said.append(f"{words} not understood, first: {cut(self.first_unknown, _FIRST)}")
@@ -162,8 +169,8 @@ class Log:
         """Why this kernel would log no split lock that a program takes; empty: it would, or nobody knows."""
         if self.mode == "off":
             return "detection is off: nothing is ever logged"
-        if self.mode and self.mode.startswith("ratelimit"):
-            return f"mode {self.mode} slows programs and logs nothing of them"
+        if self.mode == "fatal" and self._told == {"#DB"}:
+            return "mode fatal by #DB: programs get SIGBUS, and no line says so"
         if self.mode is None and self.release is not None and not self.found:
             return (
                 "at boot the kernel said nothing of detection: the processor has none that it uses, or it is off "

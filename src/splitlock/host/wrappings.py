@@ -63,8 +63,8 @@ _STAND_FOR_NOTHING = frozenset("\0\r")
 def matters(line: bytes) -> bool:
     """May it have to do with split locks, or with how the machine booted? Asked of every line of every log."""
     return (
-        b"plit" in line or b"bus_lock" in line or b"suppress" in line or b" messages" in line
-        or b"lignment check" in line or b"0x33 (" in line or b"x86/s" in line or b"Linux version" in line
+        b"plit" in line or b"bus_lock" in line or b"suppress" in line or b" messages" in line or b"x86/s" in line
+        or b"lignment check" in line or b"traps: " in line or b"0x33 (" in line or b"Linux version" in line
         or b"ommand line" in line or b"ypervisor det" in line
     )  # fmt: skip
 
@@ -78,7 +78,7 @@ def plain(line: bytes) -> str:
         text = html.unescape(text)
     if "#0" in text:
         text = _ESCAPE.sub(lambda match: chr(int(match[1], 8)), text)
-    return text.rstrip(_FRAME) if text[-1:] in _FRAME else text
+    return text.rstrip(_FRAME) if text.endswith(("`", "|")) else text
 
 
 def speaker(text: str) -> str:
@@ -103,6 +103,7 @@ class Lines:
         self._rest = b""
         self._held: str | None = None  # the next line may belong to it
         self._parts = self._dump = self._passed = 0
+        self._width = 0  # of lines that went on in the next one
 
     def matters(self, line: bytes) -> bool:
         """May a line have to do with split locks, by itself or because it follows an oops?"""
@@ -199,29 +200,30 @@ class Lines:
 
     def _join(self, held: str, line: str) -> str | None:
         """The line before with this one behind it, where a terminal or a mail program made two of it; else None."""
-        if (line[:1] == held[:1] and len(line) > _SHORT) or not line.strip() or self._parts > _JOINED:
+        alike = line[:1] == held[:1] and len(line) > _SHORT and line[-1:] != "]"  # most logs begin each line alike
+        if alike or not line.strip() or self._parts > _JOINED:
             return None
         found = _last(held)
-        if found is None or not _TAIL.fullmatch(held[held.rfind(found.text) + len(found.text) :]):
-            return None
         rest = line.removeprefix(_QUOTE.match(held)[0]) if held[:1] in "> |" else line  # type: ignore[index]
-        ways = (held + rest, f"{held.rstrip()} {rest.lstrip()}")
-        if found.kind == "unknown":
-            if _STAMP.match(line):
-                return None
+        ways = [held + rest, f"{held.rstrip()} {rest.lstrip()}"]
+        if len(held) < self._width:  # a terminal gives no blanks at the end of a line
+            ways.reverse()
+        joined = None
+        if found is None or found.kind == "unknown":
+            if not _STAMP.match(line):
+                joined = next((way for way in ways if _better(way, rest)), None)
+                if joined is None and found is not None and not matters(line.encode()):
+                    joined = ways[0]  # a part of a part
+        elif _continues(found, rest) and _TAIL.fullmatch(held[held.rfind(found.text) + len(found.text) :]):
+            joined = next((way for way in ways if _more(found, way)), None)
+        if joined is not None:
+            self._width = max(self._width, len(held) if self._parts == 1 else 0)
             self._parts += 1
-            better = (way for way in ways if (made := _last(way)) is not None and made.kind != "unknown")
-            return next(better, ways[0] if not matters(line.encode()) else None)
-        for way in ways if _continues(found, rest) else ():
-            made = _last(way)
-            if made is not None and made.kind == found.kind and made[:7] != found[:7]:
-                self._parts += 1
-                return way
-        return None
+        return joined
 
 
 _HEX = re.compile(r"\s*(?:0?x)?[0-9a-f]{1,16}\s*")
-_IN = re.compile(r"\s*(?:in )?[^\s\[]*\[?[0-9a-f,]*\+?[0-9a-f]*\]\s*")
+_IN = re.compile(r"\s*(?:i?n )?[^\s\[]*\[?[0-9a-f,]*\+?[0-9a-f]*\]\s*")
 _TAIL = re.compile(r"\s*(?:0x?|in? ?.{0,300})?\s*")  # of a message that was broken: what was not understood of it
 
 
@@ -230,6 +232,18 @@ def _continues(found: log.Line, rest: str) -> bool:
     if found.kind in ("trap", "guest"):
         return _HEX.fullmatch(rest) is not None
     return found.kind == "killed" and found.mapped is None and _IN.fullmatch(rest) is not None
+
+
+def _more(found: log.Line, way: str) -> bool:
+    """Does a text say the same, and more of it?"""
+    made = _last(way)
+    return made is not None and made.kind == found.kind and made[:7] != found[:7]
+
+
+def _better(way: str, rest: str) -> bool:
+    """Do two lines in one say what neither does?"""
+    made, alone = _last(way), _last(rest)
+    return made is not None and made.kind != "unknown" and (alone is None or alone.kind == "unknown")
 
 
 def _last(text: str) -> log.Line | None:

@@ -1,0 +1,144 @@
+"""How whole is a log? "Nothing was logged" is said of one that begins with the boot, lost nothing, and can hear."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from splitlock.host.log import Heard, Log
+from splitlock.host.root import Root
+from splitlock.host.sources import Stored
+
+BANNER = (
+    "[    0.000000] Linux version 6.12.48+deb13-amd64 (debian-kernel@lists.debian.org) (gcc) #1 SMP Debian 6.12.48-1\n"
+)
+WARN = (
+    "[    0.112233] x86/split lock detection: #AC: crashing the kernel on kernel split_locks and warning on user-space "
+    "split_locks\n"
+)
+LATER = "[ 4000.500000] wlan0: authenticated\n"
+TRAP = "[ 4100.500000] x86/split lock detection: #AC: ledger/901 took a split_lock trap at address: 0x55d0c2a417f2\n"
+WHOLE = BANNER + WARN + LATER
+PREFIX = "x86/split lock detection: "
+
+#: A log; what must be said of why it is less than all, or would not tell; empty: nothing, and it is whole.
+RULES = {
+    "whole": (WHOLE, ""),
+    "empty": ("", "it is empty"),
+    "blank lines only": ("\n\n", "not in it: the beginning is missing"),
+    "no beginning": (WARN + LATER, "the beginning is missing"),
+    "errors only (dmesg --level=err)": ("[   12.000000] nvme nvme0: I/O error\n", "or some levels"),
+    "ends with the boot": (BANNER + WARN + "[   12.000000] audit: type=1400\n", "it ends with the boot"),
+    "ends early, in a panic": (BANNER + WARN + "[   12.000000] Kernel panic - not syncing: VFS: no root\n", ""),
+    "powered off soon": (BANNER + WARN + "[   12.000000] reboot: Power down\n", ""),
+    "lost on the way": (WHOLE + "** 40 printk messages dropped **\n" + LATER, "40 records lost"),
+    "lost before the last boot": ("** 40 printk messages dropped **\n" + WHOLE, ""),
+    "held back": (WHOLE + "[ 4001.000000] split_lock_warn: 3 callbacks suppressed\n" + LATER, ""),
+    "signals held back in warn": (WHOLE + "[ 4001.000000] show_signal: 3 callbacks suppressed\n", ""),
+    "signals held back in fatal": (
+        BANNER
+        + WARN.replace("warning on", "sending SIGBUS on")
+        + LATER
+        + "[ 4001.0] show_signal: 3 callbacks suppressed\n",
+        "3 lines of signals held back",
+    ),
+    "not understood": (
+        WHOLE + f"[ 4001.000000] {PREFIX}something new\n" + LATER,
+        "1 line in the kernel's words is not",
+    ),
+    "off": (BANNER + f"[    0.1] {PREFIX}disabled\n" + LATER, "detection is off"),
+    "no detection, or silent": (BANNER + LATER, "said nothing of detection"),
+    "fatal by #DB alone": (
+        BANNER + f"[    0.1] {PREFIX}#DB: sending SIGBUS on user-space bus_locks\n" + LATER,
+        "SIGBUS",
+    ),
+    "warn by #DB": (BANNER + f"[    0.1] {PREFIX}#DB: warning on user-space bus_locks\n" + LATER, ""),
+    "an older boot had none": (BANNER + LATER + WHOLE, ""),
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_rules(rule: str, tmp_path: Path) -> None:
+    text, reason = RULES[rule]
+    path = tmp_path / "saved.txt"
+    path.write_text(text)
+    log = Log(Stored(str(path)))
+    for _ in log:
+        pass
+    said = [*log.gaps(), *filter(None, [log.deaf()])]
+    assert bool(said) == bool(reason), said
+    assert reason in "; ".join(said)
+    # watch's own words and exit status
+    done = subprocess.run(
+        [sys.executable, "-m", "splitlock", "watch", "--format", "json", path],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    summary = json.loads(done.stdout.splitlines()[-1])
+    found = summary["suppressed"] > 0
+    assert done.returncode == (1 if found else 2 if reason else 0)
+    assert summary["whole"] == (not reason and not found)
+
+
+def test_what_debian_saves_at_boot_ends_with_it(tmp_path: Path) -> None:
+    """/var/log/dmesg, however late its last line."""
+    place = tmp_path / "log"
+    place.mkdir()
+    (place / "dmesg").write_text(WHOLE)
+    done = subprocess.run(
+        [sys.executable, "-m", "splitlock", "watch", place / "dmesg"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "it ends with the boot" in done.stdout
+
+
+def _heard(tmp_path: Path, files: dict[str, str | bytes]) -> Any:
+    for name, content in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return Heard(Root(str(tmp_path))).report()
+
+
+def test_of_all_places_the_one_that_is_whole(tmp_path: Path) -> None:
+    found = _heard(tmp_path, {
+        "sos_commands/kernel/dmesg": LATER,  # its beginning was overwritten
+        "var/log/dmesg": BANNER + WARN,
+        "var/log/kern.log": "",
+        "var/log/kern.log.1": LATER + TRAP,
+        "var/log/kern.log.2.gz": gzip.compress((BANNER + WARN).encode()),
+        "var/log/syslog": LATER,
+    })  # fmt: skip
+    assert (found.source, found.lines, found.whole) == ("var/log/kern.log", 1, True)
+
+
+def test_none_is_whole(tmp_path: Path) -> None:
+    """The one that found something; and why it is not all."""
+    found = _heard(tmp_path, {"sos_commands/kernel/dmesg": LATER, "var/log/messages": LATER + TRAP})
+    assert (found.source, found.lines, found.whole) == ("var/log/messages", 1, False)
+    assert "Linux version" in found.why
+
+
+def test_the_log_of_another_boot_is_not_this_ones(tmp_path: Path) -> None:
+    now = BANNER.partition("] ")[2].replace("6.12.48", "6.12.57")
+    found = _heard(tmp_path, {"proc/version": now, "var/log/kern.log": WHOLE + TRAP})
+    assert found.source is None
+    assert found.why == "var/log/kern.log is of another boot, of Linux 6.12.48+deb13-amd64"
+    found = _heard(tmp_path, {"var/log/messages": WHOLE.replace("6.12.48", "6.12.57")})
+    assert (found.source, found.lines, found.whole) == ("var/log/messages", 0, True)
+
+
+def test_an_oops_is_one_line_with_its_function(tmp_path: Path) -> None:
+    dump = (
+        "[ 5000.1] Oops: Split lock detected\n[ 5000.1] : 0000 [#1] SMP NOPTI\n"
+        "[ 5000.1] RIP: 0010:fifo_put+0x31/0x70 [fifo]\n[ 5000.1] ---[ end trace 0000000000000000 ]---\n"
+    )
+    found = _heard(tmp_path, {"sos_commands/kernel/dmesg": WHOLE + dump})
+    assert (found.lines, found.oopses, found.whole) == (1, ["fifo_put+0x31/0x70 [fifo]"], True)

@@ -1,0 +1,132 @@
+"""Lines in chunks, columns, escapes: whatever cuts or wraps them, the records are the same."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from splitlock.host import rotated, structured
+from splitlock.host.wrappings import speaker
+from splitlock.linux.log import Line
+from splitlock.linux.log import lines as sentences
+
+SAID = [
+    "x86/split lock detection: #AC: Render Thread/61723 took a split_lock trap at address: 0x7f3a9c0041d2",
+    "x86/split lock detection: #DB: a/2 took a bus_lock trap at address: 0x80483f1",
+    "x86/split lock detection: #AC: CPU 7/KVM/40312 fatal split_lock trap at address: 0xfffff80104613be8",
+    "traps: ledger[901] trap alignment check ip:55d0c2a417f2 sp:7ffe1bb14a90 error:0 in ledger[17f2,55d0c2a40000+9000]",
+    "handle_bus_lock: 4051 callbacks suppressed",
+]
+OTHER = ["usb 1-1: new high-speed USB device number 5 using xhci_hcd", "wlan0: authenticated", "EXT4-fs (vda): mounted"]
+_SPEAKERS = {
+    "Jun 30 19:44:44 bazzite kernel: x86/split": "",
+    "<4>Jun 30 19:44:44 bazzite kernel: x86/split": "",
+    "Jun 30 19:44:44 kernel: x86/split": "",
+    "2026-06-13T15:27:19.694458+01:00 calypso kernel: x86/split": "",
+    "[  688.792264] box kernel: x86/split": "",
+    "[  688.792264] Command line: x86/split": "",
+    "2026-11-30T18:11:19,361245+00:00 Command line: x86/split": "",
+    "[  688.792264] x86/split lock detection: #AC: a/1 took": "",
+    "<4>[  688.792264] x86/split": "",
+    "kern  :warn  : [  688.792264] x86/split": "",
+    "user  :warn  : [  688.792264] x86/split": "user space",
+    "<12>[  688.792264] x86/split": "user space",
+    "Jun 30 19:44:44 bazzite steam[4242]: x86/split": "steam[4242]",
+    "Jun 30 19:44:44 bazzite root: x86/split": "root",
+    "[  688.792264] box sudo[7]: x86/split": "sudo[7]",
+    "<13>1 2026-11-30T18:22:48.396276+00:00 box root 4243 - - x86/split": "root 4243",
+    "<4>1 2026-11-30T18:22:48.396276+00:00 box kernel - - -  x86/split": "",
+}  # fmt: skip
+
+
+def _records(data: bytes, sizes: Iterator[int] | None = None) -> list[tuple[str, str]]:
+    reader = structured.reader(data[:4096])
+    found, at = [], 0
+    while at < len(data):
+        size = next(sizes) if sizes else len(data)
+        found += list(reader.add(data[at : at + size]))
+        at += size
+    found += list(reader.end())
+    return [(record.text, record.speaker) for record in found if record.text is not None]
+
+
+def _said(data: bytes) -> list[Line]:
+    return [line._replace(stamp="", text="") for text, _ in _records(data) for line in sentences(text)]
+
+
+RIGHT = _said("\n".join(SAID).encode())
+
+
+@pytest.mark.parametrize("text", _SPEAKERS)
+def test_who_speaks(text: str) -> None:
+    assert speaker(text) == _SPEAKERS[text]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(60, 140),
+    st.permutations(SAID + OTHER),
+    st.sampled_from(["[  688.792264] ", "Jun 30 19:44:44 box kernel: "]),
+)
+def test_a_terminal_of_any_width(width: int, lines: list[str], stamp: str) -> None:
+    """Broken hard at a column, into up to three lines: put together again."""
+    whole = [stamp + line for line in lines]
+    broken = [line[at : at + width] for line in whole for at in range(0, len(line), width)]
+    assert _said("\n".join(broken).encode()) == [line for words in lines for line in _said(words.encode())]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data(), st.sampled_from(["text", "json", "kmsg", "export", "array"]))
+def test_chunks_of_any_size(data: st.DataObject, form: str) -> None:
+    lines = SAID + OTHER
+    whole = {
+        "text": "".join(f"[  1.000000] {line}\n" for line in lines),
+        "json": "".join(json.dumps({"MESSAGE": line, "_TRANSPORT": "kernel"}) + "\n" for line in lines),
+        "kmsg": "".join(f"4,{number},1000,-;{line}\n SUBSYSTEM=x\n" for number, line in enumerate(lines)),
+        "export": "".join(f"__CURSOR=x\n_TRANSPORT=kernel\nMESSAGE={line}\n\n" for line in lines),
+        "array": json.dumps([{"a": {"line": line}} for line in lines], indent=1),
+    }[form].encode()
+    sizes = iter(lambda: data.draw(st.integers(1, 300)), 0)
+    assert [text for text, _ in _records(whole, sizes)] == [text for text, _ in _records(whole)]
+    assert _said(whole) == RIGHT
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.binary(max_size=3000),
+    st.sampled_from([b"", b"{", b'["', b"4,1,1,-;", b"__CURSOR=x\n_A=", b"x [s=1;i=1\n    A="]),
+)
+def test_garbage_is_survived(garbage: bytes, start: bytes) -> None:
+    _records(start + garbage, iter(lambda: 100, 0))
+
+
+def test_escapes_of_all_of_a_line() -> None:
+    for wrapped in (
+        "\n".join(html.escape(line) for line in SAID),
+        "\n".join("".join(f"\x1b[1;3{n % 8}m{c}" for n, c in enumerate(line)) for line in SAID),
+        "\r\n".join(SAID),
+        json.dumps(SAID),
+        json.dumps({"a": [{"b": "\n".join(SAID)}]}),
+        "#012".join(SAID),
+    ):
+        assert _said(wrapped.encode()) == RIGHT, wrapped[:60]
+
+
+def test_the_age_of_rotated_files() -> None:
+    """The oldest first, as logrotate, savelog and pstore name them."""
+    for right in (
+        ["kern.log.10.gz", "kern.log.9.gz", "kern.log.2.gz", "kern.log.1", "kern.log"],
+        ["messages-20260104.xz", "messages-20260111", "messages-20260118", "messages"],
+        ["syslog-2026-01-04.gz", "syslog-2026-01-11", "syslog"],
+        ["dmesg.4.gz", "dmesg.1.gz", "dmesg.0", "dmesg"],
+        ["dmesg-efi_pstore-178285032803001", "dmesg-efi_pstore-178285032802001", "dmesg-efi_pstore-178285032801001",
+         "dmesg-efi_pstore-178285099901001"],
+    ):  # fmt: skip
+        assert sorted(sorted(right), key=rotated.age) == right
+        assert rotated.ordered(sorted(right)) == right
+        assert len({rotated.family(name) for name in right}) == 1
