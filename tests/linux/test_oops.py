@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -318,6 +319,46 @@ def test_a_list_of_modules_over_two_lines() -> None:
 def test_what_is_no_dump_is_refused() -> None:
     with pytest.raises(ValueError, match="no head"):
         Collector("anything")
+
+
+NASTY = (
+    "Modules linked in: a", "a" * 4000 + "!", "a " * 2000 + "!", "Code: " + "90 " * 1300 + "x", "f (" + "a:1" * 1300,
+    "f (a:1" + " " * 4000, "f (a:1 (" + "b" * 4000, "? " * 2000, "[<0>] " * 700, "a+0x1/0x2" * 400, "<" * 4000,
+    "<A>" * 1300,
+    "CPU: 1 PID: 2 Comm: " + " " * 4000, "CPU: 1 PID: 2 Comm: a Tainted: " + "G " * 2000, "RIP: " * 800,
+    "RIP: 0010:" + "[<0>]" * 800, "RAX: " * 800, "note: " * 600, "Hardware name: " * 300, "(" * 4000, ": " * 2000,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("line", NASTY, ids=range(len(NASTY)))
+def test_no_line_takes_long(line: str) -> None:
+    """Anybody may write to the log."""
+    collector = Collector("Split lock detected")
+    begin = time.process_time()
+    for _ in range(200):
+        collector.done = False
+        collector.feed("Modules linked in: a")
+        collector.feed("Call Trace:")
+        collector.feed(line)
+    assert time.process_time() - begin < 1
+
+
+def test_a_whole_dump_in_one_record() -> None:
+    plain = lines("7.2-skb")
+    collector = Collector("\n".join(plain))
+    assert collector.done
+    assert collector.dump == one(plain)
+    assert Collector("\n".join(["before", *plain])).dump == one(plain)
+    assert Collector("Split lock detected\n" + "x\n" * 100_000).done
+
+
+def test_a_program_s_registers_are_no_place_of_the_kernel_s() -> None:
+    whole = lines("6.12-module")
+    cut = [whole[0], *whole[whole.index(next(line for line in whole if "RIP: 0033" in line)) :]]
+    ended = next(number for number, line in enumerate(cut) if "end trace" in line)
+    dump = one(cut[:ended])
+    assert (dump.place, dump.code, dump.registers) == (None, b"", {})
+    assert one(cut).place == Frame("splitoops_get", 0x38, 0x50, "splitoops")  # said once more at the end
 
 
 def test_json_of_a_journal() -> None:

@@ -44,6 +44,7 @@ _AREAS = {
 }  # fmt: skip
 
 
+_BPF = re.compile(r"bpf_prog_[0-9a-f]{16}_(\w+)")  # the kernel's name for one: its tag, and the name it was given
 #: Functions that do on data what they were called for: who placed the data wrong is further up.
 _TOOLS = re.compile(
     r"_?_?(?:raw_|native_|queued_)*(?:spin|read|write)_(?:lock|unlock|trylock)\w*|_?_?(?:ww_)?mutex_\w+|down(?:_\w+)?"
@@ -129,6 +130,11 @@ def _bug(oops: Oops) -> str:
     place, suspect, tool = oops.blamed, foreign_caller(oops), ""
     if place is None:
         said = "This is a bug in the kernel or in one of its modules."
+    elif program := _BPF.match(place.function):
+        said = (
+            f"This is in the BPF program {program[1]}, which something on this machine has loaded: a bug in it, or in"
+            " how Linux lets it reach its data."
+        )
     elif oops.whose == "foreign module":
         said = f"This is a bug in the module {place.module}, which is not a part of Linux."
     elif suspect:
@@ -185,6 +191,8 @@ def report_to(oops: Oops) -> str:
         return "whoever runs the host of this virtual machine"
     if place is None:
         return f"your distribution's kernel, {log}"
+    if program := _BPF.match(place.function):
+        return f"who makes what loads the BPF program {program[1]} (`bpftool prog` lists them), {log}"
     if oops.whose == "foreign module":
         return f"who makes the module {place.module} ({_letters(oops)}), {log}; not to Linux's developers"
     if oops.whose == "unknown" and place.module:

@@ -16,6 +16,7 @@ from splitlock.linux.log import lines
 _LINES = 400  # of one dump that are read: two stacks and a list of modules have some 150
 _QUIET = 60  # lines in a row that say nothing to us: the rest of the dump is lost
 _AFTER = 5  # the same after its end, where the kernel may yet say that the machine stops
+_LONGEST = 4096  # characters of a line: the kernel's have some 1,000
 _FRAMES = 128
 _BYTES = 256  # of code: the kernel prints 64
 _MODULES = 1024
@@ -29,7 +30,9 @@ _NUMBER = re.compile(r": [0-9a-f]{4} \[#(?P<number>\d+)\]")
 
 _MODULE = r"(?: \[(?P<module>[\w-]{1,64})(?: (?P<build>[0-9a-f]+))?\])?"
 _SYMBOL = r"(?P<symbol>[\w.$]{1,512})\+0x(?P<offset>[0-9a-f]{1,16})/0x(?P<size>[0-9a-f]{1,16})"
-_SOURCE = r"(?P<decoded>[\w.$]{1,512}) \((?P<source>[^()\s]+:\d+)[^()]*(?:\([^()]*\))?[^()]*\)"  # decode_stacktrace.sh
+_SOURCE = (  # scripts/decode_stacktrace.sh
+    r"(?P<decoded>[\w.$]{1,512}) \((?P<source>[^()\s:]{1,255}:\d{1,7})[^()]{0,255}(?:\([^()]{0,40}\))?[^()]{0,9}\)"
+)
 _PLACE = re.compile(rf"(?:{_SYMBOL}|(?P<address>0x[0-9a-f]{{1,16}})|{_SOURCE}){_MODULE}")
 _FRAME = re.compile(
     rf"(?:^|[\s\]>])(?P<guess>\? +)?(?:\[<[0-9a-f]*>\] +(?P<guess2>\? +)?)?"
@@ -54,7 +57,9 @@ _TASK = re.compile(
 _HARDWARE = re.compile(r"\bHardware name: (.*)")
 _WORK = re.compile(r"\bWorkqueue: (.*)")
 _LINKED = re.compile(r"\bModules linked in:(?P<names>.*)")
-_LINKED_ON = re.compile(r"(?:^|[\]:]) *((?:[\w-]+(?:\([A-Z+-]+\))? *)+)(?:\[last unloaded:.*)?$")
+_LINKED_ON = re.compile(
+    r"(?:^|[\]:]) *([\w-]+(?:\([A-Z+-]+\))?(?: [\w-]+(?:\([A-Z+-]+\))?)*)(?: *\[last unloaded:.*)?$"
+)
 _LOADED = re.compile(r"([\w-]+)(?:\(([A-Z+-]+)\))?(?: |$)")
 _TRACE = re.compile(r"\bCall Trace:")
 _END = re.compile(r"---\[ end trace ")
@@ -143,12 +148,20 @@ class Dump:
 
 def head(text: str) -> Head | None:
     """Whether a line, or a record of two lines, begins an oops by `#AC`. Whatever a logger puts first may be there."""
+    found = _head(text)
+    return found[0] if found else None
+
+
+def _head(text: str) -> tuple[Head, list[str]] | None:
+    """The head in a record, and the lines that follow it there."""
     if "lock detected" not in text and "alignment check:" not in text:
         return None
-    for line in lines(_COLOUR.sub("", text)):
-        if line.kind in ("oops", "alignment"):
-            number = _NUMBER.search(line.text)
-            return Head(line.kind == "oops", int(number["number"]) if number else None)
+    records = _lines(text)
+    for at, record in enumerate(records):
+        kind = next((line.kind for line in lines(record) if line.kind in ("oops", "alignment")), None)
+        if kind:
+            number = next((found for line in records[at : at + 2] if (found := _NUMBER.search(line))), None)
+            return Head(kind == "oops", int(number["number"]) if number else None), records[at + 1 :]
     return None
 
 
@@ -165,16 +178,17 @@ class Collector:
 
     def __init__(self, text: str) -> None:
         """`text`: the record with the head, for which `head` is not None."""
-        found = head(text)
+        found = _head(text)
         if found is None:
             raise ValueError("no head of an oops")
-        self.dump = Dump(found)
+        self.dump = Dump(found[0])
         self.done = False
         self._fed = self._quiet = 0
         self._tracing = self._closing = self._listing = self._coding = False
         self._context = ""
         caller = _CALLER.search(text[:_NAME])
         self._caller = caller[1] if caller else None
+        self._take(found[1])
 
     def feed(self, text: str) -> bool:
         """One more record. True: it is a part of the dump. `done` is set when no more is to come."""
@@ -186,16 +200,20 @@ class Collector:
         caller = _CALLER.search(text[:_NAME])
         if caller and self._caller and caller[1] != self._caller:
             return False
-        known = False
-        for line in _lines(text):
-            known = self._line(line[: 16 * _NAME]) or known
+        return self._take(_lines(text))
+
+    def _take(self, records: list[str]) -> bool:
+        some = False
+        for line in records:
             if self.done:
                 break
-        self._fed += 1
-        self._quiet = 0 if known else self._quiet + 1
-        if self._fed >= _LINES or self._quiet >= (_AFTER if self._closing else _QUIET):
-            self.done = True
-        return known
+            known = self._line(line[:_LONGEST])
+            some = some or known
+            self._fed += 1
+            self._quiet = 0 if known else self._quiet + 1
+            if self._fed >= _LINES or self._quiet >= (_AFTER if self._closing else _QUIET):
+                self.done = True
+        return some
 
     def _line(self, line: str) -> bool:
         dump = self.dump
@@ -260,6 +278,9 @@ class Collector:
 
     def _place(self, found: re.Match[str]) -> None:
         dump = self.dump
+        if found["cs"] and int(found["cs"], 16) & 3:  # a program's, whom the kernel worked for: the trace has begun
+            self._tracing = self._tracing or not self._closing
+            return
         if not self._own or dump.place is not None:
             return
         where = found["where"].strip()
