@@ -6,10 +6,12 @@
  *   bare   there is no XDP program
  *   deaf   there is no raw socket
  *   tap    a packet socket is in the raw one's place
+ *   /FILE  packets go to the network namespace of that file instead, to 10.9.0.2 and its interface veth0
  * It is for a guest alone: where it is not process 1 it does nothing. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
 #include <linux/if_link.h>
@@ -55,7 +57,7 @@ static int bpf(enum bpf_cmd command, union bpf_attr *what)
     return syscall(SYS_bpf, command, what, sizeof *what);
 }
 
-static void attach(unsigned interface, uint32_t flags)
+static void attach(const char *interface, uint32_t flags)
 {
     const struct bpf_insn pass[] = {
         {.code = BPF_ALU64 | BPF_MOV | BPF_K, .dst_reg = BPF_REG_0, .imm = XDP_PASS},
@@ -71,9 +73,9 @@ static void attach(unsigned interface, uint32_t flags)
     };
     union bpf_attr link = {.link_create = {
         .prog_fd = must(bpf(BPF_PROG_LOAD, &load), "BPF_PROG_LOAD"),
-        .target_ifindex = interface,
+        .target_ifindex = if_nametoindex(interface),
         .attach_type = BPF_XDP,
-        .flags = XDP_FLAGS_SKB_MODE,
+        .flags = strcmp(interface, "lo") ? XDP_FLAGS_DRV_MODE : XDP_FLAGS_SKB_MODE, /* lo has no XDP of its own */
     }};
     must(bpf(BPF_LINK_CREATE, &link), "BPF_LINK_CREATE"); /* it stays as long as this program runs */
 }
@@ -104,6 +106,7 @@ static void talk(int out, size_t length)
 int main(int count, char **words)
 {
     int whole = 0, bare = 0, deaf = 0, tap = 0;
+    const char *away = NULL;
     if (getpid() != 1) {
         fprintf(stderr, "xdp: it runs as a guest's first program only\n");
         return 2;
@@ -113,25 +116,29 @@ int main(int count, char **words)
         bare |= !strcmp(words[i], "bare");
         deaf |= !strcmp(words[i], "deaf");
         tap |= !strcmp(words[i], "tap");
+        if (*words[i] == '/')
+            away = words[i];
     }
     cpu_set_t one; /* a packet to the machine itself stays on its CPU, and each CPU has pages of its own */
     CPU_ZERO(&one);
     CPU_SET(0, &one);
     must(sched_setaffinity(0, sizeof one, &one), "sched_setaffinity");
 
-    int in = must(socket(AF_INET, SOCK_DGRAM, 0), "socket");
     int out = must(socket(AF_INET, SOCK_DGRAM, 0), "socket");
+    struct ifreq up = {.ifr_name = "lo", .ifr_flags = IFF_UP};
+    must(ioctl(out, SIOCSIFFLAGS, &up), "lo up");
+    if (away)
+        must(setns(must(open(away, O_RDONLY), away), CLONE_NEWNET), "setns");
+    int in = must(socket(AF_INET, SOCK_DGRAM, 0), "socket");
     int raw = deaf  ? -1
               : tap ? must(socket(AF_PACKET, SOCK_RAW, htons(ETH_P_IP)), "packet socket")
                     : must(socket(AF_INET, SOCK_RAW, IPPROTO_UDP), "raw socket");
-    struct ifreq up = {.ifr_name = "lo", .ifr_flags = IFF_UP};
-    must(ioctl(in, SIOCSIFFLAGS, &up), "lo up");
-    struct sockaddr_in here = {
-        .sin_family = AF_INET, .sin_port = htons(5300), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    must(bind(in, (struct sockaddr *)&here, sizeof here), "bind");
-    must(connect(out, (struct sockaddr *)&here, sizeof here), "connect");
+    struct sockaddr_in there = {.sin_family = AF_INET, .sin_port = htons(5300)};
+    inet_pton(AF_INET, away ? "10.9.0.2" : "127.0.0.1", &there.sin_addr);
+    must(bind(in, (struct sockaddr *)&there, sizeof there), "bind");
+    must(connect(out, (struct sockaddr *)&there, sizeof there), "connect");
     if (!bare)
-        attach(if_nametoindex("lo"), whole ? 0 : BPF_F_XDP_HAS_FRAGS);
+        attach(away ? "veth0" : "lo", whole ? 0 : BPF_F_XDP_HAS_FRAGS);
 
     printf("xdp: begins\n");
     fflush(stdout);
