@@ -125,6 +125,14 @@ def test_garbage_is_survived(text: str) -> None:
         list(lines(text + words + text))
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r\r\n"])
+@pytest.mark.parametrize("stamp", ["", "[    8.923347] "])
+def test_an_oops_in_a_whole_console(stamp: str, end: str) -> None:
+    """A console read as one text: the sentence goes on in the next line, behind a time."""
+    told = ["Run /init as init process", "Oops: Split lock detected", ": 0000 [#1] SMP PTI", "CPU: 0 PID: 1 Comm: init"]
+    assert [line.kind for line in lines("".join(stamp + line + end for line in told))] == ["oops"]
+
+
 def test_nothing_is_quadratic() -> None:
     """Hostile text: what costs more than one look at each of its characters would not end here."""
     for piece in ("#AC: ", "x86/split lock", "traps: a[1] trap alignment check ip:1 sp:1 error:0 in ", "show_signal: "):

@@ -76,7 +76,7 @@ def _pattern(sentence: Sentence) -> str:
         found += re.escape(words) + (_FIELDS[field] if field else "")
     if sentence.kind == "oops":  # the part behind the break may be the next line
         head, _, tail = found.partition(re.escape("\n"))
-        return rf"{head}(?:{_BREAK}{tail}|\s*$|\s*[\"'\\])"
+        return rf"{head}(?:{_BREAK}{tail}|\s*$|\s*[\r\n\"'\\])"
     if sentence.kind in ("trap", "guest"):  # who shortens a line often begins here, or takes the address out
         found = found.replace("\\ 0x" + _FIELDS["address"], " ?(?:0x" + _FIELDS["address"] + ")?")
         found = f"(?:{re.escape(PREFIX)})?" + found.removeprefix(re.escape(PREFIX))
