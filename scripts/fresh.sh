@@ -92,48 +92,49 @@ gone() { # nothing is left: with the last process of the namespaces their mounts
     done
 }
 
-if [ "${1:-}" = --inside ]; then
-    inside "${@:2}"
-    exit
-fi
-[ $# -ge 1 ] || { echo "usage: $0 DIR [TARGET...]" >&2; exit 2; }
-[ "$(id -u)" = 0 ] || exec sudo -E "$0" "$@"
-mkdir -p "$1/apt" "$1/pip"
-directory=$(cd "$1" && pwd)
-here=$(cd "$(dirname "$0")/.." && pwd)
-shift
-[ $# -gt 0 ] || set -- demo test
-# shellcheck source=/dev/null
-release=${RELEASE:-$(. /etc/os-release && echo "$VERSION_CODENAME")}
-exec 9>"$directory/lock"
-flock -n 9 || { echo "$0: another run is at work in $directory" >&2; exit 1; }
-rm -rf --one-file-system "$directory"/root.* # of a run that was killed
-"$here/scripts/sources.py" "$release" >"$directory/debian.sources"
-apt-config dump | grep '^Acquire::' | grep -vE '^Acquire::(IndexTargets|Changelogs|Languages|GzipIndexes)' \
-    >"$directory/apt.conf"
-env | grep -E '^(PIP_|SSL_CERT_|REQUESTS_CA_BUNDLE=|CURL_CA_BUNDLE=|(http|https|no|all)_proxy=)' \
-    >"$directory/environment" || true
-git=(git -c safe.directory='*' -C "$here")
-"${git[@]}" bundle create --quiet "$directory/head.bundle" HEAD
-[ -z "$("${git[@]}" status --porcelain)" ] || echo "fresh: what is not committed is not tried" >&2
+outside() { # outside DIR [TARGET...]: what the run needs of this machine, the run, and what is left of it
+    [ $# -ge 1 ] || { echo "usage: $0 DIR [TARGET...]" >&2; exit 2; }
+    [ "$(id -u)" = 0 ] || exec sudo -E "$0" "$@"
+    mkdir -p "$1/apt" "$1/pip"
+    directory=$(cd "$1" && pwd)
+    here=$(cd "$(dirname "$0")/.." && pwd)
+    shift
+    [ $# -gt 0 ] || set -- demo test
+    # shellcheck source=/dev/null
+    release=${RELEASE:-$(. /etc/os-release && echo "$VERSION_CODENAME")}
+    exec 9>"$directory/lock"
+    flock -n 9 || { echo "$0: another run is at work in $directory" >&2; exit 1; }
+    rm -rf --one-file-system "$directory"/root.* # of a run that was killed
+    "$here/scripts/sources.py" "$release" >"$directory/debian.sources"
+    apt-config dump | grep '^Acquire::' | grep -vE '^Acquire::(IndexTargets|Changelogs|Languages|GzipIndexes)' \
+        >"$directory/apt.conf"
+    env | grep -E '^(PIP_|SSL_CERT_|REQUESTS_CA_BUNDLE=|CURL_CA_BUNDLE=|(http|https|no|all)_proxy=)' \
+        >"$directory/environment" || true
+    git=(git -c safe.directory='*' -C "$here")
+    "${git[@]}" bundle create --quiet "$directory/head.bundle" HEAD
+    [ -z "$("${git[@]}" status --porcelain)" ] || echo "fresh: what is not committed is not tried" >&2
 
-root=$(mktemp -d "$directory/root.XXXXXX")
-chmod 755 "$root"
-trap gone EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM HUP
-rm -f "$directory/output" && mkfifo "$directory/output"
-tee "$directory/log" <"$directory/output" &
-tee=$!
-# --default-signal: what a shell starts in the background has Ctrl-C switched off, and tests press it
-setpriv --pdeathsig KILL env --default-signal unshare --mount --pid --ipc --fork --kill-child --mount-proc \
-    "$0" --inside "$directory" "$root" "$release" "$@" >"$directory/output" 2>&1 9>&- &
-child=$!
-status=0
-wait "$child" || status=$?
-child=""
-wait "$tee"
-if grep -aE '[0-9]+ (passed|failed|error).* in [0-9.]+s' "$directory/log" | tail -n 1 | grep .; then
-    grep -a '^fresh: ' "$directory/log" | tail -n 1
-fi
-exit "$status"
+    root=$(mktemp -d "$directory/root.XXXXXX")
+    chmod 755 "$root"
+    trap gone EXIT
+    trap 'exit 130' INT
+    trap 'exit 143' TERM HUP
+    rm -f "$directory/output" && mkfifo "$directory/output"
+    tee "$directory/log" <"$directory/output" &
+    tee=$!
+    # --default-signal: what a shell starts in the background has Ctrl-C switched off, and tests press it
+    setpriv --pdeathsig KILL env --default-signal unshare --mount --pid --ipc --fork --kill-child --mount-proc \
+        "$0" --inside "$directory" "$root" "$release" "$@" >"$directory/output" 2>&1 9>&- &
+    child=$!
+    status=0
+    wait "$child" || status=$?
+    child=""
+    wait "$tee"
+    if grep -aE '[0-9]+ (passed|failed|error).* in [0-9.]+s' "$directory/log" | tail -n 1 | grep .; then
+        grep -a '^fresh: ' "$directory/log" | tail -n 1
+    fi
+    exit "$status"
+}
+
+# The last line: bash reads a script as it goes, and this one may be edited while it runs.
+if [ "${1:-}" = --inside ]; then inside "${@:2}"; else outside "$@"; fi; exit
