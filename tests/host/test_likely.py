@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+import struct
 import subprocess
+import time
 from collections import defaultdict
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
+from splitlock._errors import SplitlockError
 from splitlock.host.explain import explain
 from splitlock.host.likely import likely
 from splitlock.host.space import Based
@@ -31,12 +34,12 @@ def test_over_a_whole_libc(exception: str) -> None:
     exchanges = {at for at, text in found if re.match(r"xchg .*\(", text)}
     image = Based(_LIBC).image
     wrong = 0
-    for ends, places in expected.items():
+    for ends, places in [*expected.items()][::4]:
         told = set(likely(image, 0x7F1234567000 + ends, exception))
         assert places <= told, hex(ends)
         wrong += len(told - places - exchanges)
     assert len(expected) > 300
-    assert wrong <= len(expected) // 50
+    assert wrong <= len(expected) // 200
 
 
 def test_the_words(tmp_path: Path) -> None:
@@ -55,3 +58,34 @@ def test_the_words(tmp_path: Path) -> None:
         event = explain(line, Based(str(tmp_path / "demo"), None, line))
         assert (event.cause, event.place) == ("outside", None)
         assert words in event.note
+
+
+def _head(bits: int, number: int) -> bytes:
+    """An ELF header, and program headers that load the whole file, at places that overlap."""
+    size, step = 0xC0000, 0 if number > 256 else 0x1000
+    if bits == 32:
+        head = struct.pack("<16sHHIIIIIHHHHHH", b"\x7fELF\1\1\1", 3, 3, 1, 0, 52, 0, 0, 52, 32, number, 40, 0, 0)
+        loads = (struct.pack("<8I", 1, 0, at * step, 0, 0xFFFFF000, 0xFFFFF000, 5, 4096) for at in range(number))
+    else:
+        head = struct.pack("<16sHHIQQQIHHHHHH", b"\x7fELF\2\1\1", 3, 62, 1, 0, 64, 0, 0, 64, 56, number, 64, 0, 0)
+        loads = (struct.pack("<IIQQQQQQ", 1, 5, 0, at * step, 0, size, size, 4096) for at in range(number))
+    return head + b"".join(loads)
+
+
+@pytest.mark.parametrize("bits", [32, 64])
+def test_a_hostile_file_takes_no_time(tmp_path: Path, bits: int) -> None:
+    """Many segments, each as large as the file: whatever they hold, it is told within seconds. More are refused."""
+    (tmp_path / "demo").write_bytes(_head(bits, 60_000) + b"\xf0\xff\x00" * 300_000)
+    with pytest.raises(SplitlockError, match="neither ELF nor PE"):
+        Based(str(tmp_path / "demo"))
+    (tmp_path / "demo").write_bytes(_head(bits, 256) + b"\xf0\xff\x00" * 300_000)
+    for text in (
+        "#AC: demo/12 took a split_lock trap at address: 0x55d0c42c5260",
+        "#DB: demo/12 took a bus_lock trap at address: 0x55d0c42c5260",
+        "traps: demo[12] trap alignment check ip:55d0c42c5260 sp:7ff error:0 in demo[55d0c42c5000+1000]",
+    ):
+        (line,) = lines(text)
+        before = time.monotonic()
+        event = explain(line, Based(str(tmp_path / "demo"), None, line))
+        assert event.place is None
+        assert time.monotonic() - before < 30

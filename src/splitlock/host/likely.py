@@ -5,6 +5,8 @@ It is mapped in whole pages, wherever it is (PE: in whole 64 KiB, as Windows and
 
 from __future__ import annotations
 
+from itertools import chain, islice
+
 from iced_x86 import Decoder
 
 from splitlock.x86 import logged
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from splitlock.image.loaded import Loaded
 
 _PAGE, _GRANULE = 1 << 12, 1 << 16
+_PLACES = 1 << 16  # that are looked at: of 256 MiB of code
 _LONGEST = 15  # bytes of an instruction
 _BEFORE = 64  # bytes looked at before an address where no function's start is known
 
@@ -26,14 +29,11 @@ def digits(image: Loaded) -> int:
 def likely(image: Loaded, address: int, exception: str) -> list[int]:
     """The addresses in the file of the locked instructions that a logged address may mean."""
     step = _GRANULE if image.is_pe else _PAGE
-    found = []
-    for start, held in image.code:
-        first = start + (address - start) % step
-        for place in range(first, start + held + 1, step):
-            at = _behind(image, place) if exception == "#DB" else _here(image, place)
-            if at is not None:
-                found.append(at)
-    return sorted(set(found))
+    find = _behind if exception == "#DB" else _here
+    ranges = (range(start + (address - start) % step, start + held + 1, step) for start, held in image.code)
+    places = dict.fromkeys(islice(chain.from_iterable(ranges), _PLACES))
+    found = (find(image, place) for place in places)
+    return sorted({at for at in found if at is not None})
 
 
 def _here(image: Loaded, place: int) -> int | None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _EHDR32 = struct.Struct("<16sHHIIIIIHHHHHH")
 _PHDR32 = struct.Struct("<IIIIIIII")  # type, offset, vaddr, paddr, filesz, memsz, flags, align
 _MEM_EXECUTE = 0x20000000  # of a PE's section
+_PARTS = 256  # segments: programs have some ten
 _SPARSE = 1 << 32  # bytes: no program has a larger file
 
 
@@ -63,6 +64,8 @@ class Loaded:
             self.segments = [(s.vaddr, s.offset, s.filesz) for s in loads]
             self.code = [(s.vaddr, s.filesz) for s in loads if s.flags & PF_X]
             self.span = self._elf.span()
+        if len(self.segments) > _PARTS:
+            raise ImageError(f"{len(self.segments):,} segments: more than a program has")
         if not self.is_pe:
             self.base = self.span[0]
             self._symbols = Symbols(path, self._debug(debug) or descriptor, beside=debug is None)
