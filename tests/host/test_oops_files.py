@@ -155,6 +155,7 @@ struct inner { int pad[7]; unsigned users; };
 struct outer {
     char head[61]; unsigned count; struct inner *in; struct inner own[3];
     union { long both; struct { unsigned low, high; }; }; unsigned char *start; unsigned long end;
+    union { unsigned long flags; struct inner *listener; };
 } __attribute__((packed));
 struct outer fixed __attribute__((aligned(64)));
 #define LOCKED(lvalue) asm volatile("lock incl %0" : "+m"(lvalue))
@@ -162,9 +163,10 @@ __attribute__((noinline)) void member(int unused, struct outer *o) { LOCKED(o->c
 __attribute__((noinline)) void deeper(struct outer *o) { LOCKED(o->in->users); }
 __attribute__((noinline)) void element(struct outer *o) { LOCKED(o->own[1].users); }
 __attribute__((noinline)) void unnamed(struct outer *o) { LOCKED(o->high); }
+__attribute__((noinline)) void either(struct outer *o) { LOCKED(o->listener->users); }
 __attribute__((noinline)) void sum(struct outer *o) { LOCKED(*(unsigned *)(o->start + o->end + 32)); }
 __attribute__((noinline)) void global(void) { LOCKED(fixed.count); }
-void _start(void) { member(1, 0); deeper(0); element(0); unnamed(0); sum(0); global(); }
+void _start(void) { member(1, 0); deeper(0); element(0); unnamed(0); either(0); sum(0); global(); }
 """
 
 
@@ -186,6 +188,7 @@ def kernel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("deeper", "o->in->users (struct inner)"),
         ("element", "o->own[1].users (struct outer)"),
         ("unnamed", "o->high (struct outer)"),
+        ("either", "o->listener->users (struct inner)"),
         ("sum", ("o->start + o->end + 0x20", "o->end + o->start + 0x20")),
         ("global", "fixed+0x3d"),
     ],

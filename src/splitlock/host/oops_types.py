@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 from splitlock.x86.origin import Argument, Load, Sum
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from splitlock.image.btf import Btf
 
+_MOST = 16  # members of one union that are looked at
 _LONGEST = 120  # characters; what is longer tells nobody anything
 
 
@@ -55,21 +58,24 @@ class Words:
                 return None
             name, number = self._parameters[term.number]
         else:
-            found = self._member(term.address, term.size)
+            found = self._member(term.address, term.size, pointer=True)
             if found is None:
                 return None
             name, _, number = found
         pointee = self._btf.pointee(number)
         return None if pointee is None else (name, pointee, value.constant)
 
-    def _member(self, address: Sum, size: int) -> tuple[str, str, int] | None:
-        """A structure's member at an address: its words, the structure, the member's type."""
-        pointer = self._type(address)
-        if pointer is None:
+    def _member(self, address: Sum, size: int, *, pointer: bool = False) -> tuple[str, str, int] | None:
+        """A structure's member at an address: its words, the structure, the member's type. Of a union's several the
+        one that is a pointer, where one is wanted."""
+        base = self._type(address)
+        if base is None:
             return None
-        name, structure, offset = pointer
-        member = self._btf.member_at(structure, offset, size) if offset >= 0 else None
-        if member is None or not name:
+        name, structure, offset = base
+        members = list(islice(self._btf.members_at(structure, offset, size), _MOST)) if offset >= 0 else []
+        if pointer:
+            members.sort(key=lambda member: self._btf.pointee(member[1]) is None)
+        if not members or not name:
             return None
-        path, number = member
+        path, number = members[0]
         return (f"{name}->{path}" if path else f"*{name}"), self._btf.structure_name(structure), number

@@ -11,6 +11,10 @@ from collections import namedtuple
 
 from splitlock._errors import ImageError
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 _MAGIC, _VOID = 0xEB9F, 0
 _INT, _PTR, _ARRAY, _STRUCT, _UNION, _ENUM = 1, 2, 3, 4, 5, 6
 _FUNC, _FUNC_PROTO = 12, 13
@@ -152,30 +156,29 @@ class Btf:
         name = self._name(_TYPE.unpack_from(self._data, at - _TYPE.size)[0])
         return f"{'struct' if kind == _STRUCT else 'union'} {name}" if kind in (_STRUCT, _UNION) and name else ""
 
-    def member_at(self, number: int, offset: int, size: int, depth: int = 0) -> tuple[str, int] | None:
-        """The member of a structure that is `size` bytes at an offset: its path, and its type."""
+    def members_at(self, number: int, offset: int, size: int, depth: int = 0) -> Iterator[tuple[str, int]]:
+        """The members of a structure that are `size` bytes at an offset: path and type; a union can have several."""
         try:
             kind, count, _, at = self._type(number)
         except LookupError:
-            return None
+            return
         if depth > _DEEP:
-            return None
+            return
         if kind == _ARRAY:
             element, _, _ = struct.unpack_from("<III", self._data, at)
-            each = self._size(element)
-            found = self.member_at(element, offset % each, size, depth + 1) if each else None
-            return (f"[{offset // each}]{_dot(found[0])}", found[1]) if found and each else None
-        if kind not in (_STRUCT, _UNION):
-            return ("", number) if offset == 0 and self._size(number) == size else None
-        for member in range(count):
-            label, inner, bits = _MEMBER.unpack_from(self._data, at + member * _MEMBER.size)
-            start = (bits & 0xFF_FFFF) // 8
-            if not start <= offset < start + max(self._size(inner), 1):
-                continue
-            found = self.member_at(inner, offset - start, size, depth + 1)
-            if found is not None:
-                return f"{self._name(label)}{_dot(found[0]) if label else found[0]}", found[1]
-        return None
+            if each := self._size(element):
+                for path, inner in self.members_at(element, offset % each, size, depth + 1):
+                    yield f"[{offset // each}]{_dot(path)}", inner
+        elif kind not in (_STRUCT, _UNION):
+            if offset == 0 and self._size(number) == size:
+                yield "", number
+        else:
+            for member in range(count):
+                label, inner, bits = _MEMBER.unpack_from(self._data, at + member * _MEMBER.size)
+                start = (bits & 0xFF_FFFF) // 8
+                if start <= offset < start + max(self._size(inner), 1):
+                    for path, found in self.members_at(inner, offset - start, size, depth + 1):
+                        yield (f"{self._name(label)}{_dot(path)}" if label else path), found
 
     def _structure(self, name: str) -> int:
         try:
