@@ -134,6 +134,7 @@ def test_whose_a_source_file_is(source: str | None, is_system: bool) -> None:
     [
         ("game::Physics::step(int)", "game::Physics::step", "step"),
         ("std::__atomic_base<long>::fetch_add(long, std::order)", "std::__atomic_base<long>::fetch_add", "fetch_add"),
+        ("public: void __cdecl game::Physics::step(void)+0x2", "game::Physics::step+0x2", "step+0x2"),
         ("f<g(int)>(h)", "f<g(int)>", "f"), ("a::operator()(int)", "a::operator()", "operator()"),
         ("std::atomic<int>::operator++()", "std::atomic<int>::operator++", "operator++"),
         ("a::operator<(b)", "a::operator<", "operator<"), ("a::operator->() const", "a::operator->", "operator->"),

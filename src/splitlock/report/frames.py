@@ -15,6 +15,9 @@ _SYSTEM = re.compile(
     re.IGNORECASE,
 )
 
+_MICROSOFT = re.compile(r"^.*?\b__(?:cdecl|thiscall|stdcall|fastcall|vectorcall) ")
+_OFFSET = re.compile(r"\+0x[0-9a-f]+$")
+
 
 def system(source: str | None) -> bool:
     """Is a source file a header of the system's or the compiler's?"""
@@ -37,10 +40,12 @@ def inlined(frames: list[Frame]) -> list[str]:
 
 
 def short(name: str) -> str:
-    """A function's name without its arguments."""
+    """A function's name without its arguments, and what Microsoft's compiler puts before it; an offset stays."""
+    name = _MICROSOFT.sub("", name)
     for at in _outside(name):
         if name[at] == "(" and not name.startswith("(anonymous", at) and not name[:at].endswith("operator"):
-            return name[:at]
+            offset = _OFFSET.search(name)
+            return name[:at] + (offset[0] if offset else "")
     return name
 
 

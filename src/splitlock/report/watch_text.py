@@ -182,7 +182,7 @@ def _count(entries: list[Count]) -> list[str]:
     guest = " (a guest's address)" if first.guest else ""
     image = first.image if first.image != "the kernel" or not first.function else None
     at = _at(image, first.offset) if image else first.address or ("" if first.function else "?")
-    place = "  ".join(filter(None, [first.function, at]))
+    place = "  ".join(filter(None, [first.function and short(first.function), at]))
     lines = sum(entry.lines for entry in entries)
     if len(entries) == 1:
         return [cut(f"{lines:>7,}  {first.exception} {first.comm:<15} {place}{guest}")]
