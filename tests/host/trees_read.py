@@ -91,7 +91,8 @@ def processes(tree: Json) -> bool:
 
 def uses(advise: Json) -> tuple[str, str]:
     """Does this kernel make use of #AC, of #DB: yes, no, unknown."""
-    return advise["host"]["split_locks"], advise["host"]["bus_locks"]
+    found = advise["judgement"]
+    return found["split_locks"]["known"], found["bus_locks"]["known"]
 
 
 def mode(status: Json) -> str:
@@ -106,7 +107,7 @@ def fates(report: Json, wanted: str) -> dict[str, set[str]]:
     Both reports have a list of modes, each with `effects`: {who: program|kernel|guest, fate, why, source}; `guest` once
     for each hypervisor, if there is any.
     """
-    modes = report["advice"] if "advice" in report else report["modes"]
+    modes = report["judgement"]["modes"]
     (one,) = [entry for entry in modes if entry["mode"].partition(":")[0] == wanted]
     return {who: {effect["fate"] for effect in one["effects"] if effect["who"] == who} for who in WHO}
 
@@ -126,8 +127,8 @@ def machines(status: Json) -> list[str] | None:
 def recommended(advise: Json) -> str:
     """A mode; `nothing`: there is nothing to turn on; `not-known`."""
     if advise["command_line"]:
-        return str(advise["recommended"]).partition(":")[0]
-    return "nothing" if advise["host"]["split_locks"] == advise["host"]["bus_locks"] == "no" else "not-known"
+        return str(advise["judgement"]["recommended"]).partition(":")[0]
+    return "nothing" if set(uses(advise)) == {"no"} else "not-known"
 
 
 def settings(status: Json) -> list[Setting]:

@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     import argparse
 
     from splitlock.commands import Parser
-    from splitlock.report.advise import Guest
+    from splitlock.report.advise import Guest, Report
     from splitlock.report.status import Module
     from splitlock.report.status import Report as Status
 
 _EPILOG = """\
-exit status: 0 the mode in effect breaks nothing that is known of, 1 it does,
-2 something could not be read, or wrong usage, 130 interrupted: the report knows
-only what was scanned until then.
+exit status: 0 the mode in effect breaks nothing here, 1 it does, 2 that cannot
+be told, something could not be read, or wrong usage, 130 interrupted: the
+report knows only what was scanned until then.
 
 examples:
   splitlock advise
@@ -30,8 +30,8 @@ examples:
 
 PARSER = {
     "description": "Tell which modes of split_lock_detect= are safe on this machine, what breaks in\n"
-    "the others and why, and what to boot with: a model of the kernel and its\n"
-    "hypervisors, fed with this machine's status, its modules and guest reports.",
+    "the others and why, and what to boot with: one judgement with `splitlock status`,\n"
+    "of the same facts, and of modules and guests that you name.",
     "epilog": _EPILOG,
 }
 
@@ -55,24 +55,26 @@ def prepare_parser(parser: Parser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Do it; gives the exit status."""
     from splitlock.commands._output import Output
-    from splitlock.model.advise import advise, host, hypervisors
+    from splitlock.host.advise import advise
     from splitlock.report.advise_text import render
 
     guests = _guests(args.guest_report)
     status = _status(args)
-    machine = host(status, args.status or status.machine or status.root)
     # who has interrupted one scan does not want another; a report of one that was is as good as it is
     named, interrupted = ([], True) if status.interrupted and not args.status else _scanned(args)
-    modules = {module.path or module.name: module for module in (*status.modules, *named)}
-    report = advise(
-        machine, hypervisors(list(modules.values()), machine), guests, interrupted=interrupted or status.interrupted
-    )
-    now = [mode for mode in report.modes if mode.mode.partition(":")[0] == machine.mode]
-    found = 130 if interrupted else int(any(mode.verdict == "breaks" for mode in now))
+    report = advise(status, named, guests, args.status or status.machine or status.root, interrupted=interrupted)
+    found = 130 if interrupted else _found(report)
     if found or not args.quiet:
         with Output(args.output) as out:
             out.write(report.to_json() if args.format == "json" else render(report, verbose=args.verbose).encode())
     return found
+
+
+def _found(report: Report) -> int:
+    """The exit status: 1 the mode in effect breaks something, 2 that cannot be told."""
+    now = {mode.verdict for mode in report.judgement.modes if mode.now}
+    uses = {report.judgement.split_locks.known, report.judgement.bus_locks.known}
+    return 1 if "breaks" in now else 2 if "not-known" in now or ("yes" not in uses and "unknown" in uses) else 0
 
 
 def _status(args: argparse.Namespace) -> Status:
@@ -114,7 +116,7 @@ def _scanned(args: argparse.Namespace) -> tuple[list[Module], bool]:
 def _guests(paths: list[str]) -> list[Guest]:
     import msgspec
 
-    from splitlock.model.advise import guest
+    from splitlock.host.advise import guest
     from splitlock.report.guest import Report
 
     found = []

@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
     from splitlock.commands import Parser
     from splitlock.host.root import Root
-    from splitlock.report.status import Guard, Measured
+    from splitlock.report.status import Guard, Measured, Report
 
 _EPILOG = """\
-exit status: 0 nothing to look at first but what the processor lacks, 1 split
-locks were logged, or a hypervisor that is not SLD-aware is loaded, 2 it could
-not be told, or wrong usage, 130 interrupted: not all modules were scanned.
+exit status: 0 no split lock was logged since boot, or none can be, 1 some were,
+2 it cannot be told (the log is not there, or not whole), or wrong usage, 130
+interrupted: not all modules were scanned.
 
 examples:
   sudo splitlock status
@@ -66,9 +66,7 @@ def run(args: argparse.Namespace) -> int:
     bar = Bar("scanning modules", [], quiet=args.quiet)
     with Output(args.output, bar) as out, bar:
         report = status(root, _guard(root), scan=not args.no_scan, measured=measured, advance=bar.advance)
-        found = bool(report.log.lines) or any(
-            m.loaded == "yes" and m.verdict == "refuse" and not m.aware for m in report.modules
-        )
+        found = _found(report)
         if found or report.interrupted or not args.quiet:
             if args.format == "json":
                 out.write(report.to_json())
@@ -76,7 +74,15 @@ def run(args: argparse.Namespace) -> int:
                 from splitlock.report.status_text import render
 
                 out.write(render(report, verbose=args.verbose).encode("utf-8", "replace"))
-    return 130 if report.interrupted else 1 if found else 0
+    return 130 if report.interrupted else found
+
+
+def _found(report: Report) -> int:
+    """The exit status: 1 split locks were logged, 2 it cannot be told whether any was."""
+    if report.log.lines or report.log.stuck:
+        return 1
+    uses = {report.processor.split_lock.used.known, report.processor.bus_lock.used.known}
+    return 0 if uses == {"no"} or report.log.whole else 2
 
 
 def _guard(root: Root) -> Guard:

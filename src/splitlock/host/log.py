@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 #: Lines of which each says that a split or bus lock happened. (`msr` follows a `trap` of the same lock.)
 FOUND = ("trap", "guest", "killed", "oops", "alignment")
 _BANNER = re.compile(r"Linux version (\S+) \(")
-_BOOT = ("Linux version", "Command line:", "Hypervisor detected")
+_BOOT = ("Linux version", "Command line:", "Hypervisor detected", "tdx: Guest detected")
 _SECONDS = re.compile(rb"\s*(?:<\d+>)?\[ *(\d+)\.\d+")
 _SOON = 60  # seconds; a log that ends so early was most likely saved by something that runs at boot
 _ENDED = (b"Kernel panic", b"end Kernel panic", b"reboot:", b"Power down", b"Restarting system", b"machine restart")
@@ -70,9 +70,10 @@ class Log:
         self.boot = ""  #: the lines of the boot that others ask for
         self.mode: str | None = None
         self.lost = self.suppressed = self.signals = self.found = 0
-        self._told: set[str] = set()  # exceptions whose mode was told
         self.tasks: Counter[tuple[str, str, bool]] = Counter()  #: by name, exception, whether KVM says it is a guest's
         self.dumps: list[Dump] = []
+        self.said: list[Line] = []  #: the kernel's words about its detection, as it booted
+        self.stuck = False  #: a guest's kernel could not turn detection off, and a program of its got no further
 
     def __iter__(self) -> Iterator[Said]:
         """What is said of split locks, in order; an oops when its dump has ended."""
@@ -125,7 +126,9 @@ class Log:
     def _take(self, line: Line) -> None:
         if line.kind == "mode":
             self.mode = line.detail or self.mode
-            self._told.add(line.exception)
+            self.said.append(line)
+        elif line.kind == "msr":
+            self.stuck = True
         elif line.kind == "suppressed" and line.exception:
             self.suppressed += line.number
         elif line.kind == "suppressed":  # of a limit that segfaults share
@@ -169,7 +172,7 @@ class Log:
         """Why this kernel would log no split lock that a program takes; empty: it would, or nobody knows."""
         if self.mode == "off":
             return "detection is off: nothing is ever logged"
-        if self.mode == "fatal" and self._told == {"#DB"}:
+        if self.mode == "fatal" and {line.exception for line in self.said} == {"#DB"}:
             return "mode fatal by #DB: programs get SIGBUS, and no line says so"
         if self.mode is None and self.release is not None and not self.found:
             return (
@@ -205,6 +208,7 @@ class Heard:
         self.mode: str | None = None
         self.boot = ""  #: the lines of the boot that others ask for
         self.gaps: list[str] = []
+        self.said: list[Line] = []  #: the kernel's words about its detection, as it booted
         self._log: Log | None = None
         version = " ".join((root.text("proc/version") or "").split())
         for log in _logs(root):
@@ -232,8 +236,14 @@ class Heard:
         if best is None or not gaps or log.found > best.found or (best.release is None and log.release is not None):
             self._log, self.source, self.gaps, self.why = log, log.source.name, gaps, ""
         self.mode = log.mode or self.mode
+        self.said = self.said or log.said
         self.boot = self.boot or log.boot
         return not gaps
+
+    @property
+    def booted(self) -> bool:
+        """Was the log of this boot read from its first line on?"""
+        return self._log is not None and self._log.release is not None
 
     def report(self) -> report.Log:
         """What it said."""
@@ -256,6 +266,7 @@ class Heard:
             whole=not self.gaps and not log.suppressed,
             deaf=log.deaf(),
             unknown=log.unknown,
+            stuck=log.stuck,
             oopses=[str(dump.place) if dump.place else "" for dump in log.dumps],
         )
 

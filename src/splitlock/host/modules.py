@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from splitlock.host.root import Root
     from splitlock.modules.audit import Batch
+    from splitlock.report.judgement import Known
     from splitlock.report.scan import File
-    from splitlock.report.status import Known
 
 #: What only a hypervisor needs. VMCALL and VMMCALL are a guest's; VMXOFF alone is a crash kernel's.
 _HYPERVISOR = frozenset({"VMXON", "VMLAUNCH", "VMRESUME", "VMRUN", "VMPTRLD", "SEAMCALL"})
@@ -93,16 +93,29 @@ def hypervisors(
     return Scanned(modules, scanned, failed, interrupted)
 
 
-def unseen(running: set[str] | None, seen: list[Module]) -> list[Module]:
-    """The hypervisors that are loaded, by their names, and are not among those seen."""
-    names = (running or set()) & _DRIVERS - {module.name for module in seen} - {"kvm"}
+def unseen(root: Root, release: str | None, running: set[str] | None, seen: list[Module]) -> list[Module]:
+    """The hypervisors that are loaded or built in, by their names, and are not among those seen."""
+    built_in = _built_in(root, release, running or set())
+    names = ((running or set()) | built_in) & _DRIVERS - {module.name for module in seen} - {"kvm"}
     return [
         Module(
-            name=name, path=None, loaded="yes", aware=False, marked=False, intree=False,
-            evidence=["its name: its file was not seen"], verdict="unknown",
+            name=name, path=None, loaded="yes", builtin=name in built_in,
+            version=(root.text(f"sys/module/{name}/version") or "").strip() or None,
+            aware=name.startswith("kvm"), marked=False, intree=name.startswith("kvm"),
+            evidence=["built into the kernel" if name in built_in else "its name: its file was not seen"],
+            verdict="unknown",
         )
         for name in sorted(names)
     ]  # fmt: skip
+
+
+def _built_in(root: Root, release: str | None, running: set[str]) -> set[str]:
+    """Drivers that are a part of the kernel: named by modules.builtin, or by /sys and not among the modules."""
+    found = set()
+    for top in MODULES if release else ():
+        for line in (root.text(f"{top}/{release}/modules.builtin") or "").splitlines():
+            found.add(os.path.basename(line).partition(".")[0].replace("-", "_"))
+    return (found | set(root.names("sys/module"))) & _DRIVERS - running
 
 
 def _audited(paths: list[str], job: Job, root: str) -> Generator[Batch, None, None]:

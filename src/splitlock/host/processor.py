@@ -1,108 +1,125 @@
-"""Can the processor detect split locks (`#AC`) and bus locks (`#DB`), and does it now?"""
+"""What is the processor, can it detect split locks (`#AC`) and bus locks (`#DB`), does this kernel make use of it?"""
 
 from __future__ import annotations
 
 import re
 
-from splitlock.host import cpuid
-from splitlock.linux.versions import AMD_BUS_LOCKS, BUS_LOCKS, SPLIT_LOCKS
+from splitlock.host import cpuid, uses
+from splitlock.host.command_lines import booted
+from splitlock.host.uses import Facts
+from splitlock.linux import parameter, versions
+from splitlock.linux.detection import AMD
+from splitlock.linux.models import UNANNOUNCED
 from splitlock.report.status import Detection, Processor
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from splitlock.host.log import Heard
     from splitlock.host.root import Root
-    from splitlock.linux.versions import Version
-    from splitlock.report.status import Known
+    from splitlock.linux.versions import Release
+    from splitlock.report.judgement import Known, Use
 
 TEST_CTRL, CORE_CAPABILITIES, DEBUGCTL = 0x33, 0xCF, 0x1D9  # SDM vol. 4
 _DETECT_SPLIT, _HAS_SPLIT, _DETECT_BUS = 1 << 29, 1 << 5, 1 << 2
-# Linux knows these to have `#AC` though they do not say so: ICELAKE_X, ICELAKE_D, ICELAKE_L (split_lock_cpu_ids).
-_UNANNOUNCED = {0x6A, 0x6C, 0x7E}
 _HYPERVISORS = {
     "KVMKVMKVM": "KVM", "Microsoft Hv": "Hyper-V", "VMwareVMware": "VMware", "XenVMMXenVMM": "Xen",
     "TCGTCGTCGTCG": "QEMU (TCG)", "VBoxVBoxVBox": "VirtualBox", "ACRNACRNACRN": "ACRN", "bhyve bhyve ": "bhyve",
     "prl hyperv  ": "Parallels", "IntelTDX    ": "TDX", "Jailhouse": "Jailhouse",
 }  # fmt: skip
+_OTHERS = re.compile(r"^(CPU implementer|CPU architecture|isa|cpu)\s*:", re.M)  # of /proc/cpuinfo elsewhere
+_CONFIG = ("boot/config-{}", "lib/modules/{}/config", "usr/lib/modules/{}/config")
 
 
-def processor(root: Root, log: str) -> Processor:
-    """What is known of it; `log`: the kernel's log since boot, or empty."""
+def processor(root: Root, heard: Heard, release: Release | None) -> Processor:
+    """What is known of it. `release`: of the kernel that runs, None: not known."""
     info = _cpuinfo(root)
-    flags = set(info.get("flags", "").split())
+    facts = _facts(root, heard, release, info)
     online = [int(number) for number in re.findall(r"^processor\s*:\s*(\d+)", root.text("proc/cpuinfo") or "", re.M)]
     leaf = cpuid.leaf7() if root.live else None
-    family, model = _number(info, "cpu family"), _number(info, "model")
-    under = _hypervisor(root, flags, log)
-    vendor = info.get("vendor_id")
     return Processor(
         name=info.get("model name"),
-        vendor=vendor,
-        family=family,
-        model=model,
+        vendor=facts.vendor,
+        family=facts.family,
+        model=facts.model,
         stepping=_number(info, "stepping"),
         count=len(online) or None,
-        split_lock=_split(
-            root, leaf, flags, online, vendor == "GenuineIntel" and family == 6 and model in _UNANNOUNCED
-        ),
-        bus_lock=_bus(root, leaf, flags, online),
-        hypervisor=under,
+        split_lock=_split(root, leaf, facts, online),
+        bus_lock=_bus(root, leaf, facts, online),
+        hypervisor=facts.hypervisor,
     )
 
 
-def usable(cpu: Processor, since: Version | None) -> tuple[Known, Known]:
-    """Of `#AC` and `#DB`, what a kernel of this version uses (None: any). In a guest not `#AC`: split_lock_setup()."""
-    split, bus = cpu.split_lock.supported, cpu.bus_lock.supported
-    amd = cpu.vendor in ("AuthenticAMD", "HygonGenuine")
-    if amd or cpu.hypervisor or (since and since < SPLIT_LOCKS.since):
-        split = "no"
-    if since and since < (AMD_BUS_LOCKS if amd else BUS_LOCKS).since:
-        bus = "no"
-    return split, bus
+def _facts(root: Root, heard: Heard, release: Release | None, info: dict[str, str]) -> Facts:
+    flags = frozenset(info["flags"].split()) if "flags" in info else None
+    text = root.text("proc/cpuinfo") or ""
+    names = [place.format(release.text) for place in _CONFIG] if release else []
+    return Facts(
+        vendor=info.get("vendor_id"),
+        family=_number(info, "cpu family"),
+        model=_number(info, "model"),
+        flags=flags,
+        x86=flags is not None or not _OTHERS.search(text),
+        hypervisor=_hypervisor(root, flags or frozenset(), heard.boot),
+        release=release,
+        value=parameter.find(booted(root)),
+        said=heard.said,
+        booted=heard.booted,
+        config=root.text(*names) if names else None,
+    )
 
 
-def _split(root: Root, leaf: tuple[int, ...] | None, flags: set[str], online: list[int], listed: bool) -> Detection:
-    says = "/proc/cpuinfo's flag split_lock_detect"
+def _split(root: Root, leaf: tuple[int, ...] | None, facts: Facts, online: list[int]) -> Detection:
+    used = uses.split_locks(facts)
     values = cpuid.msr(TEST_CTRL, online) if root.live else {}
-    supported: Known = "unknown"
-    if "split_lock_detect" in flags:
-        supported, source = "yes", says
-    elif leaf is not None and not leaf[3] >> 30 & 1:
-        supported, source = (
-            ("yes", "its model, which does not announce it") if listed else ("no", "CPUID.7.EDX[30] = 0")
-        )
-    elif leaf is not None:
-        capable = cpuid.msr(CORE_CAPABILITIES, online[:1])
-        if capable:
-            supported = "yes" if next(iter(capable.values())) & _HAS_SPLIT else "no"
-            source = "IA32_CORE_CAPABILITIES[5]"
-        else:
-            source = "CPUID.7.EDX[30] = 1, and IA32_CORE_CAPABILITIES cannot be read (root, and the module msr)"
-    elif listed:
-        supported, source = "yes", "its model"
-    else:
-        source = f"{says} is not there, which it is only while the kernel uses it" if flags else "no /proc/cpuinfo"
-    enabled: Known = "no" if supported == "no" else "unknown"
-    if values:
-        enabled = "yes" if all(value & _DETECT_SPLIT for value in values.values()) else "no"
-    return Detection(supported=supported, enabled=enabled, source=source, registers=_registers("TEST_CTRL", values))
+    supported, source = _has_split(leaf, facts, used, online)
+    return Detection(
+        supported=supported, used=used, enabled=_enabled(supported, values, _DETECT_SPLIT), source=source,
+        registers=_registers("TEST_CTRL", values),
+    )  # fmt: skip
 
 
-def _bus(root: Root, leaf: tuple[int, ...] | None, flags: set[str], online: list[int]) -> Detection:
+def _has_split(leaf: tuple[int, ...] | None, facts: Facts, used: Use, online: list[int]) -> tuple[Known, str]:
+    """The processor, whatever its kernel makes of it."""
+    listed = facts.vendor == "GenuineIntel" and facts.family == 6 and facts.model in UNANNOUNCED
+    if used.known == "yes" or facts.vendor in AMD or not facts.x86:
+        return ("yes" if used.known == "yes" else "no"), used.why
+    if leaf is not None and not leaf[3] >> 30 & 1:
+        return ("yes", "its model, which does not announce it") if listed else ("no", "CPUID.7.EDX[30] = 0")
+    if leaf is not None and (capable := cpuid.msr(CORE_CAPABILITIES, online[:1])):
+        return ("yes" if next(iter(capable.values())) & _HAS_SPLIT else "no"), "IA32_CORE_CAPABILITIES[5]"
+    if listed:
+        return "yes", "its model"
+    all_models = facts.known(versions.ONLY_ANNOUNCED) == "yes" and not facts.hypervisor and facts.flags is not None
+    if all_models and not any(line.kind == "mode" for line in facts.said):
+        return "no", used.why
+    if leaf is not None:
+        return "unknown", "CPUID.7.EDX[30] = 1, and IA32_CORE_CAPABILITIES cannot be read (root, and the module msr)"
+    return "unknown", "this kernel does not look for it here" if used.known == "no" else used.why
+
+
+def _bus(root: Root, leaf: tuple[int, ...] | None, facts: Facts, online: list[int]) -> Detection:
+    used = uses.bus_locks(facts)
     values = cpuid.msr(DEBUGCTL, online) if root.live else {}
-    supported: Known = "unknown"
+    supported: Known
     if leaf is not None:
         bit = leaf[2] >> 24 & 1
         supported, source = ("yes" if bit else "no"), f"CPUID.7.ECX[24] = {bit}"
-    elif "bus_lock_detect" in flags:
+    elif facts.flags is not None and "bus_lock_detect" in facts.flags:
         supported, source = "yes", "/proc/cpuinfo's flag bus_lock_detect"
+    elif used.known != "unknown" and (used.known == "yes" or facts.known(versions.BUS_LOCKS) == "yes" or not facts.x86):
+        supported, source = used.known, used.why
     else:
-        source = "/proc/cpuinfo's flag bus_lock_detect is not there; kernels since 6.10 may hide it" if flags else (
-            "no /proc/cpuinfo"
-        )  # fmt: skip
-    enabled: Known = "no" if supported == "no" else "unknown"
+        supported, source = "unknown", used.why
+    return Detection(
+        supported=supported, used=used, enabled=_enabled(supported, values, _DETECT_BUS), source=source,
+        registers=_registers("DEBUGCTL", values),
+    )  # fmt: skip
+
+
+def _enabled(supported: Known, values: dict[int, int], bit: int) -> Known:
     if values:
-        enabled = "yes" if all(value & _DETECT_BUS for value in values.values()) else "no"
-    return Detection(supported=supported, enabled=enabled, source=source, registers=_registers("DEBUGCTL", values))
+        return "yes" if all(value & bit for value in values.values()) else "no"
+    return "no" if supported == "no" else "unknown"
 
 
 def _registers(name: str, values: dict[int, int]) -> str | None:
@@ -124,7 +141,9 @@ def _number(info: dict[str, str], key: str) -> int | None:
     return int(value) if value.isascii() and value.isdigit() else None
 
 
-def _hypervisor(root: Root, flags: set[str], log: str) -> str | None:
+def _hypervisor(root: Root, flags: frozenset[str], log: str) -> str | None:
+    if "tdx_guest" in flags or "tdx: Guest detected" in log:
+        return "TDX"
     if root.live:
         found = cpuid.hypervisor()
         if found is not None:

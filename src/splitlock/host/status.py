@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from splitlock.host import advice, modules, tasks
-from splitlock.host.kernel import kernel
+from splitlock.host import checks, modules, tasks
+from splitlock.host.hypervisors import hypervisors
+from splitlock.host.judgement import judge
+from splitlock.host.kernel import kernel, running
 from splitlock.host.log import Heard
 from splitlock.host.processor import processor
+from splitlock.linux import versions
+from splitlock.report.judgement import Judgement, Use
 from splitlock.report.status import Report, Vmm
 
 TYPE_CHECKING = False
@@ -15,6 +19,10 @@ if TYPE_CHECKING:
     from splitlock.host.root import Root
     from splitlock.report.status import Guard, Measured
 
+_UNJUDGED = Judgement(
+    split_locks=Use(known="unknown", why=""), bus_locks=Use(known="unknown", why=""), hypervisors=[], modes=[],
+    recommended="", because="", first=[], unknown=[],
+)  # fmt: skip
 _PS = ("ps", "sos_commands/process/ps_auxwwwm", "sos_commands/process/ps_auxwww")
 
 
@@ -24,43 +32,46 @@ def status(
 ) -> Report:  # fmt: skip
     """The report on a machine. `scan`: look into its modules; `advance`: told how many more files are done."""
     heard = Heard(root)
-    cpu = processor(root, heard.boot)
-    system = kernel(root, heard, cpu)
+    release = running(root, heard)
+    cpu = processor(root, heard, versions.release(release or ""))
+    system = kernel(root, heard, release, cpu)
     places = modules.directories(root, system.release) if scan else []
-    running = modules.loaded(root)
-    scanned = modules.hypervisors(root, places, running, advance) if scan else modules.Scanned([], 0, [], False)
+    loaded = modules.loaded(root)
+    scanned = modules.hypervisors(root, places, loaded, advance) if scan else modules.Scanned([], 0, [], False)
     made = Report(
         root=root.directory,
         machine=(root.text("proc/sys/kernel/hostname", "etc/hostname", "hostname") or "").strip() or None,
         processor=cpu,
         kernel=system,
         log=heard.report(),
-        modules=modules.unseen(running, scanned.modules) + scanned.modules if scan else [],
+        modules=modules.unseen(root, system.release, loaded, scanned.modules) + scanned.modules if scan else [],
         scanned=scanned.files if scan else None,
         unscanned=scanned.failed,
         interrupted=scanned.interrupted,
         vmms=vmms(root),
         guard=guard,
-        advice=[],
+        judgement=_UNJUDGED,
         checks=[],
         measured=measured,
     )
-    made.advice = advice.modes(made)
-    made.checks = advice.checks(made)
+    made.judgement = judge(made, hypervisors(made.modules, cpu.vendor), [])
+    made.checks = checks.checks(made)
     return made
 
 
-def vmms(root: Root) -> list[Vmm]:
-    """The programs that run virtual machines now: by /proc, or by the list of processes in an sosreport."""
+def vmms(root: Root) -> list[Vmm] | None:
+    """The programs that run virtual machines now: by /proc, or by a list of processes; None where there is neither."""
     found = []
-    for name in root.names("proc"):
-        if not name.isdigit():
-            continue
+    processes = [name for name in root.names("proc") if name.isdigit()]
+    listed = root.text(*_PS)
+    if not processes and listed is None:
+        return None
+    for name in processes:
         process = tasks.process(int(name), root=root)
         if process and process.vmm:
             found.append(Vmm(pid=process.pid, name=process.vmm, vm=process.vm))
     if not found:
-        for line in (root.text(*_PS) or "").splitlines():
+        for line in (listed or "").splitlines():
             for word in line.split()[10:11]:
                 vmm = tasks.vmm_by_name(word.rpartition("/")[2])
                 if vmm:

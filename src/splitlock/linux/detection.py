@@ -20,6 +20,8 @@ Place = Literal["program", "asking", "kernel", "interrupt", "guest"]
 Fate = Literal["executed", "slowed", "limited", "sigbus", "oops", "panic", "livelock"]
 Logged = Literal["never", "once a boot", "once a task", "each time"]
 
+#: /proc/cpuinfo's vendor_id of AMD's processors and their kin: no `#AC` for split locks
+AMD = ("AuthenticAMD", "HygonGenuine")
 FATES: tuple[Fate, ...] = ("executed", "slowed", "limited", "sigbus", "oops", "panic", "livelock")
 PLACES: tuple[Place, ...] = ("program", "asking", "kernel", "interrupt", "guest")
 
@@ -29,9 +31,12 @@ class Kernel(NamedTuple):
 
     release: Release
     assume: bool = True  #: has it what it may have?
+    shown: frozenset[str] = frozenset()  #: names of changes that it is seen to have, whatever its version says
 
     def knows(self, change: Change) -> bool:
         """Does it have this change?"""
+        if change.name in self.shown:
+            return True
         known = has(change, self.release)
         return self.assume if known == "unknown" else known == "yes"
 
@@ -176,9 +181,11 @@ def boot(kernel: Kernel, processor: Processor, value: str | None) -> Armed:
     sld_state_setup(), split_lock_init(), bus_lock_init(), sld_state_show(); split_lock_setup() before 5.13.
     """
     has_ = used(kernel, processor)
-    if not has_.split_locks and not has_.bus_locks:
-        return Armed("off", None, 0, None, "")  # the parameter is not even looked at
     asked = setting(value, ratelimit=kernel.knows(versions.RATELIMIT))
+    if not has_.split_locks and not has_.bus_locks:
+        # AMD's, 5.13 to 6.12: sld_setup() is every vendor's and speaks of it; only init_intel() switches it on
+        spoken = processor.bus_locks and kernel.knows(versions.BUS_LOCKS)
+        return Armed("off", None, 0, _said(kernel, asked.mode, "#DB") if spoken else None, "")
     trap: Trap | None = None
     if asked.mode in ("warn", "fatal"):
         trap = "#AC" if has_.split_locks else "#DB"

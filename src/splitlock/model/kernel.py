@@ -33,6 +33,7 @@ class Linux(NamedTuple):
     mitigate: bool = True  #: kernel.split_lock_mitigate
     hz: int = 250  #: jiffies a second
     assume: bool = True  #: has it the changes that it may have?
+    shown: frozenset[str] = frozenset()  #: names of changes that it is seen to have
 
     @classmethod
     def of(cls, release: str, value: str = "warn", mitigate: bool = True, hz: int = 250) -> Linux:
@@ -45,7 +46,7 @@ class Linux(NamedTuple):
     @property
     def kernel(self) -> Kernel:
         """As the table takes it."""
-        return detection.Kernel(self.release, self.assume)
+        return detection.Kernel(self.release, self.assume, self.shown)
 
     def knows(self, change: Change) -> bool:
         """Does it have this change?"""

@@ -2,58 +2,56 @@
 
 from __future__ import annotations
 
+from splitlock.report.judgement_text import modes
 from splitlock.report.lines import printable, wrap
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from splitlock.report.advise import Host, Mode, Report
+    from splitlock.report.advise import Report
+    from splitlock.report.judgement import Use
 
-_DETECTS = {"yes": "detects", "no": "does not detect", "unknown": "may detect"}
+_USES = {"yes": "can use", "no": "does not use", "unknown": "may use"}
 
 
 def render(report: Report, *, verbose: bool = False) -> str:
     """The report, with a newline at the end; with each rule's source where `verbose`."""
+    found = report.judgement
     lines = (
         ["interrupted: what follows knows only the modules that were scanned until then"] if report.interrupted else []
     )
     lines += wrap(_answer(report))
-    for step in report.first:
-        lines += wrap(f"first: {step}", "  ", "    ")
-    lines += ["", *wrap(_host(report.host))]
-    for one in report.hypervisors:
+    for step in found.first:
+        lines += wrap(step, "- ", "  ")
+    lines += ["", *wrap(_host(report))]
+    for one in found.hypervisors:
         loaded = {"yes": "loaded", "no": "not loaded", "unknown": "may be loaded"}[one.loaded]
-        refused = "; policy refuse keeps it out" if one.refused else ""
-        lines += wrap(f"hypervisor: {one.name}, {loaded}: {one.why}{refused}")
+        lines += wrap(f"hypervisor {one.name}: {loaded}; {one.why}")
     for guest in report.guests:
-        lines += wrap(f"guest: {guest.path}: {', '.join(guest.takers) or 'no split locks seen'}")
-    for mode in report.modes:
-        lines += ["", *_mode(mode, verbose)]
-    lines += ["", "not known:"]
-    for what in report.unwatched:
-        lines += wrap(what, "  ", "    ")
+        lines += wrap(f"guest {guest.path}: {', '.join(guest.takers) or 'no split locks seen'}")
+    lines += ["", "what each mode would do here:", *modes(found, verbose=verbose)]
+    if found.unknown:
+        lines += ["", "not known:"]
+        for what in found.unknown:
+            lines += wrap(what, "  ", "    ")
     return "\n".join(map(printable, lines)) + "\n"
 
 
-def _host(host: Host) -> str:
-    inside = f"; inside {host.inside}" if host.inside else ""
+def _host(report: Report) -> str:
+    found = report.judgement
+    inside = f"; inside {report.inside}" if report.inside else ""
+    mode = "not known" if report.mode == "unknown" else report.mode
     return (
-        f"host: {host.source}: {_DETECTS[host.split_locks]} split locks (#AC), {_DETECTS[host.bus_locks]} bus locks "
-        f"(#DB); Linux {host.linux or 'of unknown version'}, mode {host.mode}{inside}"
+        f"host {report.source}: Linux {report.linux or 'of unknown version'}, mode {mode}{inside}; "
+        f"{_use('split-lock #AC', found.split_locks)}; {_use('bus-lock #DB', found.bus_locks)}"
     )
 
 
+def _use(name: str, use: Use) -> str:
+    return f"it {_USES[use.known]} {name} ({use.why})"
+
+
 def _answer(report: Report) -> str:
-    if not report.command_line:
-        return "nothing to turn on: this processor detects neither split locks nor bus locks"
-    return f"boot with {report.command_line}{', with splitlock guard' if report.guard else ''}"
-
-
-def _mode(mode: Mode, verbose: bool) -> list[str]:
-    effective = "" if mode.mode.startswith(mode.effective) else f" (nothing is detected: {mode.effective})"
-    guarded = f", with the guard {mode.guarded}" if mode.guarded != mode.verdict else ""
-    lines = wrap(f"{mode.mode}{effective}: {mode.verdict}{guarded}")
-    for reason in mode.reasons:
-        lines += wrap(f"{reason.verdict}: {reason.who}: {reason.what}", "  ", "    ")
-        for rule in reason.rules if verbose else ():
-            lines += wrap(rule, "    ", "      ")
-    return lines
+    found = report.judgement
+    if found.recommended:
+        return f"boot with {report.command_line}: {found.because}"
+    return found.because

@@ -7,17 +7,18 @@ from typing import Final, Literal
 import msgspec
 
 from splitlock.report.document import Document
+from splitlock.report.judgement import Judgement, Known, Use
 
 SCHEMA: Final = "splitlock/status/1"
 
-Known = Literal["yes", "no", "unknown"]
 Mode = Literal["off", "warn", "fatal", "ratelimit", "unknown"]
 
 
 class Detection(msgspec.Struct, kw_only=True):
     """One of the processor's two ways to detect."""
 
-    supported: Known
+    supported: Known  #: by the processor
+    used: Use  #: by this kernel, in some mode
     enabled: Known  #: on now: on all processors where registers could be read, else as the kernel says
     source: str  #: what says so
     registers: str | None  #: TEST_CTRL, DEBUGCTL as read; null: they could not be
@@ -37,13 +38,22 @@ class Processor(msgspec.Struct, kw_only=True):
     hypervisor: str | None  #: what this machine runs in; null: nothing, as far as can be told
 
 
+class Setting(msgspec.Struct, kw_only=True):
+    """A setting that was found."""
+
+    where: str  #: the file, by its name on that machine; proc/cmdline: of the kernel that runs
+    text: str
+    counts: Known  #: at the next boot; of proc/cmdline: now
+    why: str  #: why not, or why that is not known; may be empty
+
+
 class Kernel(msgspec.Struct, kw_only=True):
     """The kernel and what it was told."""
 
     release: str | None  #: of the running one; null: none is known to run
     installed: list[str]  #: releases that modules are there for
     parameter: str | None  #: split_lock_detect= of the running kernel's command line
-    configured: list[str]  #: `FILE: split_lock_detect=...`, sysctl too: for the next boot
+    settings: list[Setting]  #: what is set, for this boot or the next, or in vain
     mode: Mode
     rate: int | None  #: bus locks a second, in mode ratelimit
     why: str  #: how the mode is known
@@ -72,6 +82,7 @@ class Log(msgspec.Struct, kw_only=True):
     deaf: str = ""  #: why this kernel would log no split lock that a program takes; empty: it would, or nobody knows
     unknown: int = 0  #: lines with the kernel's words that are not understood
     oopses: list[str] = []  #: functions in which the kernel itself took one; empty where the dump does not tell
+    stuck: bool = False  #: a guest's kernel could not turn detection off: a program of its traps for ever
 
 
 class Module(msgspec.Struct, kw_only=True):
@@ -80,7 +91,9 @@ class Module(msgspec.Struct, kw_only=True):
     name: str
     path: str | None  #: null: loaded, and its file is not there
     loaded: Known
-    aware: bool  #: imports handle_guest_split_lock, as KVM does since 5.8
+    builtin: bool = False  #: a part of the kernel itself
+    version: str | None = None  #: as it says itself
+    aware: bool  #: imports handle_guest_split_lock, as KVM does since 5.7
     marked: bool  #: says sld_safe itself
     intree: bool
     evidence: list[str]  #: VMLAUNCH, VMRUN, FOREIGN-CODE, ...
@@ -100,14 +113,6 @@ class Guard(msgspec.Struct, kw_only=True):
 
     up: Known
     why: str
-
-
-class Advice(msgspec.Struct, kw_only=True):
-    """What one mode would do here."""
-
-    mode: str
-    now: bool
-    effect: str
 
 
 class Measured(msgspec.Struct, kw_only=True):
@@ -136,8 +141,8 @@ class Report(Document, kw_only=True):
     scanned: int | None  #: module files looked into; null: none were to be
     unscanned: list[str]  #: what could not be looked into, and why
     interrupted: bool  #: the scan was, by Ctrl-C: there may be more modules
-    vmms: list[Vmm]
+    vmms: list[Vmm] | None  #: null: no list of processes is there
     guard: Guard
-    advice: list[Advice]
+    judgement: Judgement
     checks: list[str]  #: what to look at first
     measured: Measured | None

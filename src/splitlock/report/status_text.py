@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from splitlock.report.judgement_text import modes
 from splitlock.report.lines import count, cut, printable, wrap
 
 TYPE_CHECKING = False
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 
 _LABEL = 12  # columns
 _TASKS, _MODULES = 5, 8  # shown without --verbose
+_RUNNING = "proc/cmdline"
 _BAR = 40  # columns of the plot
 
 
@@ -24,21 +26,25 @@ def render(report: Report, *, verbose: bool = False) -> str:
     lines += _kernel(report.kernel)
     lines += _log(report.log, verbose)
     lines += _modules(report, verbose)
-    running = [f"{v.name} {v.pid}{f' ({v.vm})' if v.vm else ''}" for v in report.vmms]
-    lines += _field("VMs", ", ".join(running) or "none running")
+    lines += _field("VMs", _vms(report))
     lines += _field(
         "guard", {"yes": "up", "no": "not up", "unknown": "not known"}[report.guard.up] + _also(report.guard.why)
     )
     if report.measured:
         lines += _measured(report.measured)
     lines += ["", "what each mode would do here:"]
-    for advice in report.advice:
-        lines += wrap(f"{'*' if advice.now else ' '} {advice.mode:<12}{advice.effect}", "", " " * 14)
+    lines += modes(report.judgement, verbose=verbose)
     if report.checks:
         lines += ["", "look at this first:"]
         for number, check in enumerate(report.checks, 1):
             lines += wrap(f"{number:>2}. {check}", "", "    ")
     return printable("\n".join(lines) + "\n")
+
+
+def _vms(report: Report) -> str:
+    if report.vmms is None:
+        return "not known: no list of processes is there"
+    return ", ".join(f"{v.name} {v.pid}{f' ({v.vm})' if v.vm else ''}" for v in report.vmms) or "none running"
 
 
 def _field(label: str, text: str) -> list[str]:
@@ -62,7 +68,11 @@ def _detection(name: str, found: Detection) -> list[str]:
     can = {"yes": "yes", "no": "none", "unknown": "not known"}[found.supported]
     on = {"yes": ", on", "no": ", off", "unknown": ""}[found.enabled] if found.supported != "no" else ""
     more = f"; {found.registers}" if found.registers else ""
-    return _field("", f"{name}: {can}{on} ({found.source}{more})")
+    lines = _field("", f"{name}: {can}{on} ({found.source}{more})")
+    if found.used.known != found.supported or found.used.why != found.source:
+        used = {"yes": "used", "no": "not used", "unknown": "not known whether used"}[found.used.known]
+        lines += _field("", f"  {used} by this kernel: {found.used.why}")
+    return lines
 
 
 def _kernel(kernel: Kernel) -> list[str]:
@@ -73,8 +83,10 @@ def _kernel(kernel: Kernel) -> list[str]:
     lines += _field("", f"split_lock_detect={kernel.parameter}" if kernel.parameter else "no split_lock_detect= given")
     if kernel.mitigate is not None:
         lines += _field("", f"kernel.split_lock_mitigate={kernel.mitigate}")
-    for line in kernel.configured:
-        lines += _field("", f"configured: {line}")
+    for setting in kernel.settings:
+        if setting.where != _RUNNING or setting.counts != "yes":
+            counts = {"yes": "set", "no": "set in vain", "unknown": "set"}[setting.counts]
+            lines += _field("", f"{counts}: {setting.where}: {setting.text}{_also(setting.why)}")
     return lines
 
 
@@ -84,7 +96,8 @@ def _log(log: Log, verbose: bool) -> list[str]:
     more = [f"{count(log.suppressed, 'line')} held back"] if log.suppressed else []
     more += [f"{count(log.lost, 'record')} lost"] if log.lost else []
     more += [log.why] if log.why else []
-    said = f"{count(log.lines, 'split or bus lock')} logged since boot" if log.lines else "no split or bus lock logged"
+    nothing = "no split or bus lock logged since boot" if log.whole else "no split or bus lock in what was read"
+    said = f"{count(log.lines, 'split or bus lock')} logged since boot" if log.lines else nothing
     lines = _field("log", f"{said} ({'; '.join([log.source, *more])})")
     most = len(log.tasks) if verbose else _TASKS
     for task in log.tasks[:most]:

@@ -1,0 +1,44 @@
+"""Should split-lock detection be on here, and how? The judgement on a machine, with what else somebody knows of it."""
+
+from __future__ import annotations
+
+from splitlock.host.hypervisors import hypervisors
+from splitlock.host.judgement import judge
+from splitlock.report.advise import Guest, Report
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from splitlock.report.guest import Report as Watched
+    from splitlock.report.status import Module
+    from splitlock.report.status import Report as Status
+
+
+def guest(path: str, watched: Watched) -> Guest:
+    """What advice needs of a guest report. Firmware counts: the host detects before the guest has a kernel."""
+    takers = []
+    for site in watched.sites:
+        if site.hits or site.traps:
+            who = site.comm if site.where == "user" else site.image
+            takers.append(f"{site.where} {who}" if who else site.where)
+    return Guest(path=path, hits=watched.hits, takers=list(dict.fromkeys(takers)), unwatched=watched.unwatched)
+
+
+def advise(
+    status: Status, named: list[Module], guests: list[Guest], source: str, *, interrupted: bool = False
+) -> Report:
+    """The report. `named`: modules that may be loaded, besides those found; `interrupted`: there may be more."""
+    for module in named:
+        module.loaded = "unknown" if module.loaded == "no" else module.loaded
+    modules = {module.path or module.name: module for module in (*status.modules, *named)}
+    judgement = judge(status, hypervisors(modules.values(), status.processor.vendor), guests)
+    rate = f":{status.kernel.rate}" if status.kernel.rate else ""
+    return Report(
+        source=source,
+        linux=status.kernel.release,
+        mode=status.kernel.mode + rate,
+        inside=status.processor.hypervisor,
+        judgement=judgement,
+        guests=guests,
+        command_line=f"split_lock_detect={judgement.recommended}" if judgement.recommended else "",
+        interrupted=interrupted or status.interrupted,
+    )

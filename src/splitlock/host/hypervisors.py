@@ -1,0 +1,69 @@
+"""With what can this machine run guests, and how does each treat a guest's `#AC`? docs/linux.md, "Guests"."""
+
+from __future__ import annotations
+
+from splitlock.linux.detection import AMD
+from splitlock.report.judgement import Hypervisor
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from splitlock.report.judgement import Kind
+    from splitlock.report.status import Module
+
+_ENTERS = {"VMLAUNCH", "VMRESUME", "VMXON"}  #: on Intel
+_EMULATES = 7  #: VirtualBox's first number: emR3ExecuteSplitLockInstruction() was read in 7.x
+
+
+def hypervisors(modules: Iterable[Module], vendor: str | None) -> list[Hypervisor]:
+    """Those among modules that run guests on such a processor."""
+    found = []
+    for module in modules:
+        kind = _amd(module) if vendor in AMD else _intel(module)
+        if kind is None:
+            continue
+        found.append(
+            Hypervisor(name=module.name, path=module.path, kind=kind[0], loaded=module.loaded, why=kind[1],
+                       refused=module.verdict == "refuse")
+        )  # fmt: skip
+    return found
+
+
+def _intel(module: Module) -> tuple[Kind, str] | None:
+    enters = _ENTERS & set(module.evidence)
+    if module.name == "kvm_intel" and (module.path is None or module.builtin or module.intree):
+        return "kvm", "Linux's own, which asks its host since 5.7"
+    if enters and module.aware:
+        return "kvm", "imports handle_guest_split_lock: it asks the host"
+    if module.name == "vboxdrv":
+        return _virtualbox(module)
+    if enters or (module.path is None and not module.name.startswith("kvm")):
+        why = "does not import handle_guest_split_lock" if enters else "its file was not seen"
+        return "unknown", f"{why}: what it makes of a guest's #AC is not known"
+    if "FOREIGN-CODE" in module.evidence and module.verdict == "refuse":
+        return "unknown", "can bring a hypervisor that no module loader sees"
+    return None
+
+
+def _amd(module: Module) -> tuple[Kind, str] | None:
+    if module.name == "kvm_amd" and (module.path is None or module.builtin or module.intree):
+        return "kvm", "Linux's own"
+    if module.name == "vboxdrv":
+        return "svm", "VirtualBox: whether it gives guests a DEBUGCTL of their own is not known"
+    if "VMRUN" in module.evidence or (module.path is None and not module.name.startswith("kvm")):
+        return "svm", "not Linux's own: whether it gives guests a DEBUGCTL of their own is not known"
+    return None
+
+
+def _virtualbox(module: Module) -> tuple[Kind, str]:
+    """Its own VMM; the backend that runs on KVM is KVM."""
+    number = (module.version or "").partition(".")[0]
+    if number.isascii() and number.isdigit() and int(number) >= _EMULATES:
+        return (
+            "emulates",
+            f"VirtualBox {(module.version or '').split()[0]}: it executes the instruction without its lock",
+        )
+    if number:
+        return "unknown", f"VirtualBox {(module.version or '').split()[0]}: those of 2020 forward #AC blindly"
+    return "unknown", "VirtualBox of unknown version: 7 and later emulate, those of 2020 forward #AC blindly"

@@ -1,0 +1,121 @@
+"""Does this kernel make use of what the processor has? By what it shows; by its version only where nothing else tells.
+
+The rules, with their sources: docs/linux.md, "At boot" and "What holds on which machine".
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from splitlock.linux import parameter, versions
+from splitlock.linux.detection import AMD
+from splitlock.linux.models import UNANNOUNCED, looked_at
+from splitlock.linux.sentences import NO_MSR
+from splitlock.linux.versions import has
+from splitlock.report.judgement import Use
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from splitlock.linux.log import Line
+    from splitlock.linux.versions import Change, Release
+    from splitlock.report.judgement import Known
+
+_NOT_BUILT = ("# CONFIG_X86_BUS_LOCK_DETECT is not set", "# CONFIG_CPU_SUP_INTEL is not set")
+
+
+class Facts(NamedTuple):
+    """What is known of a machine that bears on this."""
+
+    vendor: str | None  #: as /proc/cpuinfo has it; None: not known
+    family: int | None
+    model: int | None
+    flags: frozenset[str] | None  #: of /proc/cpuinfo; None: there is none
+    x86: bool  #: is it one, as far as is known?
+    hypervisor: str | None  #: this machine is a guest of
+    release: Release | None
+    value: str | None  #: of split_lock_detect=; None: not given, or not known
+    said: list[Line]  #: the kernel's words about detection, at boot
+    booted: bool  #: its log of the boot was read from the first line on
+    config: str | None  #: the kernel's configuration
+
+    @property
+    def linux(self) -> str:
+        """The kernel, in words."""
+        return f"Linux {self.release.text}" if self.release else "this kernel"
+
+    def known(self, change: Change) -> Known:
+        """Has the kernel this change?"""
+        return has(change, self.release) if self.release else "unknown"
+
+
+def split_locks(facts: Facts) -> Use:
+    """`#AC`: split_lock_setup()."""
+    if none := _nowhere(facts):
+        return Use(known="no", why=none)
+    if any(line.text == NO_MSR.template for line in facts.said):
+        return Use(known="no", why="the kernel could not write TEST_CTRL (its log: MSR access failed)")
+    if any(line.kind == "mode" and line.exception != "#DB" and line.detail != "off" for line in facts.said):
+        return Use(known="yes", why="the kernel said so at boot")
+    if facts.vendor in AMD:
+        return Use(known="no", why="no processor of AMD's has it")
+    if facts.hypervisor:
+        return Use(known="no", why=f"inside {facts.hypervisor} Linux leaves it alone: that is its host's to say")
+    if facts.flags is not None and "split_lock_detect" in facts.flags:
+        return Use(known="yes", why="/proc/cpuinfo's flag split_lock_detect")
+    if facts.known(versions.SPLIT_LOCKS) == "no":
+        return Use(known="no", why=f"{facts.linux} has no split-lock detection: 5.7 is the first")
+    if facts.flags is None:
+        return Use(known="unknown", why="there is no /proc/cpuinfo, and the log does not tell")
+    return _without_the_flag(facts)
+
+
+def _without_the_flag(facts: Facts) -> Use:
+    """5.13 on, the flag is there whenever the kernel can use it; before, only while it does."""
+    shows = facts.known(versions.FLAG_IN_EVERY_MODE)
+    if shows == "yes":
+        what = "shows in every mode" if facts.known(versions.ONLY_ANNOUNCED) == "yes" else "shows for models it knows"
+        return Use(known="no", why=f"/proc/cpuinfo has no flag split_lock_detect, which {facts.linux} {what}")
+    if shows == "unknown":
+        return Use(known="unknown", why=f"whether {facts.linux} has detection its name does not tell")
+    if parameter.setting(facts.value).mode != "off":
+        return Use(known="no", why="/proc/cpuinfo has no flag split_lock_detect, and the kernel was not told `off`")
+    if facts.family == 6 and facts.model in UNANNOUNCED:
+        return Use(known="yes", why="its model")
+    if facts.release and (facts.model is None or looked_at(facts.release, facts.model) == "no"):
+        return Use(known="no", why=f"{facts.linux} does not look for it on this model")
+    return Use(known="unknown", why=f"in mode off {facts.linux} does not show it")
+
+
+def bus_locks(facts: Facts) -> Use:
+    """`#DB`: bus_lock_init()."""
+    if none := _nowhere(facts):
+        return Use(known="no", why=none)
+    if facts.flags is None:
+        if facts.known(versions.BUS_LOCKS) == "no":
+            return Use(known="no", why=f"{facts.linux} knows none: 5.13 is the first")
+        said = any(line.exception == "#DB" and line.kind == "mode" for line in facts.said)
+        if said and facts.known(versions.AMD_BUS_LOCKS) == "yes":
+            return Use(known="yes", why="the kernel said so at boot")
+        return Use(known="unknown", why="there is no /proc/cpuinfo, and the log does not tell")
+    if "bus_lock_detect" not in facts.flags:
+        return Use(known="no", why="/proc/cpuinfo has no flag bus_lock_detect")
+    intel = facts.vendor == "GenuineIntel"
+    known = facts.known(versions.BUS_LOCKS if intel else versions.AMD_BUS_LOCKS)
+    if known == "no":
+        first = (
+            "5.13 is the first" if intel else "6.13 is the first that does, though older ones say at boot they would"
+        )
+        return Use(known="no", why=f"{facts.linux} does not use this processor's: {first}")
+    if known == "unknown" and not intel:
+        return Use(known="unknown", why=f"whether {facts.linux} has what came with 6.13 its name does not tell")
+    if facts.booted and not facts.said and facts.value is None:
+        return Use(known="unknown", why="the kernel said nothing of it at boot, as one built without it does")
+    return Use(known="yes", why="/proc/cpuinfo's flag bus_lock_detect")
+
+
+def _nowhere(facts: Facts) -> str:
+    """Why this kernel uses neither, whatever the processor; empty: it may."""
+    if not facts.x86:
+        return "this is no x86 processor: nothing of this applies"
+    words = (facts.config or "").splitlines()
+    return next((f"the kernel is built without it: {no.split()[1]} is not set" for no in _NOT_BUILT if no in words), "")

@@ -1,0 +1,135 @@
+"""How is a judgement said in plain English? One sentence for each effect; nothing is decided here."""
+
+from __future__ import annotations
+
+from splitlock.linux import versions
+from splitlock.linux.delays import SLEEP_MS, STEP_MS
+from splitlock.linux.detection import AMD
+from splitlock.linux.versions import has
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from splitlock.linux import detection
+    from splitlock.linux.detection import Trap
+    from splitlock.linux.parameter import Mode
+    from splitlock.report.judgement import Fate, Hypervisor, Verdict, Who
+    from splitlock.report.status import Report
+
+_FATES: dict[Fate, str] = {
+    "nothing": "nothing is detected", "goes-on": "it goes on", "slowed": "it is slowed", "limited": "it has to wait",
+    "killed": "it is killed", "oops": "the kernel oopses", "stuck": "it is stuck", "not-known": "not known",
+}  # fmt: skip
+
+
+def mode(mode: Mode, verdict: Verdict, status: Report) -> str:
+    """A whole mode in a sentence."""
+    split, bus = status.processor.split_lock.used.known, status.processor.bus_lock.used.known
+    if status.log.stuck:
+        return "programs are stuck here in every mode: the host's #AC comes straight into this guest"
+    if mode == "off":
+        return "detects nothing: any program can stall the whole machine, and nobody is told"
+    if split == bus == "no":
+        return "has no effect here: this kernel has nothing to detect with"
+    if mode == "ratelimit" and bus == "no" and verdict == "nothing":
+        return "detects nothing here: only #DB can limit the rate, and this kernel has none"
+    said: dict[Verdict, str] = {
+        "nothing": "detects nothing here", "logs": "names programs in the log, and lets them go on",
+        "slows": "names programs in the log, and makes them wait", "breaks": "breaks what is named below",
+        "not-known": "what it does here is not known in full",
+    }  # fmt: skip
+    return said[verdict]
+
+
+def effect(
+    who: Who, fate: Fate, traps: Collection[Trap | None], made: detection.Effect | None, status: Report,
+    possible: list[Fate],
+) -> str:  # fmt: skip
+    """Of a program, or of the kernel itself."""
+    subject = "a program" if who == "program" else "the kernel itself"
+    by_fault = "#AC" in traps
+    if fate == "not-known":
+        either = " or ".join(dict.fromkeys(_FATES[one] for one in possible))
+        return f"{subject}: not known: {either}, by what this processor and kernel can do"
+    if fate == "stuck":
+        return f"{subject}: traps for ever at its first split lock, and does not get on; the log shows one"
+    if fate == "nothing":
+        return f"{subject}: goes on; nothing is detected"
+    if fate == "oops":
+        return f"{subject}: oopses at a split lock of its own, which is a bug in that code; often the machine hangs"
+    if fate == "killed":
+        when = "before its first split lock" if by_fault else "after its first bus lock, and without a word in the log"
+        return f"{subject}: is killed (SIGBUS) {when}"
+    if fate == "limited":
+        return (
+            f"{subject}: waits, in steps of {STEP_MS} ms, when the whole machine has taken N bus locks within a second"
+        )
+    if fate == "slowed":
+        return (
+            f"{subject}: a log line for its first split lock; each that traps costs it {SLEEP_MS} ms of sleep, and a "
+            "wait while another program's turn lasts"
+        )
+    return f"{subject}: {_goes_on(by_fault, made, status)}"
+
+
+def _goes_on(by_fault: bool, made: detection.Effect | None, status: Report) -> str:
+    if not by_fault:
+        return "a log line for each bus lock, as far as the kernel's rate limit lets it; goes on at its pace"
+    why = " (kernel.split_lock_mitigate=0)" if made and made.alone_jiffies == 0 and status.kernel.mitigate == 0 else ""
+    return f"a log line for its first split lock; goes on at its pace{why}"
+
+
+def guest(one: Hypervisor, fate: Fate, mode: Mode, possible: list[Fate]) -> str:
+    """Of a guest."""
+    subject = f"a guest in {one.name}"
+    if fate == "nothing":
+        return f"{subject}: goes on; the host does not trap it"
+    if fate == "goes-on" and one.kind == "emulates":
+        return f"{subject}: goes on; its hypervisor executes the instruction without the lock"
+    if fate == "goes-on":
+        return f"{subject}: a log line for each virtual processor; goes on at its pace"
+    if fate == "slowed":
+        return f"{subject}: waits as a program does, {SLEEP_MS} ms or more for each that traps"
+    if fate == "killed" and mode == "fatal" and one.kind == "kvm":
+        return f"{subject}: the whole virtual machine is killed (SIGBUS for its VMM)"
+    if fate == "killed":
+        return f"{subject}: gets a #DB that it did not ask for: its programs or its kernel die"
+    if len(possible) > 1:
+        either = " or ".join(dict.fromkeys(_FATES[one] for one in possible))
+        return f"{subject}: not known: {either}, by what this processor and kernel can do"
+    return f"{subject}: not known: {one.why}"
+
+
+def remedies(status: Report) -> list[str]:
+    """What helps with what was logged here, and what does not."""
+    said = []
+    bus, split = status.processor.bus_lock.used.known, status.processor.split_lock.used.known
+    programs = sorted({task.comm for task in status.log.tasks if not task.guest and task.exception == "#AC"})
+    guests = any(task.guest for task in status.log.tasks)
+    release = versions.release(status.kernel.release or "")
+    if status.log.stuck:
+        said.append(
+            "on the host of this virtual machine: split_lock_detect=off or ratelimit:N, which turn #AC off; in a TDX "
+            "guest nothing else helps before Linux 7.4's bus-lock exits"
+        )
+    if split == "yes" and (programs or guests) and status.kernel.mode == "warn":
+        who = ", ".join([*programs[:4], *(["the virtual machines"] if guests else [])])
+        if status.kernel.mitigate:
+            said.append(
+                f"{who} wait at each trap: kernel.split_lock_mitigate=0 in /etc/sysctl.d takes the delay away and "
+                "keeps the log line; it does not help VirtualBox's KVM backend"
+            )
+        elif release and status.kernel.mitigate is None and has(versions.MISERY, release) == "yes":
+            said.append(f"{who} wait at each trap; a kernel from 6.2 on has kernel.split_lock_mitigate=0 against it")
+    if any(task.exception == "#DB" for task in status.log.tasks):
+        said.append(
+            "kernel.split_lock_mitigate changes nothing about #DB: the program is not slowed by the kernel but by its "
+            "locks. `splitlock run` names them; report them to its maker"
+        )
+    vmms = status.vmms or []
+    if bus == "yes" and any(vmm.name == "QEMU" for vmm in vmms):
+        change = versions.KVM_AMD_BUS_LOCK_EXIT if status.processor.vendor in AMD else versions.KVM_BUS_LOCK_EXIT
+        if release and has(change, release) != "no":
+            said.append("one virtual machine alone: QEMU's -machine bus-lock-ratelimit=N limits its bus locks")
+    return said

@@ -1,0 +1,204 @@
+"""The judgement of `status` and `advise`: against what real kernels did (tests/model/data), and on made-up machines."""
+
+from __future__ import annotations
+
+import json
+from itertools import product
+from pathlib import Path
+from statistics import median
+from typing import Any, get_args
+
+import pytest
+
+from splitlock.host.advise import advise, guest
+from splitlock.host.root import Root
+from splitlock.host.status import status
+from splitlock.report.advise import Report
+from splitlock.report.guest import SCHEMA as GUEST
+from splitlock.report.guest import Report as Watched
+from splitlock.report.guest import Site
+from splitlock.report.guest import Watched as Means
+from splitlock.report.judgement import Fate, Mode, Verdict
+from splitlock.report.status import Guard, Module
+from splitlock.report.status import Report as Status
+
+DATA = sorted((Path(__file__).parents[1] / "model" / "data").glob("*.json"))
+INTEL = "vendor_id\t: GenuineIntel\ncpu family\t: 6\nmodel\t\t: 143\nmodel name\t: Intel(R) Xeon(R) Platinum 8480+\n"
+AMD = "vendor_id\t: AuthenticAMD\ncpu family\t: 26\nmodel\t\t: 68\nmodel name\t: AMD Ryzen 9 9950X\n"
+NO_GUARD = Guard(up="unknown", why="")
+
+KVM = Module(
+    name="kvm_intel", path="/lib/kvm-intel.ko", loaded="yes", aware=True, marked=False, intree=True,
+    evidence=["VMLAUNCH", "VMXON"], verdict="allow",
+)  # fmt: skip
+BLIND = Module(
+    name="hyp", path="/lib/hyp.ko", loaded="no", aware=False, marked=False, intree=False,
+    evidence=["VMLAUNCH"], verdict="refuse",
+)  # fmt: skip
+SVM = Module(
+    name="kvm_amd", path="/lib/kvm-amd.ko", loaded="yes", aware=False, marked=False, intree=True, evidence=["VMRUN"],
+    verdict="allow",
+)  # fmt: skip
+LEFT = Module(
+    name="vmmon", path=None, loaded="yes", aware=False, marked=False, intree=False, evidence=["its name"],
+    verdict="unknown",
+)  # fmt: skip
+
+
+def machine(
+    place: Path, flags: str = "split_lock_detect", *, cpu: str = INTEL, release: str = "6.8.0", words: str = "",
+    mitigate: str = "",
+) -> Status:  # fmt: skip
+    """The report on files below `place`."""
+    for name, text in {
+        "proc/cpuinfo": f"processor\t: 0\n{cpu}stepping\t: 6\nflags\t\t: fpu vmx {flags}\n\n",
+        "proc/sys/kernel/osrelease": release,
+        "proc/cmdline": f"root=/dev/sda1 {words}\n",
+        **({"proc/sys/kernel/split_lock_mitigate": mitigate} if mitigate else {}),
+    }.items():
+        path = place / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return status(Root(str(place)), NO_GUARD, scan=False)
+
+
+def modes(found: Report | Status) -> dict[str, Mode]:
+    return {mode.mode.partition(":")[0]: mode for mode in found.judgement.modes}
+
+
+def fate(mode: Mode, who: str, where: str = "") -> str:
+    (one,) = [effect for effect in mode.effects if effect.who == who and where in effect.where]
+    return one.fate
+
+
+def measured() -> list[Any]:
+    """Every boot of every real kernel that was measured."""
+    found = []
+    for path in DATA:
+        matrix = json.loads(path.read_bytes())
+        for number, boot in enumerate(matrix["boots"]):
+            cells = {cell["kind"]: cell for cell in matrix["cells"] if cell.get("boot") == number}
+            if "user" in cells and "module" in cells and "repeat" in cells:
+                name = f"{path.stem}-{boot['processor']}-{boot['mode']}"
+                found.append(pytest.param(boot, cells, id=name))
+    return found
+
+
+@pytest.mark.parametrize(("boot", "cells"), measured())
+def test_real_kernels(tmp_path: Path, boot: dict[str, Any], cells: dict[str, Any]) -> None:
+    """What is said of a mode is what a real kernel did in it: a program's split lock, a module's, and many of them."""
+    flags = [name for name in ("split_lock_detect", "bus_lock_detect") if boot[name]]
+    mode, limited = boot["mode"].partition(":")[0], boot["mode"].startswith("ratelimit")
+    value = "warn" if mode == "mitigate=0" else boot["mode"]
+    mitigate = "" if boot["split_lock_mitigate"] is None else str(int(mode != "mitigate=0"))
+    if boot["processor"] != "db" and not boot["split_lock_detect"]:
+        flags.append("")  # 5.12 and older show it only while they use it
+    made = machine(
+        tmp_path, " ".join(flags), release=boot["kernel"], words=f"split_lock_detect={value}", mitigate=mitigate
+    )
+    user, module, repeat = cells["user"], cells["module"], cells["repeat"]
+    waits = median(repeat["nanoseconds"]) if repeat["nanoseconds"] else 0  # one alone may be a busy host's
+    program = (
+        "killed" if user["outcome"] == "sigbus" else "nothing" if not user["warnings"] else
+        "limited" if "#DB" in user["log"][0] and limited else "slowed" if waits >= 10e6 else "goes-on"
+    )  # fmt: skip
+    kernel = "oops" if module["outcome"] in ("oops", "panic") else "nothing"
+    said = modes(made)["warn" if mode == "mitigate=0" else mode]
+    assert (fate(said, "program"), fate(said, "kernel")) == (program, kernel)
+    line = next((line for line in boot["log"] if line.startswith("x86/split lock detection: ")), "")
+    for words, name in {"disabled": "off", "warning": "warn", "SIGBUS": "fatal", "rate limit": "ratelimit"}.items():
+        if words in line:
+            assert made.kernel.mode == name
+
+
+def test_status_and_advise_are_one(tmp_path: Path) -> None:
+    found = machine(tmp_path)
+    assert advise(found, [], [], "here").judgement == found.judgement
+
+
+def test_kvm(tmp_path: Path) -> None:
+    told = modes(advise(machine(tmp_path), [KVM, SVM], [], "here"))
+    assert [fate(told[mode], "guest", "kvm_intel") for mode in told] == ["nothing", "slowed", "killed", "nothing"]
+    assert all(effect.where != "kvm_amd" for mode in told.values() for effect in mode.effects)
+
+
+def test_amd(tmp_path: Path) -> None:
+    """6.13.0's KVM hands the host's #DB to guests; which stable release it is not every name tells."""
+    right = {"6.13.0": "killed", "6.14.0": "nothing", "6.13.7": "nothing", "6.13.0-9-amd64": "not-known"}
+    for release, guests in right.items():
+        told = modes(advise(machine(tmp_path, "bus_lock_detect", cpu=AMD, release=release), [SVM], [], "here"))
+        assert fate(told["warn"], "guest") == guests, release
+        assert fate(told["off"], "guest") == "nothing"
+
+
+def test_hypervisors_that_nobody_knows(tmp_path: Path) -> None:
+    """Never a green light; it is said how to know."""
+    for module in (LEFT, BLIND):
+        report = advise(machine(tmp_path), [module], [], "here")
+        assert modes(report)["warn"].verdict == "not-known"
+        assert any("splitlock probe" in line for line in report.judgement.first)
+        assert modes(report)["off"].verdict == "nothing"
+
+
+def test_a_processor_that_is_not_known(tmp_path: Path) -> None:
+    (tmp_path / "etc").mkdir()
+    found = status(Root(str(tmp_path)), NO_GUARD, scan=False)
+    assert {fate(mode, "program") for mode in found.judgement.modes} == {"nothing", "not-known"}  # off alone is known
+    assert found.judgement.recommended == ""
+    assert found.vmms is None
+
+
+def site(where: str, comm: str | None, image: str | None) -> Site:
+    return Site(
+        where=where, mode=64, hits=3, address="0x1", instruction="lock inc", operand_size=4,  # type: ignore[arg-type]
+        operand_address="0x3f", image=image, offset=None, function=None, source=None, comm=comm, pid=1,
+    )  # fmt: skip
+
+
+def watched(*sites: Site) -> Watched:
+    means = Means(
+        qemu="7.2", api=1, registers=True, cpus=2, sites=9, kernel="6.1", processes=True, seconds=1.0, end="power off"
+    )
+    return Watched(
+        schema=GUEST, guest="a", hits=3 * len(sites), unnamed=0, sites=list(sites), ready=not sites, watched=means,
+        unwatched=["something"],
+    )  # fmt: skip
+
+
+def test_guest_reports(tmp_path: Path) -> None:
+    clean = guest("clean.json", watched())
+    told = modes(advise(machine(tmp_path), [KVM, LEFT], [clean], "here"))
+    assert told["warn"].verdict == "slows"  # the host's own programs alone
+    dirty = guest("vm.json", watched(site("user", "demo", "/bin/demo"), site("firmware", None, "CpuMpPei")))
+    assert dirty.takers == ["user demo", "firmware CpuMpPei"]
+    report = advise(machine(tmp_path), [KVM], [clean, dirty], "here")
+    (effect,) = [effect for effect in modes(report)["fatal"].effects if effect.who == "guest"]
+    assert (effect.fate, effect.names) == ("killed", ["vm.json (user demo, firmware CpuMpPei)"])
+    assert "clean.json: something" in report.judgement.unknown
+
+
+RELEASES = ("4.19.0", "5.6.1", "5.7.1", "5.10.0-46-amd64", "5.13.0", "5.14.0", "5.14.0-503.el9.x86_64", "5.19.2",
+            "6.1.0-56-amd64", "6.4.0", "6.12.117", "6.13.1", "7.1.0")  # fmt: skip
+VALUES = ("", "off", "warn", "fatal", "ratelimit:50", "ratelimit:5000", '"off"')
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_every_machine(tmp_path: Path, release: str) -> None:
+    """Whatever the machine: what is recommended breaks nothing, and what is in effect is one of the modes."""
+    flags = ("", "split_lock_detect", "bus_lock_detect", "split_lock_detect bus_lock_detect", "hypervisor")
+    for one, cpu, value, modules in product(flags, (INTEL, AMD), VALUES, ([], [KVM], [LEFT], [SVM])):
+        words = f"split_lock_detect={value}" if value else ""
+        found = machine(tmp_path, one, cpu=cpu, release=release, words=words)
+        report = advise(found, list(modules), [], "here")
+        judged = report.judgement
+        assert {effect.fate for mode in judged.modes for effect in mode.effects} <= set(get_args(Fate))
+        assert {mode.verdict for mode in judged.modes} <= set(get_args(Verdict))
+        assert not any(effect.fate != "nothing" for effect in modes(report)["off"].effects)
+        assert sum(mode.now for mode in judged.modes) == (found.kernel.mode != "unknown")
+        if judged.recommended:
+            assert modes(report)[judged.recommended.partition(":")[0]].verdict != "breaks"
+        if judged.split_locks.known == judged.bus_locks.known == "no":
+            assert not judged.recommended
+            assert {mode.verdict for mode in judged.modes} == {"nothing"}
+        if cpu == AMD:
+            assert judged.split_locks.known == "no"
