@@ -1,4 +1,4 @@
-"""The report of `splitlock advise`: plain data, what is in the JSON of schema `splitlock/advise/2`."""
+"""The report of `splitlock advise`: plain data, what is in the JSON of schema `splitlock/advise/1`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import msgspec
 from splitlock.report.document import Document
 from splitlock.report.judgement import Judgement
 
-SCHEMA: Final = "splitlock/advise/2"
+SCHEMA: Final = "splitlock/advise/1"
 
 
 class Guest(msgspec.Struct, kw_only=True):
@@ -24,7 +24,7 @@ class Guest(msgspec.Struct, kw_only=True):
 class Report(Document, kw_only=True):
     """Whether to turn it on here."""
 
-    schema: Literal["splitlock/advise/2"] = SCHEMA
+    schema: Literal["splitlock/advise/1"] = SCHEMA
     source: str  #: where the machine is known from
     linux: str | None  #: as `uname -r` says it; null: not known
     mode: str  #: in effect: off, warn, fatal, ratelimit, or unknown
