@@ -432,6 +432,9 @@ def test_debug_information_is_looked_for_where_the_file_is(program: Path, tmp_pa
         assert bumped(explain(made))
         maps = Path(f"/proc/{process.pid}/maps").read_bytes().replace(bytes(jail), b"")
         assert bumped(explain(made, Saved(maps, Root(str(jail)))))
+        outside = Path(f"/proc/{process.pid}/maps").read_bytes()
+        assert bytes(jail) in outside
+        assert bumped(explain(made, Saved(outside, Root(str(jail)))))
         place.unlink()
         place.symlink_to(program)  # it leads out
         shutil.copy(jail / "opt" / "mark", jail / "opt" / "other")

@@ -127,11 +127,20 @@ class Saved:
         if mapping.path.endswith(DELETED):
             return reasons.deleted_then(mapping.path.removesuffix(DELETED))
         try:
-            descriptor = self.root.handle(mapping.path) if self.root else below.opened("", mapping.path)
+            descriptor = self._below(self.root, mapping.path) if self.root else below.opened("", mapping.path)
             image = loaded(descriptor, mapping.path, self.root.handle if self.root else None)
         except OSError as error:
             return reasons.no_file(mapping.path, error, self.root.directory if self.root else None)
         return image or reasons.no_image(mapping.path)
+
+    def _below(self, root: Root, name: str) -> int:
+        """Maps that were saved outside of a chroot have its files by their names outside (proc_pid_maps(5))."""
+        try:
+            return root.handle(name)
+        except FileNotFoundError:
+            if not name.startswith(f"{root.directory}/"):
+                raise
+        return root.handle(name.removeprefix(root.directory))
 
     def _copied(self, address: int) -> Found | None:
         """PE: Wine maps the headers, and copies sections that are not aligned to pages into memory of no file."""
