@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from splitlock.commands import main
 from splitlock.host.log import Heard, Log
 from splitlock.host.root import Root
 from splitlock.host.sources import Stored
@@ -75,15 +76,11 @@ def test_rules(rule: str, tmp_path: Path) -> None:
     assert bool(said) == bool(reason), said
     assert reason in "; ".join(said)
     # watch's own words and exit status
-    done = subprocess.run(
-        [sys.executable, "-m", "splitlock", "watch", "--format", "json", path],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    summary = json.loads(done.stdout.splitlines()[-1])
+    output = tmp_path / "told"
+    status = main(["watch", "--format", "json", "-o", str(output), str(path)])
+    summary = json.loads(output.read_text().splitlines()[-1])
     found = summary["suppressed"] > 0
-    assert done.returncode == (1 if found else 2 if reason else 0)
+    assert status == (1 if found else 2 if reason else 0)
     assert summary["whole"] == (not reason and not found)
 
 
