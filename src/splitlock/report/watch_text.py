@@ -33,7 +33,8 @@ def render(event: Event, *, verbose: bool = False, colour: bool = False, note: b
     head = " ".join(part for part in ((event.time or event.stamp), exception, _what(event)) if part)
     lines = wrap(head, "", _MARGIN)
     if event.kind == "killed" and event.detail:
-        lines.append(f"{_MARGIN}{event.detail} (the kernel's word: start and size of the mapping)")
+        first = "offset in the file, " if "," in event.detail.rpartition("[")[2] else ""
+        lines += wrap(f"{event.detail} (the kernel's word: {first}start and size of the mapping)", _MARGIN, _MARGIN)
     if event.place:
         lines += _place(event.place, verbose)
     if event.oops:
