@@ -85,6 +85,24 @@ def test_more_causes(tmp_path: Path) -> None:
     assert "known cause" not in splitlock("explain", text=dump("6.12-module")).stdout
 
 
+def test_status_tells_known_causes_once(tmp_path: Path) -> None:
+    (tmp_path / "var" / "log").mkdir(parents=True)
+    boot = "[    0.000000] Linux version 7.1.8+deb13-cloud-amd64 (debian) (gcc) #1 SMP\n"
+    mode = (
+        "[    0.4] x86/split lock detection: #AC: crashing the kernel on kernel split_locks and warning on user-space "
+    )
+    traps = "".join(TRAP.format(pid=pid, at=0xF323A000 + pid) for pid in range(5))
+    (tmp_path / "var" / "log" / "dmesg").write_text(boot + mode + "split_locks\n" + traps + dump("xdp-7.1.8"))
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc" / "cpuinfo").write_text("vendor_id\t: GenuineIntel\nflags\t\t: fpu split_lock_detect\n")
+    text = " ".join(splitlock("status", "--root", tmp_path).stdout.split())
+    assert text.count("known cause: The Steam client") == 1
+    assert text.count("known cause: A bug in Linux: while an XDP program") == 1
+    report = json.loads(splitlock("status", "--root", tmp_path, "--format", "json").stdout)
+    jsonschema.validate(report, json.loads((ROOT / "docs" / "status.schema.json").read_text()))
+    assert [cause["name"] for cause in report["log"]["causes"]] == ["steam-client", "xdp-on-loopback"]
+
+
 def test_an_older_kernel_s_alignment_check() -> None:
     done = splitlock("explain", text="alignment check: 0000 [#1] SMP PTI\nRIP: 0010:handler+0x1/0x20\n")
     assert "before 5.7" in " ".join(done.stdout.split())

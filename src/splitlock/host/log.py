@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 from splitlock._errors import SplitlockError
 from splitlock.host import rotated, sources, tasks
+from splitlock.host.causes import Causes
+from splitlock.host.oops import explain
 from splitlock.host.wrappings import JOURNALD
 from splitlock.linux.log import lines
 from splitlock.linux.oops import Collector, Dump, head
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from splitlock.host.sources import Source
     from splitlock.host.wrappings import Record
     from splitlock.linux.log import Line
+    from splitlock.report.oops import KnownCause
 
 #: Lines of which each says that a split or bus lock happened. (`msr` follows a `trap` of the same lock.)
 FOUND = ("trap", "guest", "killed", "oops", "alignment")
@@ -268,7 +271,16 @@ class Heard:
             unknown=log.unknown,
             stuck=log.stuck,
             oopses=[str(dump.place) if dump.place else "" for dump in log.dumps],
+            causes=_causes(log),
         )
+
+
+def _causes(log: Log) -> list[KnownCause]:
+    """The known causes of what it says, each once."""
+    known = Causes()
+    found = [cause for comm, _, _ in log.tasks for cause in known.of_task(comm)]
+    found += [cause for dump in log.dumps for cause in known.of_oops(explain(dump))]
+    return list({cause.name: cause for cause in found}.values())
 
 
 def _logs(root: Root) -> Iterator[Log]:

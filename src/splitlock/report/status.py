@@ -8,6 +8,7 @@ import msgspec
 
 from splitlock.report.document import Document
 from splitlock.report.judgement import Judgement, Known, Use
+from splitlock.report.oops import KnownCause
 
 SCHEMA: Final = "splitlock/status/1"
 
@@ -83,6 +84,7 @@ class Log(msgspec.Struct, kw_only=True):
     unknown: int = 0  #: lines with the kernel's words that are not understood
     oopses: list[str] = []  #: functions in which the kernel itself took one; empty where the dump does not tell
     stuck: bool = False  #: a guest's kernel could not turn detection off: a program of its traps for ever
+    causes: list[KnownCause] = []  #: known causes that fit a program's name, or an oops
 
 
 class Module(msgspec.Struct, kw_only=True):

@@ -104,6 +104,8 @@ def _log(log: Log, verbose: bool) -> list[str]:
         lines += _field("", f"{task.lines:,} {task.exception} by {task.comm}{' (of a guest)' if task.guest else ''}")
     if len(log.tasks) > most:
         lines += _field("", f"and {count(len(log.tasks) - most, 'more program')} (-v lists all)")
+    for cause in log.causes:
+        lines += _field("", f"known cause: {cause.what} What helps: {cause.fix} {' '.join(cause.links)}")
     return lines
 
 
