@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -21,20 +22,19 @@ def initramfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return boots.initramfs(place / "initramfs", _SCRIPT, {"demo": demo})
 
 
+_FAST = [("7.2", "amd64", "--sld")]
+_ALL = product(("7.2", "10.0"), ("amd64", "xz", "new"), ("--sld", "--bus-lock"))
+
+
 @pytest.mark.parametrize(
-    ("kind", "option"),
-    [
-        ("amd64", "--sld"),
-        pytest.param("amd64", "--bus-lock", marks=pytest.mark.slow),
-        pytest.param("xz", "--sld", marks=pytest.mark.slow),
-        pytest.param("new", "--sld", marks=pytest.mark.slow),
-        pytest.param("new", "--bus-lock", marks=pytest.mark.slow),
-    ],
+    ("qemu", "kind", "option"),
+    [pytest.param(*each, marks=[] if each in _FAST else pytest.mark.slow) for each in _ALL],
+    indirect=["qemu"],
 )
-def test_programs_find_themselves(guest: Run, initramfs: Path, kind: str, option: str) -> None:
-    """On QEMU 7.2, whose widths of addresses were wrong: names of files are read, five levels of page tables are on."""
+def test_programs_find_themselves(guest: Run, initramfs: Path, qemu: str, kind: str, option: str) -> None:
+    """Names of files are read, and five levels of page tables are on."""
     words = ["--kernel", vmlinuz(kind), "--initrd", initramfs, "--append", "console=ttyS0"]
-    _, report = guest(*words, option, timeout=200)
+    _, report = guest(*words, option, "--qemu", qemu, timeout=300)
     console = report["console"]
     assert "\n/bin/busybox\r" in console
     assert "maps 0" not in console

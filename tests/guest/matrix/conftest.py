@@ -10,7 +10,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-from modules.debian import ROOT, packages
+from modules.debian import ROOT, STORE, packages
 
 from splitlock.report.matrix import Cell, Report
 
@@ -27,6 +27,14 @@ def kernel(kind: str) -> Path:
     """The package of one of the kernels that scripts/kernels.sh knows; its headers are beside it."""
     packages({"amd64": "headers", "xz": "xz-headers"}[kind])
     return packages(kind)[kind]
+
+
+def measured(kind: str) -> list[str]:
+    """The options that name one of the kernels and what to build a module for it with."""
+    if kind != "new":
+        return ["--kernels", str(kernel(kind))]
+    done = subprocess.run([ROOT / "scripts" / "new-headers.sh", STORE], capture_output=True, text=True, check=True)
+    return ["--kernels", str(packages("new")["new"]), "--headers", done.stdout.strip()]
 
 
 def outcomes(report: Report) -> dict[tuple[str, str], Cell]:

@@ -61,7 +61,8 @@ WARNED = {"nanoseconds": [11 * MS], "warnings": 1, "executed": True}
         (_cell("ac", "mitigate=0", "together", "completed", warnings=2, apart=[9 * MS] * 7), "one processor at"),
         (_cell("ac", "mitigate=0", "repeat", "completed", warnings=1, nanoseconds=[11 * MS] * 15), "delayed"),
         (_cell("ac", "mitigate=0", "after", "completed", warnings=1), "logged 1 times, not once a task"),
-        (_cell("db", "ratelimit:10", "repeat", "completed", warnings=6, nanoseconds=[MS] * 15), "not limited"),
+        (_cell("db", "ratelimit:10", "repeat", "completed", warnings=6, nanoseconds=[MS] * 15), ""),
+        (_cell("db", "ratelimit:10", "repeat", "completed", warnings=6, nanoseconds=[MS] * 21), "not limited"),
         (_cell("db", "ratelimit:10", "user", "completed"), "not logged"),
     ],
 )  # fmt: skip

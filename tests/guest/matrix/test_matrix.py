@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from guest.matrix.conftest import Run, command, kernel, outcomes
+from guest.matrix.conftest import Run, command, kernel, measured, outcomes
 
 from splitlock.report.matrix import Cell, Report
 
@@ -97,23 +97,24 @@ def _bus_locks(cells: Mapping[tuple[str, str], Cell], mode: str) -> None:
     _all(cells, mode, (*PROGRAMS, "ac", *IN_KERNEL), "completed")
     repeat = cells[mode, "repeat"]
     assert repeat.warnings > 1
-    assert 20 * MS <= max(repeat.nanoseconds) < 1100 * MS
+    # the limit's window of a second may end among the one's locks, not among the others' as well
+    assert 20 * MS <= max(*repeat.nanoseconds, *cells[mode, "together"].nanoseconds) < 1100 * MS
     assert " took a bus_lock trap at address: 0x" in repeat.log[0]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["amd64", "xz"])
+@pytest.mark.parametrize("kind", ["amd64", "xz", "new"])
 def test_split_lock_detection(matrix: Run, qemu: str, kind: str) -> None:
     """All of a processor with `#AC` alone."""
-    words = ("--kernels", kernel(kind), "--processors", "ac", "--qemu", qemu)
+    words = (*measured(kind), "--processors", "ac", "--qemu", qemu)
     _, report = matrix(*words)
     cells = outcomes(report)
     _split_locks(cells)
     _all(cells, "ratelimit:10", (*PROGRAMS, "ac", *IN_KERNEL), "completed")
-    assert _boots(report)["off"] == [f"{PREFIX}disabled"]
+    assert _boots(report)["off"] == ([] if kind == "new" else [f"{PREFIX}disabled"])  # silent since 7.1
     assert {boot.split_lock_mitigate for boot in report.boots if boot.mode == "mitigate=0"} == {0}
     # 6.12 has one work item (sl_reenable) for turning detection on again on all processors. Where two have split locks
-    # at once it stays off on one. Debian's 6.1.192 has an item for each.
+    # at once it stays off on one. Debian's 6.1.192 and sid's 7.2 have an item for each.
     known = {("mitigate=0", "after")} if kind == "xz" else set()
     assert _differing(matrix, report, *words) - LOST == known
 
