@@ -72,6 +72,7 @@ def test_in_a_guest(tmp_path: Path) -> None:
     assert (trap["place"]["function"], trap["place"]["offset"]) == ("bump", f"{address:#x}")
     assert trap["place"]["instruction"].startswith("lock add dword ptr")
     assert trap["time"]
+    assert trap["speaker"] == "user space"  # the kernel gives what is written to /dev/kmsg a facility of its own
     gone = next(event for event in events if event["exception"] == "#DB")
     assert "has ended" in gone["note"]
     lost = [event["number"] for event in events if event["kind"] == "lost"]
@@ -79,4 +80,6 @@ def test_in_a_guest(tmp_path: Path) -> None:
     # every record up to the last was read or counted as lost
     last = int(re.search(r"^last (\d+)", done.out, re.M)[1])  # type: ignore[index]
     assert summary["read"] + summary["lost"] == last + 1
-    assert "status 1" in done.out
+    assert summary["others"] == {"user space": sum(bool(event["speaker"]) for event in events)}
+    assert (summary["traps"], summary["whole"]) == (0, False)
+    assert "status 2" in done.out

@@ -112,9 +112,13 @@ class Lines:
     def add(self, chunk: bytes) -> Iterator[Record]:
         """The records of a chunk of text, in which a line may begin or end."""
         whole, line_break, rest = (self._rest + chunk).rpartition(b"\n")
-        while len(rest) > LINE:  # no end in sight: looked at in pieces, cut at a blank
-            at = rest.rfind(b" ", LINE // 2, LINE) + 1 or LINE
-            whole, line_break, rest = whole + line_break + rest[:at], b"\n", rest[at:]
+        if len(rest) > LINE:  # no end in sight: looked at in pieces, cut at a blank
+            pieces, start = [whole] if line_break else [], 0
+            while len(rest) - start > LINE:
+                end = rest.rfind(b" ", start + LINE // 2, start + LINE) + 1 or start + LINE
+                pieces.append(rest[start:end])
+                start = end
+            whole, line_break, rest = b"\n".join(pieces), b"\n", rest[start:]
         self._rest = rest
         if line_break:
             yield from self._blocks(_COLOUR.sub(b"", whole) if b"\x1b" in whole else whole)
