@@ -12,8 +12,9 @@ import jsonschema
 import pytest
 from modules.debian import modules
 
+from splitlock.linux import log
 from splitlock.report.simulate import Matrix, Report
-from splitlock.report.simulate_text import render
+from splitlock.report.simulate_text import outcome, render
 
 DOCS = Path(__file__).parents[2] / "docs"
 SCENARIOS = DOCS / "scenarios"
@@ -78,23 +79,85 @@ def test_matrix(tmp_path: Path) -> None:
     assert len(cells) == len(report.cells)
     page = tmp_path / "matrix.html"
     assert run("--matrix", "--format", "html", "-o", page).returncode == 0
-    shown = []
+    text = page.read_text()
+    seen = Page()
+    seen.feed(text)
+    assert seen.cells == len(report.cells)
+    assert seen.links <= seen.ids  # each number leads to its rule
+    assert {cell.why for cell in report.cells} <= set(seen.rules)
+    words = {outcome(cell) for cell in report.cells} | {one.outcome for one in report.admissions}
+    assert words <= {word for entry in seen.legend for word in entry.split(", ")}
+    assert 'name="viewport"' in text
+    assert "title=" not in text.partition("</style>")[2]  # nothing that only a mouse finds
+    assert "http" not in text  # it needs nothing else
 
-    class Cells(HTMLParser):
-        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-            if tag == "td" and "class" in dict(attrs):
-                shown.append(dict(attrs)["title"])
 
-    Cells().feed(page.read_text())
-    assert len(shown) == len(report.cells)
-    assert "http" not in page.read_text()  # it needs nothing else
+class Page(HTMLParser):
+    """What is in the matrix's page. Every header says what it is the header of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells, self.ids, self.links = 0, set[str](), set[str]()
+        self.rules: list[str] = []
+        self.legend: list[str] = []
+        self.within = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        self.cells += tag == "td" and "class" in found
+        if name := found.get("id"):
+            self.ids.add(name)
+        if (link := found.get("href")) is not None:
+            self.links.add(link.removeprefix("#"))
+        assert tag != "th" or found["scope"] in ("row", "col")
+        self.within = tag
+
+    def handle_data(self, data: str) -> None:
+        if self.within in ("li", "dt") and data.strip():
+            (self.rules if self.within == "li" else self.legend).append(data.strip())
 
 
 def test_other_processors() -> None:
     done = run("--matrix", "--processor", "#AC", "#DB", "--linux", "6.12", "--format", "json")
     assert Matrix.from_json(done.stdout).processor == ["#AC", "#DB"]
+    amd = Matrix.from_json(run("--matrix", "--vendor", "amd", "--linux", "6.13.0", "--format", "json").stdout)
+    assert amd.processor == ["#DB"]
+    assert not {"ACRN", "KVM, a TDX guest"} & {cell.hypervisor for cell in amd.cells}
     none = Matrix.from_json(run("--matrix", "--processor", "none", "--format", "json").stdout)
     assert not [c for c in none.cells if c.victim and c.access != "user that asks"]
+
+
+def test_what_cannot_be_is_not_in_the_matrix() -> None:
+    """KVM without the fixes of 2020 is only in the kernel of 2020; TDX guests are in those that run them."""
+    titles = {}
+    for release in ("5.7", "6.12", "7.4"):
+        report = Matrix.from_json(run("--matrix", "--linux", release, "--format", "json").stdout)
+        titles[release] = {cell.hypervisor for cell in report.cells}
+        assert not [cell for cell in report.cells if cell.access == "emulated" and "KVM" not in cell.hypervisor]
+        assert not [
+            cell for cell in report.cells if cell.hypervisor == "none" and cell.access in ("emulated", "real mode")
+        ]
+    assert titles["5.7"] - titles["6.12"] == {
+        "KVM as posted in April 2020", "KVM, April 2020, emulator fix", "KVM, April 2020, #AC fix"
+    }  # fmt: skip
+    assert titles["7.4"] - titles["6.12"] == {"KVM, a TDX guest"}
+
+
+def test_explain_takes_its_lines(tmp_path: Path) -> None:
+    """What the model logs is what the kernel logs: it is understood as such."""
+    scenario = tmp_path / "fatal.toml"
+    for release in ("6.1.192", "6.12.48"):
+        scenario.write_text(
+            f"title = ''\n[host]\nlinux = '{release}'\nmode = 'fatal'\n[[event]]\nlock = 'host'\ncomm = 'game'"
+        )
+        report = Report.from_json(run(scenario, "--format", "json").stdout)
+        (line,) = (step.log for step in report.events[1].steps if step.log)
+        found = log.parse(line)
+        assert found is not None
+        assert (found.kind, found.comm, found.pid, found.address) == ("killed", "game", 1000, 0x401000)
+        assert found.mapped is not None
+        assert (found.mapped.file, found.mapped.start, found.mapped.size) == ("game", 0x401000, 0x1000)
+        assert found.mapped.offset == (None if release == "6.1.192" else 0x1000)
 
 
 @pytest.mark.parametrize(
@@ -104,8 +167,8 @@ def test_other_processors() -> None:
         (["x.toml", "--matrix"], "give it either a scenario or --matrix"),
         (["x.toml"], "x.toml: No such file or directory"),
         (["x.toml", "--format", "html"], "--format html: of --matrix only"),
-        (["--matrix", "--linux", "new"], "--linux: 'new' is no version"),
-        (["--matrix", "--vendor", "amd"], "--processor: no AMD processor has"),
+        (["--matrix", "--linux", "new"], '--linux: "new" is no version'),
+        (["--matrix", "--vendor", "amd", "--processor", "#AC"], "--processor: no AMD processor has"),
         (["--matrix", "--processor", "none", "#AC"], "--processor: none goes with nothing else"),
         ([SCENARIOS / "05-disable.toml", "--modules", DOCS], "kvm_intel: no such module in"),
     ],

@@ -30,7 +30,7 @@ examples:
 
 PARSER = {
     "description": "Tell which modes of split_lock_detect= are safe on this machine, what breaks in\n"
-    "the others and why, and what to boot with: one judgement with `splitlock status`,\n"
+    "the others and why, and what to boot with: one judgement with `status`,\n"
     "of the same facts, and of modules and guests that you name.",
     "epilog": _EPILOG,
 }

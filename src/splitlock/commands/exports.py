@@ -81,6 +81,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _report(kernel: Kernel, args: argparse.Namespace) -> Report:
+    from splitlock.modules.policy import EXPORT_SETS
     from splitlock.report.exports import SCHEMA, Error, Loss, Report, Symbol
 
     alternatives: dict[str, list[str]] = {}
@@ -95,8 +96,10 @@ def _report(kernel: Kernel, args: argparse.Namespace) -> Report:
     else:
         words = args.without or args.users
         option = "--without" if args.without else "--users"
-        asked = list(dict.fromkeys(word.encode("utf-8", "backslashreplace").decode() for word in words))
-        asked = [kernel.known(word, option) for word in asked]
+        asked = []
+        for word in dict.fromkeys(word.encode("utf-8", "backslashreplace").decode() for word in words):
+            asked += EXPORT_SETS.get(word) or [kernel.known(word, option)]  # a set is no mistake where it is all gone
+        asked = list(dict.fromkeys(asked))
     losses = [] if args.users else kernel.losses(asked)
     return Report(
         schema=SCHEMA,

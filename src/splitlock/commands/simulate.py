@@ -48,8 +48,7 @@ def prepare_parser(parser: Parser) -> None:
         "--processor",
         nargs="+",
         choices=("#AC", "#DB", "none"),
-        default=["#AC"],
-        help="of --matrix: what it detects (default: #AC)",
+        help="of --matrix: what it detects (default: #AC; of amd: #DB)",
     )
     parser.add_argument("--vendor", choices=("intel", "amd"), default="intel", help="of --matrix (default: intel)")
     parser.add_argument("--linux", default="6.1", metavar="VERSION", help="of --matrix: the host's (default: 6.1)")
@@ -86,11 +85,11 @@ def _matrix(args: argparse.Namespace) -> tuple[int, bytes]:
     from splitlock.model.matrix import matrix
     from splitlock.model.scenario import Machine, linux, processor
 
-    detects = [word for word in args.processor if word != "none"]
-    if len(detects) != len(args.processor) and detects:
+    words = args.processor or Machine(vendor=args.vendor).detects
+    detects = [word for word in words if word != "none"]
+    if len(detects) != len(words) and detects:
         raise SplitlockError("--processor: none goes with nothing else", 2)
-    machine = Machine(processor=detects, vendor=args.vendor)
-    report = matrix(processor(machine, "--processor"), linux(args.linux, "warn", "--linux"))
+    report = matrix(processor(args.vendor, detects), linux(args.linux))
     if args.format == "json":
         return 0, report.to_json()
     if args.format == "html":

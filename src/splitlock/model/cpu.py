@@ -33,6 +33,7 @@ class Access(NamedTuple):
     am: bool = True  #: CR0.AM; Linux sets it
     bits: Literal[16, 32, 64] = 64  #: of the code; 16 is real mode, which has CPL 0
     emulated: bool = False  #: in a guest: KVM's instruction emulator performs it
+    prefixed: bool = False  #: another prefix stands before LOCK (66 F0 ...); ACRN looks at the first byte
 
     @property
     def user(self) -> bool:

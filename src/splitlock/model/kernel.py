@@ -10,16 +10,19 @@ from typing import Literal, NamedTuple
 
 from splitlock.linux import detection, versions
 from splitlock.linux.delays import STEP_MS
-from splitlock.linux.parameter import MODES
+from splitlock.linux.parameter import MODES, NAME, Setting, find, setting
 from splitlock.linux.versions import Release
 from splitlock.model.cpu import SPLIT_NS, Access, Core, Processor
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from splitlock.linux.detection import Armed, Effect, Kernel, Place
+    from splitlock.linux.parameter import Mode
     from splitlock.linux.versions import Change
 
 Fate = Literal["executed", "slowed", "sigbus", "oops", "panic", "livelock"]
+
+_STACK, _PAGE = 0x7FFC8F3FE2D0, 0x1000  # a stack pointer, made up; bytes of a page
 
 #: What `split_lock_detect=` is given, one for each mode.
 VALUES = tuple("ratelimit:10" if mode == "ratelimit" else mode for mode in MODES)
@@ -32,8 +35,6 @@ class Linux(NamedTuple):
     value: str = "warn"  #: of `split_lock_detect=`
     mitigate: bool = True  #: kernel.split_lock_mitigate
     hz: int = 250  #: jiffies a second
-    assume: bool = True  #: has it the changes that it may have?
-    shown: frozenset[str] = frozenset()  #: names of changes that it is seen to have
 
     @classmethod
     def of(cls, release: str, value: str = "warn", mitigate: bool = True, hz: int = 250) -> Linux:
@@ -45,8 +46,8 @@ class Linux(NamedTuple):
 
     @property
     def kernel(self) -> Kernel:
-        """As the table takes it."""
-        return detection.Kernel(self.release, self.assume, self.shown)
+        """As the table takes it: what a stable release may have, it has."""
+        return detection.Kernel(self.release)
 
     def knows(self, change: Change) -> bool:
         """Does it have this change?"""
@@ -62,6 +63,7 @@ class Locks(NamedTuple):
     pid: int = 1000
     address: int = 0x401000  #: of the instruction
     reported: bool = False  #: this task was warned about before
+    said: bool = False  #: the kernel has said its line about a guest that it says once a boot
 
 
 class Answer(NamedTuple):
@@ -76,9 +78,14 @@ class Answer(NamedTuple):
     alone_ms: float = 0.0  #: for which no other core may run split locks
 
 
+def asked(linux: Linux) -> Setting:
+    """What the kernel makes of its parameter. A blank ends a value, and the last word of that name counts."""
+    return setting(find(f"{NAME}={linux.value}"), ratelimit=linux.knows(versions.RATELIMIT))
+
+
 def boot(linux: Linux, processor: Processor) -> Armed:
     """What is in effect once it has booted."""
-    return detection.boot(linux.kernel, processor, linux.value)
+    return detection.boot(linux.kernel, processor, find(f"{NAME}={linux.value}"))
 
 
 def core(armed: Armed) -> Core:
@@ -101,11 +108,34 @@ def alignment_check(linux: Linux, processor: Processor, access: Access, locks: L
 def bus_lock(linux: Linux, processor: Processor, locks: Locks) -> Answer:
     """`#DB`: the lock has executed."""
     armed = boot(linux, processor)
-    made = detection.effect(linux.kernel, "#DB", armed.mode, "program")
+    return _debug(linux, armed.mode, armed.rate, locks)
+
+
+def other_debug(linux: Linux, processor: Processor, locks: Locks, *, first: bool) -> Answer:
+    """A `#DB` that is no bus lock. `first`: in a program, on this CPU, since it came online.
+
+    DR6 said "no bus lock" only once a first `#DB` had set its bits, before DR6_BUS_LOCK: the first one counts as a bus
+    lock wherever the processor has the feature, armed or not.
+    """
+    mode, rate = asked(linux).mode, asked(linux).rate
+    mistaken = processor.bus_locks and linux.knows(versions.BUS_LOCKS) and not linux.knows(versions.DR6_BUS_LOCK)
+    if not first or not mistaken or mode == "off":
+        return Answer("executed", "tells the debugger; nothing is said of bus locks", "traps.c: exc_debug_user()")
+    found = _debug(linux, mode, rate, locks)
+    why = "the first #DB on this CPU: DR6 does not deny a bus lock yet, so it counts as one, falsely"
+    return found._replace(what=f"{why}: {found.what}", source="exc_debug_user(), before 5f465c148c61")
+
+
+def _debug(linux: Linux, mode: Mode, rate: int, locks: Locks) -> Answer:
+    made = detection.effect(linux.kernel, "#DB", mode, "program")
     if made.fate != "limited":
         return _answer(linux, made, locks)
-    waited = limited_ms(locks.number, armed.rate, locks.every_ms)
-    what = f"at most {armed.rate:,} a second for all tasks: {made.what}"
+    waited = limited_ms(locks.number, rate, locks.every_ms)
+    what = (
+        f"at most {rate:,} a second for all tasks: {made.what}"
+        if rate
+        else "ratelimit: without a number limits nothing"
+    )
     log = made.sentence.format(comm=locks.comm, pid=locks.pid, address=locks.address) if made.sentence else ""
     return Answer("slowed" if waited else "executed", what, made.source, log, locks.number, waited)
 
@@ -119,11 +149,13 @@ def guest_split_lock(linux: Linux, processor: Processor, locks: Locks) -> Answer
 def _answer(linux: Linux, made: Effect, locks: Locks) -> Answer:
     """So many locks, one after the other."""
     log, what, rounds = "", made.what, 1
-    lines = {"never": 0, "once a boot": 1, "once a task": 0 if locks.reported else 1, "each time": locks.number}
+    lines = {"never": 0, "once a boot": int(not locks.said), "once a task": int(not locks.reported),
+             "each time": locks.number}  # fmt: skip
     if made.sentence:
         log = made.sentence.format(
-            comm=locks.comm, pid=locks.pid, address=locks.address, sp=0, error=0, number=1, place=""
-        )
+            comm=locks.comm, pid=locks.pid, address=locks.address, sp=_STACK, error=0, number=1,
+            place=_place(linux, locks),
+        )  # fmt: skip
     window = 1000 * made.alone_jiffies / linux.hz
     if made.sleep_ms:
         rounds = windows(locks.number, window, locks.every_ms)
@@ -136,6 +168,13 @@ def _answer(linux: Linux, made: Effect, locks: Locks) -> Answer:
         fate, what, made.source, log, min(lines[made.logged], many), rounds * made.sleep_ms,
         rounds * window if made.sleep_ms else 0.0,
     )  # fmt: skip
+
+
+def _place(linux: Linux, locks: Locks) -> str:
+    """Behind a `traps:` line: the mapping that the address is in, a page of a file (mm/memory.c, print_vma_addr())."""
+    start = locks.address & -_PAGE
+    offset = f"{_PAGE + locks.address - start:x}," if linux.knows(versions.TRAPS_OFFSET) else ""
+    return f" in {locks.comm}[{offset}{start:x}+{_PAGE:x}]"
 
 
 def windows(count: int, window_ms: float, every_ms: float) -> int:
@@ -162,4 +201,23 @@ def limited_ms(count: int, rate: int, every_ms: float) -> float:
             now, waited = now + wait, waited + wait
             opened, left = now, rate
         left -= 1
+    return waited
+
+
+def throttled_ms(count: int, rate: int, every_ms: float) -> float:
+    """What QEMU's bus-lock-ratelimit adds, ms: the Nth lock in a second waits until that second is over.
+
+    target/i386/kvm/kvm.c, kvm_rate_limit_on_bus_lock(); include/qemu/ratelimit.h, ratelimit_calculate_delay().
+    """
+    now = waited = 0.0
+    ends = start = -1.0  # no second has begun
+    done = 0
+    for number in range(count):
+        now += every_ms if number else 0.0
+        if ends <= now:
+            start, ends, done = now, now + 1000, 0
+        done += 1
+        if done >= rate:
+            ends = start + 1000 * done / rate
+            waited, now = waited + ends - now, ends
     return waited

@@ -7,8 +7,19 @@ from typing import Literal, NamedTuple
 from splitlock.linux.detection import used
 from splitlock.model.cpu import Access, Core, Processor, Trap, raises
 from splitlock.model.guest import Guest, takes
-from splitlock.model.hypervisor import TITLES, Kind, decide, guest_core, in_guest, kind_on
-from splitlock.model.kernel import Answer, Linux, Locks, alignment_check, boot, bus_lock, core, guest_split_lock
+from splitlock.model.hypervisor import TITLES, Kind, Sees, decide, goes_up, guest_core, in_guest, writes_plainly
+from splitlock.model.kernel import (
+    Answer,
+    Linux,
+    Locks,
+    alignment_check,
+    boot,
+    bus_lock,
+    core,
+    guest_split_lock,
+    other_debug,
+    throttled_ms,
+)
 from splitlock.report.simulate import Fate, Step
 
 TYPE_CHECKING = False
@@ -19,11 +30,13 @@ Victim = Literal["", "program", "host kernel", "guest program", "guest kernel", 
 
 
 class Host(NamedTuple):
-    """A physical machine."""
+    """A physical machine, as one of its CPUs is."""
 
     processor: Processor
     linux: Linux
     disabled: bool = False  #: a module turned split-lock detection off, for good
+    lost: frozenset[Trap] = frozenset()  #: what this CPU does not detect any more, since it slept
+    free: bool = False  #: the task that runs there has detection turned off for good (5.7 to 5.18, after its warning)
 
     @property
     def armed(self) -> Armed:
@@ -35,8 +48,9 @@ class Host(NamedTuple):
 
     @property
     def core(self) -> Core:
-        """Each core's switches."""
-        return core(self.armed)
+        """Its switches."""
+        on = core(self.armed)
+        return Core(on.test_ctrl and "#AC" not in self.lost and not self.free, on.debugctl and "#DB" not in self.lost)
 
     @property
     def used(self) -> Processor:
@@ -49,6 +63,8 @@ class VM(NamedTuple):
 
     layers: tuple[Kind, ...]
     guest: Guest
+    cpus: int = 2
+    bus_lock_ratelimit: int = 0  #: QEMU's, bus locks a second; 0: none
 
 
 class Result(NamedTuple):
@@ -84,43 +100,85 @@ def native(host: Host, access: Access, locks: Locks) -> Result:
     return Result(answer.fate, _victim(answer, "program" if access.user else "host kernel"), steps, raised)
 
 
+def single_step(host: Host, locks: Locks, *, first: bool) -> Result:
+    """A debug exception of another kind in a program on the host. `first`: of this CPU since it came online."""
+    step = Step(who="processor", what="a single step: #DB, and no bus lock", source="SDM 3, interrupt 1")
+    answer = other_debug(host.linux, host.processor, locks, first=first)
+    return Result(answer.fate, _victim(answer, "program"), [step, _step("host kernel", answer)])
+
+
 def inside(host: Host, vm: VM, access: Access, locks: Locks) -> Result:
     """A split lock in a guest; `locks` names the host's task that runs the virtual CPU."""
-    lowest = kind_on(vm.layers[0], host.linux)
-    if access.emulated and lowest in ("kvm", "kvm-before"):
+    lowest = vm.layers[0]
+    if access.emulated:
         return _emulated(host, lowest, locks)
     raised = in_guest(host.processor, host.core, lowest, host.linux, access)
     ran = guest_core(host.core, lowest, host.processor, host.linux)
     steps = [_raised(raised, host.processor, ran, access, "the guest's")]
-    if raised is None:
-        return Result("executed", "", steps)
     if raised == "#AC":
-        shown = host.used
-        for number, kind in enumerate((lowest, *vm.layers[1:])):
-            top = number == len(vm.layers) - 1
-            # a hypervisor that is itself a guest is shown no detection
-            below = shown if number == 0 else shown._replace(split_locks=False)
-            decision = decide(kind, below, access, vm.guest.shown and top)
-            steps.append(Step(who=_name(kind, number), what=decision.what, source=decision.source))
-            if decision.does == "emulate":
-                return Result("emulated", "", steps, raised)
-            if decision.does == "ask":
-                answer = guest_split_lock(host.linux, host.processor, locks)
-                steps.append(_step("host kernel", answer))
-                return Result(answer.fate, _victim(answer, "virtual machine"), steps, raised)
-    else:
+        found = _handled(host, vm, access, locks, steps)
+        let_go_on = found.fate in ("executed", "slowed")  # by the host's kernel
+        return _executes(vm, access, locks, steps, found.fate, raised) if let_go_on else found
+    if raised == "#DB":
         what = "runs the guest with the host's DEBUGCTL, and does not intercept #DB"
         steps.append(Step(who=_name(lowest, 0), what=what, source="svm.c before 6.14: commit 433265870ab3"))
-    inner = locks._replace(comm="program", pid=1, reported=False)
+        return _taken(host, vm, access, locks, steps, raised)
+    return _executes(vm, access, locks, steps, "executed", raised)
+
+
+def _handled(host: Host, vm: VM, access: Access, locks: Locks, steps: list[Step]) -> Result:
+    """`#AC` goes up from hypervisor to hypervisor."""
+    for number, kind in enumerate(vm.layers):
+        top = number == len(vm.layers) - 1
+        lowest = number == 0
+        # a hypervisor that is itself a guest is shown no detection
+        sees = Sees(lowest and host.used.split_locks, lowest and host.core.test_ctrl, host.processor.amd, vm.cpus)
+        decision = decide(kind, sees, access, own=vm.guest.own and top)
+        if lowest and not top:
+            decision = goes_up(kind, host.linux, decision)
+        steps.append(Step(who=_name(kind, number), what=decision.what, source=decision.source))
+        if decision.does == "emulate":
+            return Result("emulated", "", steps, "#AC")
+        if decision.does == "ask":
+            answer = guest_split_lock(host.linux, host.processor, locks)
+            steps.append(_step("host kernel", answer))
+            return Result(answer.fate, _victim(answer, "virtual machine"), steps, "#AC")
+    return _taken(host, vm, access, locks, steps, "#AC")
+
+
+def _taken(host: Host, vm: VM, access: Access, locks: Locks, steps: list[Step], raised: Trap) -> Result:
+    """An exception has reached the guest's kernel."""
+    inner = locks._replace(comm="program", pid=1, reported=False, said=False)
     answer = takes(vm.guest, raised, access, inner, host.processor.amd)
     steps.append(_step("guest kernel", answer))
     return Result(answer.fate, _victim(answer, "guest program" if access.user else "guest kernel"), steps, raised)
 
 
+def _executes(vm: VM, access: Access, locks: Locks, steps: list[Step], fate: Fate, raised: Trap | None) -> Result:
+    """The lock executes: KVM may leave to the VMM at it, and a guest that has `#DB` of its own takes it."""
+    if vm.bus_lock_ratelimit:
+        waited = throttled_ms(locks.number, vm.bus_lock_ratelimit, locks.every_ms)
+        what = f"KVM leaves the guest at each bus lock; QEMU lets {vm.bus_lock_ratelimit:,} a second go on"
+        source = "KVM_CAP_X86_BUS_LOCK_EXIT; QEMU: -machine bus-lock-ratelimit"
+        steps.append(Step(who="QEMU", what=what, source=source, milliseconds=waited))
+        fate = "slowed" if waited else fate
+    own = core(boot(vm.guest.linux, vm.guest.processor)) if vm.guest.linux else Core()
+    if not own.debugctl or not access.user:
+        return Result(fate, "", steps, raised)
+    what = "the guest has its own DEBUGCTL, with bit 2 set: #DB, after the lock"
+    steps.append(Step(who="processor", what=what, source="SDM 3, Bus-Lock Detection"))
+    assert vm.guest.linux is not None
+    inner = locks._replace(comm="program", pid=1, reported=False, said=False)
+    answer = bus_lock(vm.guest.linux, vm.guest.processor, inner)
+    steps.append(_step("guest kernel", answer))
+    worst = fate if answer.fate == "executed" else answer.fate
+    return Result(worst, _victim(answer, "guest program"), steps, raised)
+
+
 def _emulated(host: Host, kind: Kind, locks: Locks) -> Result:
     """KVM's instruction emulator performs the access itself, in the host's kernel."""
     source = "x86.c: emulator_cmpxchg_emulated()"
-    if kind == "kvm" and host.used.split_locks:
+    if writes_plainly(kind, host.used):
         what = "performs it as a plain write, so that the host does not trap"
         return Result("emulated", "", [Step(who="KVM's emulator", what=what, source=source)])
     step = Step(who="KVM's emulator", what="performs it as a locked access, in the host's kernel", source=source)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from splitlock.linux.parameter import MODES, Mode
+from splitlock.model import possible
 from splitlock.model.cpu import Access, Processor
 from splitlock.model.guest import Guest
 from splitlock.model.hypervisor import TITLES, Kind
@@ -14,8 +15,7 @@ from splitlock.model.machine import VM, Host, Result, inside, native
 from splitlock.report.simulate import MATRIX_SCHEMA, Admission, Cell, Matrix
 
 _KVM = ("VMXON", "VMXOFF", "VMLAUNCH", "VMRESUME", "VMREAD", "VMWRITE", "VMPTRLD", "VMCLEAR", "MOV CR2", "WRMSR")
-_BREAKS = "break:register_kprobe,__vmalloc"
-POLICIES = (NONE, "disable", "kernel-2020", "refuse", _BREAKS)
+POLICIES = (NONE, "disable", "kernel-2020", "refuse", "break:unexport-2020")
 
 
 class Hypervisor(NamedTuple):
@@ -26,21 +26,30 @@ class Hypervisor(NamedTuple):
     module: Module | None
 
 
-# What the modules hold: KVM's and VirtualBox's as scanned (docs/policies.md); VMware's cannot be had, and is taken for
-# one of the article's known holes: VMXON and no VMLAUNCH.
+# What the modules hold: KVM's and VirtualBox's as scanned (docs/policies.md). VMware's cannot be had, and is taken for
+# one of the article's known holes: VMXON and no VMLAUNCH. VirtualBox of 2020 took memory for code by __get_vm_area and
+# map_vm_area (its alloc-r0drv-linux.c).
+_FIXED = described("kvm_intel", _KVM, text=False, imports=("handle_guest_split_lock",), intree=True)
+_BEFORE = described("kvm_intel", _KVM, text=False, imports=("__vmalloc",), intree=True)
+_FOREIGN = ("WRMSR", "RDMSR", "FOREIGN-CODE")
 _MODULES: dict[Kind, Module | None] = {
-    "kvm": described("kvm_intel", _KVM, text=False, imports=("handle_guest_split_lock",), intree=True),
-    "kvm-before": described("kvm_intel", _KVM, text=False, imports=("__vmalloc",), intree=True),
-    "vmware": described("vmmon", ("VMXON", "VMXOFF", "VMREAD"), imports=("__vmalloc",)),
-    "virtualbox": described("vboxdrv", ("WRMSR", "RDMSR", "FOREIGN-CODE"), imports=("register_kprobe", "vmap")),
-    "unmarked": described("hypervisor", ("VMXON", "VMLAUNCH", "VMRESUME")),
+    "kvm": _FIXED,
+    "kvm-2020": _BEFORE,
+    "kvm-2020-emulator": _BEFORE,
+    "kvm-2020-intercept": _FIXED,
+    "tdx": _FIXED,
+    "virtualbox": described("vboxdrv", _FOREIGN, imports=("apply_to_page_range", "register_kprobe", "vmap")),
+    "virtualbox-2020": described("vboxdrv", _FOREIGN, imports=("__get_vm_area", "map_vm_area", "register_kprobe")),
+    "virtualbox-kvm": _FIXED,
+    "vmware-2020": described("vmmon", ("VMXON", "VMXOFF", "VMREAD"), imports=("__vmalloc",)),
     "acrn": None,
+    "unmarked": described("hypervisor", ("VMXON", "VMLAUNCH", "VMRESUME")),
 }
 HYPERVISORS = [
     *(Hypervisor(TITLES[kind], (kind,), module) for kind, module in _MODULES.items()),
     Hypervisor("KVM in KVM", ("kvm", "kvm"), _MODULES["kvm"]),
-    Hypervisor("VMware (2020) in KVM", ("kvm", "vmware"), _MODULES["kvm"]),
-    Hypervisor("KVM in VMware (2020)", ("vmware", "kvm"), _MODULES["vmware"]),
+    Hypervisor("VMware (2020) in KVM", ("kvm", "vmware-2020"), _MODULES["kvm"]),
+    Hypervisor("KVM in VMware (2020)", ("vmware-2020", "kvm"), _MODULES["vmware-2020"]),
 ]
 GUESTS = {
     "Linux 6.1": Guest(Linux.of("6.1")),
@@ -55,6 +64,11 @@ ACCESSES = {
     "real mode": Access("kernel", bits=16),
     "emulated": Access(emulated=True),
 }
+
+
+def there(host: Host, hypervisor: Hypervisor) -> bool:
+    """Can there be such a hypervisor on such a host at all?"""
+    return possible.machine(host, VM(hypervisor.layers, Guest(None))) is None
 
 
 def admitted(hypervisor: Hypervisor, policy: str, detecting: bool) -> tuple[Outcome, str]:
@@ -82,10 +96,12 @@ def matrix(processor: Processor, linux: Linux) -> Matrix:
         processor=["#AC"] * processor.split_locks + ["#DB"] * processor.bus_locks,
         linux=linux.release.text, admissions=[], cells=[],
     )  # fmt: skip
-    detecting = Host(processor, linux._replace(value="warn")).core.test_ctrl
+    warns = Host(processor, linux._replace(value="warn"))
     for policy in POLICIES:
         for hypervisor in HYPERVISORS:
-            outcome, why = admitted(hypervisor, policy, detecting)
+            if not there(warns, hypervisor):
+                continue
+            outcome, why = admitted(hypervisor, policy, warns.core.test_ctrl)
             report.admissions.append(Admission(policy=policy, hypervisor=hypervisor.title, outcome=outcome, reason=why))
         for mode, value in zip(MODES, VALUES, strict=True):
             report.cells += _cells(Host(processor, linux._replace(value=value)), mode, policy)
@@ -93,15 +109,19 @@ def matrix(processor: Processor, linux: Linux) -> Matrix:
 
 
 def _cells(host: Host, mode: Mode, policy: str) -> list[Cell]:
+    """What can be at all, and no more."""
     cells = []
     for title, access in ACCESSES.items():
-        if policy == NONE and not access.emulated and access.bits != 16:
+        if policy == NONE and not possible.access(access, None):
             found = result(host, None, policy, Guest(None), access)
             cells.append(_cell(mode, policy, "none", "none", title, found))
         for hypervisor in HYPERVISORS:
+            if possible.access(access, hypervisor.layers[0]):
+                continue
             for name, guest in GUESTS.items():
-                found = result(host, hypervisor, policy, guest, access)
-                cells.append(_cell(mode, policy, hypervisor.title, name, title, found))
+                if not possible.machine(host, VM(hypervisor.layers, guest)):
+                    found = result(host, hypervisor, policy, guest, access)
+                    cells.append(_cell(mode, policy, hypervisor.title, name, title, found))
     return cells
 
 

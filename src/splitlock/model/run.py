@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from splitlock.model.cpu import SPLIT_NS, Access
-from splitlock.model.guest import Guest
-from splitlock.model.kernel import Locks, boot
+from splitlock.linux.versions import MISERY, MITIGATE
+from splitlock.model.cpu import SPLIT_NS, Trap
+from splitlock.model.hypervisor import UNRELEASED
+from splitlock.model.kernel import Locks, asked, boot
 from splitlock.model.loader import NONE, Module, admit, read
-from splitlock.model.machine import VM, Host, Result, inside, native
-from splitlock.model.scenario import Event, Scenario, Virtual, linux, processor
+from splitlock.model.machine import Host, Result, inside, native, single_step
+from splitlock.model.scenario import Event, Scenario, Virtual, host, virtual
 from splitlock.report.simulate import SCHEMA, Report, Step
 from splitlock.report.simulate import Event as Told
 
 Finder = Callable[[str], bytes]  #: the contents of the module or file of that name
+
+_RESTORE = "arch/x86/power/cpu.c: __restore_processor_state()"
+_ONLINE = "identify_secondary_cpu()"
 
 
 def run(scenario: Scenario, path: str, find: Finder) -> Report:
@@ -25,34 +29,66 @@ def run(scenario: Scenario, path: str, find: Finder) -> Report:
 
 
 def _described(scenario: Scenario) -> str:
-    host = scenario.host
-    detection = " and ".join(host.processor) or "no detection"
-    return f"{host.vendor} processor with {detection}, Linux {host.linux}, {host.mode}, policy {host.policy}"
+    given = scenario.host
+    detection = " and ".join(given.detects) or "no detection"
+    unreleased = any(kind in UNRELEASED for machine in scenario.vm for kind in machine.layers)
+    release = f"Linux {given.linux}" + (" as it was in April 2020, never released" if unreleased else "")
+    mode = f"split_lock_detect={given.mode}"
+    return f"{given.vendor} processor with {detection}, {release}, {mode}, policy {given.policy}"
 
 
 class _Run:
     """The machine as it goes on."""
 
     def __init__(self, scenario: Scenario, find: Finder) -> None:
-        given = scenario.host
         self.scenario, self.find = scenario, find
-        self.host = Host(
-            processor(given, "host.processor"), linux(given.linux, given.mode, "host", given.mitigate, given.hz)
-        )
+        self.host = host(scenario.host)
         self.loaded: dict[str, bool] = {}
-        self.reported: set[int] = set()
+        self.reported: set[int] = set()  #: tasks that were warned about
+        self.free: set[int] = set()  #: tasks that have detection turned off for good
+        self.said = False  #: the line about a guest that is said once a boot
+        self.stepped: set[str] = set()  #: CPUs that had a #DB since they came online
+        self.lost: dict[str, frozenset[Trap]] = {}  #: by CPU: what it does not detect any more
+        self.down = False
 
     def events(self) -> list[Told]:
         """One after the other; the boot is the first."""
-        armed = boot(self.host.linux, self.host.processor)
-        step = Step(
-            who="host kernel", what=f"boots; mode in effect: {armed.mode}", source="sld_state_setup()",
-            log=armed.line, lines=int(bool(armed.line)),
-        )  # fmt: skip
-        told = [Told(event="the host boots", fate="executed", victim="", bus_locked_nanoseconds=0, steps=[step])]
+        told = [self._boot()]
         for event in self.scenario.event:
-            told.append(self._load(event, event.load) if event.load is not None else self._lock(event))
+            told.append(self._event(event))
+            self.down |= any(step.who == "host kernel" for step in told[-1].steps) and told[-1].fate == "panic"
         return told
+
+    def _event(self, event: Event) -> Told:
+        if self.down:
+            step = Step(who="host", what="is down: its kernel has panicked", source="the event before")
+            return _told("on the host, which is down", Result("not-started", "", [step]))
+        if event.load is not None:
+            return self._load(event, event.load)
+        if event.unload is not None:
+            return self._unload(event.unload)
+        if event.resume is not None:
+            return self._resume(event.resume)
+        if event.online is not None:
+            return self._online(event.online)
+        return self._step(event) if event.step is not None else self._lock(event)
+
+    def _boot(self) -> Told:
+        linux = self.host.linux
+        armed = boot(linux, self.host.processor)
+        what = f"boots; mode in effect: {armed.mode}"
+        if armed.mode == "off" and not (self.host.used.split_locks or self.host.used.bus_locks):
+            what += ": it has nothing to detect with"
+        elif armed.ignored:
+            what += f": {asked(linux).ignored}"
+        elif armed.trap is None and armed.mode != "off":
+            what += ", by nothing: only #DB can limit a rate"
+        if not linux.mitigate and not linux.knows(MITIGATE):
+            what += "; it has no kernel.split_lock_mitigate"
+        step = Step(
+            who="host kernel", what=what, source="sld_state_setup()", log=armed.line, lines=int(bool(armed.line))
+        )
+        return _told("the host boots", Result("executed", "", [step]))
 
     def _load(self, event: Event, name: str) -> Told:
         steps = []
@@ -78,38 +114,123 @@ class _Run:
             kinds = sorted({f.kind for f in inner.scan.findings if f.kind.startswith("VM")})
             what = f"brings {file} into the kernel, which no loader sees; in it: {', '.join(kinds)}"
             steps.append(Step(who=name, what=what, source="LWN 816918: VirtualBox"))
-        return Told(event=f"load {name}", fate=found.outcome, victim="", bus_locked_nanoseconds=0, steps=steps)
+        return _told(f"load {name}", Result(found.outcome, "", steps))
+
+    def _unload(self, name: str) -> Told:
+        """No release does anything about detection here, and the patch of 2020 turned it off for good."""
+        if not self.loaded.get(name):
+            step = Step(who="module loader", what=f"{name} is not loaded", source="the scenario")
+            return _told(f"unload {name}", Result("not-started", "", [step]))
+        self.loaded[name] = False
+        what = "detection stays as it is: no Linux asks for it when a module leaves"
+        if self.host.disabled:
+            what = "detection stays off: it was turned off for good, and nothing turns it on again but a reboot"
+        step = Step(who="host kernel", what=what, source="kernel/module/main.c: free_module()")
+        return _told(f"unload {name}", Result("unloaded", "", [step]))
+
+    def _resume(self, kind: str) -> Told:
+        """What is set anew on the CPU that the machine booted on, and on the others: docs/linux.md, "Later"."""
+        title = f"the machine wakes from {'hibernation' if kind == 'disk' else f'suspend to {kind}'}"
+        if kind == "idle":
+            what = "every CPU was on all the time: its MSRs are as they were"
+            return _told(title, Result("resumed", "", [Step(who="host kernel", what=what, source="cpuidle")]))
+        steps = []
+        if kind == "disk":
+            what = "the boot CPU is as the kernel set it that loaded the image, at its boot: taken to be the same"
+            steps.append(Step(who="host kernel", what=what, source=_RESTORE))
+        else:
+            what = (
+                "does not set the boot CPU's TEST_CTRL and DEBUGCTL: they are as the firmware left them, as a rule off"
+            )
+            steps.append(Step(who="host kernel", what=what, source=_RESTORE))
+            self.lost["boot"] = frozenset(("#AC", "#DB"))
+        what = "takes the other CPUs online, and sets detection on each by its mode"
+        steps.append(Step(who="host kernel", what=what, source=_ONLINE))
+        self.stepped -= {"sibling", "other"}
+        if self.scenario.host.threads == 2:
+            steps.append(self._sibling_sets())
+        return _told(title, Result("resumed", "", steps))
+
+    def _sibling_sets(self) -> Step:
+        """TEST_CTRL is the core's, DEBUGCTL each thread's."""
+        if "boot" in self.lost:
+            self.lost["boot"] -= {"#AC"}
+        what = "one of them shares the boot CPU's core, and TEST_CTRL with it: #AC is there as on the others"
+        return Step(who="processor", what=what, source="SDM 4, MSR 0x33; sld_update_msr()")
+
+    def _online(self, cpu: str) -> Told:
+        steps = [Step(who="host kernel", what="sets detection on this CPU anew, by its mode", source=_ONLINE)]
+        self.stepped -= {cpu}
+        if cpu == "sibling":
+            steps.append(self._sibling_sets())
+        which = "the boot CPU's sibling" if cpu == "sibling" else "another CPU"
+        return _told(f"{which} goes offline and comes online again", Result("online", "", steps))
+
+    def _step(self, event: Event) -> Told:
+        first = event.cpu not in self.stepped
+        self.stepped.add(event.cpu)
+        found = single_step(self._here(event, event.pid), Locks(1, 0.0, event.comm, event.pid, int(event.address, 16)),
+                            first=first)  # fmt: skip
+        return _told(f"a debugger steps a program on the host, {_on(event)}", found)
+
+    def _here(self, event: Event, pid: int) -> Host:
+        """The host, as the CPU and the task are that the event is about."""
+        return self.host._replace(lost=self.lost.get(event.cpu, frozenset()), free=pid in self.free)
 
     def _lock(self, event: Event) -> Told:
-        access = Access(event.where, event.asks, True, event.bits, event.emulated)
         machine = next((one for one in self.scenario.vm if one.name == event.lock), None)
         pid = machine.pid if machine else event.pid
+        here = self._here(event, pid)
         locks = Locks(
             event.number, event.every_ms, machine.comm if machine else event.comm, pid, int(event.address, 16),
-            pid in self.reported,
+            pid in self.reported, self.said,
         )  # fmt: skip
         if machine is None:
-            found = native(self.host, access, locks)
+            found = native(here, event.access, locks)
         elif machine.module is not None and not self.loaded.get(machine.module):
-            what = f"{machine.module} is not loaded: the virtual machine does not start"
+            what = f"{machine.module} is not loaded: the virtual machine does not run"
             found = Result("not-started", "", [Step(who="hypervisor", what=what, source="the scenario")])
         else:
-            found = inside(self.host, _virtual(machine), access, locks)
-        if any(step.who == "host kernel" and "#AC: " in step.log for step in found.steps):
-            self.reported.add(pid)
+            found = inside(here, virtual(machine), event.access, locks)
+        self._remember(found, pid)
         locked = event.number if found.fate in ("executed", "slowed") else int(found.executed)
-        whose = "on the host" if machine is None else f"in {machine.name}"
-        times = "a split lock" if event.number == 1 else f"{event.number:,} split locks"
-        return Told(
-            event=f"{times} {whose}: {'asks for #AC, ' if event.asks else ''}{event.where}, {event.bits}-bit",
-            fate=found.fate, victim=found.victim, bus_locked_nanoseconds=round(locked * SPLIT_NS, 1), steps=found.steps,
-        )  # fmt: skip
+        return _told(_title(event, machine), found, round(locked * SPLIT_NS, 1))
+
+    def _remember(self, found: Result, pid: int) -> None:
+        """What the host's kernel knows from now on."""
+        for step in found.steps:
+            if step.who != "host kernel":
+                continue
+            if "#AC: " in step.log:
+                self.said |= " split_lock trap" in step.log and " took a " not in step.log
+                self.reported.add(pid)
+            if step.source == "split_lock_warn()" and not self.host.linux.knows(MISERY):
+                self.free.add(pid)
+        if found.victim == "virtual machine":  # it is started again, as another task
+            self.reported.discard(pid)
 
 
-def _virtual(machine: Virtual) -> VM:
-    layers = machine.hypervisor if isinstance(machine.hypervisor, list) else [machine.hypervisor]
-    inner = linux(machine.linux, machine.mode, f"vm {machine.name!r}") if machine.linux is not None else None
-    return VM(tuple(layers), Guest(inner, machine.shown))
+def _told(title: str, found: Result, locked: float = 0) -> Told:
+    return Told(event=title, fate=found.fate, victim=found.victim, bus_locked_nanoseconds=locked, steps=found.steps)
+
+
+def _on(event: Event) -> str:
+    return {"boot": "on the boot CPU", "sibling": "on its sibling", "other": "on another CPU"}[event.cpu]
+
+
+def _title(event: Event, machine: Virtual | None) -> str:
+    whose = "on the host" if machine is None else f"in {machine.name}"
+    times = "a split lock" if event.number == 1 else f"{event.number:,} split locks"
+    what = [event.where, f"{event.bits}-bit"]
+    if event.asks:
+        what.insert(0, "asks for #AC")
+    if event.emulated:
+        what.append("by KVM's emulator")
+    if event.prefixed:
+        what.append("a prefix before LOCK")
+    if event.cpu != "other":
+        what.append(_on(event))
+    return f"{times} {whose}: {', '.join(what)}"
 
 
 def _has(module: Module, key: str) -> str:

@@ -19,6 +19,15 @@ if TYPE_CHECKING:
 _LARGEST = 1 << 20  # bytes of a policy file
 DIRECTORY = Path(__file__).parent / "policies"
 SHIPPED = ("refuse", "disable", "kernel-2020")
+# What was proposed in April 2020 to no longer export. The first: Zijlstra, 6 April, a sketch (LKML
+# 20200406140403.GL20730@hirez.programming.kicks-ass.net). The second: Hellwig, "decruft the vmalloc API", 8 April (LKML
+# 20200408115926.1467567-1-hch@lst.de), whose branch has this name; it went into 5.8. docs/policies.md tells the rest.
+_SKETCH = ("__get_vm_area", "map_vm_area", "unmap_kernel_range", "unmap_kernel_range_noflush")
+#: Sets of exports by name: whatever takes symbols to be no longer exported takes these too.
+EXPORT_SETS = {
+    "unexport-2020": _SKETCH,
+    "sanitize-vmalloc-api": (*_SKETCH, "__vmalloc_node_range", "vmalloc_user_node_flags"),
+}
 #: Kinds that are no instruction's: of relocations, of imports; and those that only a linear decode gives.
 OTHERS = ("MOV DRn", "FOREIGN-CODE", "MALFORMED", "EXTRQ", "INSERTQ")
 _FACTS = ("intree", "sld_safe", "sld_aware", "signed", "module", "kernel")
@@ -118,7 +127,7 @@ def load(text: str) -> Policy:
     Raises SplitlockError, exit status 2, that names the file and the key.
     """
     if text.startswith("break:"):
-        symbols = [symbol for symbol in text[6:].split(",") if symbol]
+        symbols = named([symbol for symbol in text[6:].split(",") if symbol])
         if not symbols:
             raise SplitlockError("--policy break: names no symbol (break:SYMBOL,...)", 2)
         # The kernel's words, and -ENOENT, of a symbol that nobody exports: kernel/module/main.c, simplify_symbols().
@@ -136,6 +145,11 @@ def load(text: str) -> Policy:
             f"--policy {text}: no such policy; one of {', '.join(SHIPPED)}, break:SYMBOL,... or a TOML file", 2
         )
     return _read(Path(text), text)
+
+
+def named(symbols: list[str]) -> list[str]:
+    """Symbols, with each set's name replaced by what is in it."""
+    return [symbol for name in symbols for symbol in EXPORT_SETS.get(name, (name,))]
 
 
 def _read(path: Path, name: str) -> Policy:

@@ -12,10 +12,12 @@ SCHEMA: Final = "splitlock/simulate/1"
 MATRIX_SCHEMA: Final = "splitlock/simulate-matrix/1"
 
 #: executed; slowed: executed, after waiting; emulated: performed without a lock; livelock: traps for ever;
-#: of modules: loaded, refused, disables (loaded, and detection is off for good); not-started: its module was refused
+#: of modules: loaded, refused, disables (loaded, and detection is off for good), unloaded; of the machine: resumed (it
+#: woke), online (a CPU came); not-started: its module is not there, or nothing was to be done
 Fate = Literal[
     "executed", "slowed", "emulated", "sigbus", "oops", "panic", "livelock",
-    "loaded", "refused", "disables", "not-started",
+    "loaded", "refused", "disables", "unloaded", "resumed", "online",
+    "not-started",
 ]  # fmt: skip
 
 
@@ -87,3 +89,8 @@ class Matrix(Document, kw_only=True):
     linux: str
     admissions: list[Admission]
     cells: list[Cell]
+
+    @property
+    def unreleased(self) -> bool:
+        """Is there a hypervisor in it that no released kernel has?"""
+        return any("April 2020" in one.hypervisor for one in self.admissions)

@@ -9,8 +9,27 @@ if TYPE_CHECKING:
     from splitlock.report.simulate import Cell, Event, Matrix, Report, Step
 
 _MODES = ("off", "warn", "fatal", "ratelimit")
-_COLUMN, _NAME = 12, 30
+_COLUMN, _NAME, _LEGEND = 12, 30, 17
 _OUTCOMES = {"executed": "-", "not-started": "not started"}
+#: Of a matrix in which such a hypervisor stands.
+UNRELEASED = (
+    "KVM of April 2020 was never released: it is Linux 5.7 while it was made, without one or both of the two fixes "
+    "that 5.7 itself then had."
+)
+#: The words of a matrix, and what they mean.
+FATES = (
+    ("-", "it executes, locks the bus for all, and nobody notices; on #DB a line is logged"),
+    ("slowed", "it executes, after its program or virtual CPU has waited for 10 ms or more"),
+    ("emulated", "the hypervisor performs it without a lock; the bus is not locked"),
+    ("sigbus!", "whoever took it is ended by the signal SIGBUS"),
+    ("VM killed!", "SIGBUS for the program that runs the virtual machine: all of the guest is gone"),
+    ("oops!", "the kernel that took it oopses; often the whole machine hangs"),
+    ("panic!", "the kernel that took it stops"),
+    ("livelock!", "it traps for ever: whoever took it never gets any further"),
+    ("not started", "the policy keeps the hypervisor's module out"),
+    ("loaded, refused", "the module is let in, or not"),
+    ("disables", "the module is let in, and split-lock detection is off from then on"),
+)
 
 
 def render(report: Report) -> str:
@@ -57,11 +76,15 @@ def render_matrix(report: Matrix, *, verbose: bool = False) -> str:
     """The matrix, with a newline at the end; a table for each policy where `verbose`, else for `none`."""
     lines = wrap(f"Linux {report.linux} on a processor with {' and '.join(report.processor) or 'no detection'}")
     lines += ["", "What each policy says to a hypervisor's module, with detection on:", *_admissions(report)]
+    if report.unreleased:
+        lines += ["", *wrap(UNRELEASED)]
     policies = list(dict.fromkeys(cell.policy for cell in report.cells))
     for policy in policies if verbose else policies[:1]:
         title = "Linux as it is (no policy)" if policy == "none" else f"policy {policy}"
         lines += ["", f"{title}: what comes of a split lock in each mode", *_table(report, policy)]
-    lines += ["", *wrap("- executes, nobody notices. slowed: after 10 ms or more. !: somebody dies or is stuck.")]
+    lines += ["", "What the words mean (!: somebody dies or is stuck):"]
+    for word, meaning in FATES:
+        lines += wrap(f"{word:<{_LEGEND}}{meaning}", "  ", " " * (_LEGEND + 2))
     lines += wrap(f"{len(report.cells):,} cells{'' if verbose else '; -v shows a table for each policy'}")
     return "\n".join(map(printable, lines)) + "\n"
 
