@@ -19,7 +19,7 @@ from splitlock.image.bzimage import vmlinux
 from splitlock.image.elf import Elf
 from splitlock.image.kallsyms import Kallsyms
 
-KINDS = ("old", "amd64", "cloud-amd64", "rt-amd64", "xz", "new")
+KINDS = (pytest.param("old", marks=pytest.mark.slow), "amd64", "cloud-amd64", "rt-amd64", "xz", "new")
 
 
 @cache

@@ -73,6 +73,12 @@ def test_headers(tmp_path: Path) -> None:
         headers(release, [str(tmp_path)], str(tmp_path / "other"))
 
 
+def _vmlinux(release: str, bits: int = 64) -> bytes:
+    """As much of a kernel as tells one."""
+    note = b"\x04\0\0\0\x08\0\0\0\x12\0\0\0Xen\0"
+    return b"\x7fELF" + bytes([bits // 32]) + bytes(59) + b"Linux version " + release.encode() + b" (x) #1\n\0" + note
+
+
 def _package(target: Path, name: str, depends: str, files: dict[str, bytes]) -> Path:
     """A package of Debian's kind."""
     tree = target / f"{name}.tree"
@@ -99,7 +105,7 @@ def test_packages_that_name_another(tmp_path: Path) -> None:
     meta = _package(place, "linux-image-amd64", "linux-image-9.1-amd64 (= 1)", {})
     image = _package(place, "linux-image-9.1-amd64", depends, {})
     member = "usr/lib/modules/9.1-amd64/vmlinuz"
-    binary = _package(place, "linux-binary-9.1-amd64", "", {member: vmlinuz("amd64").read_bytes()})
+    binary = _package(place, "linux-binary-9.1-amd64", "", {member: _vmlinux("9.1-amd64")})
     for path in (meta, image, binary, place):
         ((found,), passed_over) = kernels([str(path)], str(tmp_path))
         assert (found.path, found.member, passed_over) == (str(binary), member, [])
@@ -113,10 +119,8 @@ def test_others_in_a_directory(tmp_path: Path) -> None:
     """A kernel of 32 bits, a text, half a package: named in the report, and the rest is measured."""
     place = tmp_path / "boot"
     place.mkdir()
-    shutil.copy(vmlinuz("amd64"), place / "vmlinuz-good")
-    elf = bytearray(64) + b"Linux version 6.1.0-686 (x) #1\n"
-    elf[:5] = b"\x7fELF\x01"
-    (place / "vmlinux-686").write_bytes(elf)
+    (place / "vmlinuz-good").write_bytes(_vmlinux("9.1-amd64"))
+    (place / "vmlinux-686").write_bytes(_vmlinux("9.1-686", 32))
     (place / "vmlinuz-text").write_text("no kernel")
     (place / "linux-image-half.deb").write_bytes(kernel("amd64").read_bytes()[:3_000_000])
     ((found,), passed_over) = kernels([str(place)], str(tmp_path))
