@@ -37,6 +37,12 @@ RULES = {
     "errors only (dmesg --level=err)": ("[   12.000000] nvme nvme0: I/O error\n", "or some levels"),
     "ends with the boot": (BANNER + WARN + "[   12.000000] audit: type=1400\n", "it ends with the boot"),
     "ends early, in a panic": (BANNER + WARN + "[   12.000000] Kernel panic - not syncing: VFS: no root\n", ""),
+    "ends early, in a panic with KASLR": (
+        BANNER
+        + WARN
+        + "[   12.0] Kernel panic - not syncing: x\n[   12.1] Kernel Offset: 0x1000000 from 0xffffffff81000000\n",
+        "",
+    ),
     "powered off soon": (BANNER + WARN + "[   12.000000] reboot: Power down\n", ""),
     "lost on the way": (WHOLE + "** 40 printk messages dropped **\n" + LATER, "40 records lost"),
     "lost before the last boot": ("** 40 printk messages dropped **\n" + WHOLE, ""),

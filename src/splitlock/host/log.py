@@ -36,7 +36,8 @@ _BANNER = re.compile(r"Linux version (\S+) \(")
 _BOOT = ("Linux version", "Command line:", "Hypervisor detected", "tdx: Guest detected")
 _SECONDS = re.compile(rb"\s*(?:<\d+>)?\[ *(\d+)\.\d+")
 _SOON = 60  # seconds; a log that ends so early was most likely saved by something that runs at boot
-_ENDED = (b"Kernel panic", b"end Kernel panic", b"reboot:", b"Power down", b"Restarting system", b"machine restart")
+# Last lines of a machine that went down. `Kernel Offset` is a panic's too.
+_ENDED = (b"Kernel panic", b"Kernel Offset", b"reboot:", b"Power down", b"Restarting system", b"machine restart")
 _NAMES = 10_000  # of tasks, that are kept apart
 _DUMPS = 20  # oopses of a boot that are kept
 _BOOT_WORDS = 1 << 16  # characters of a boot's lines

@@ -24,12 +24,14 @@ class Metrics:
         self._seen: set[tuple[str, ...]] = set()
 
     def count(self, event: Event) -> None:
-        """One event more."""
+        """One event more. What is not the kernel's word is not counted, what is not understood is."""
+        if event.speaker:
+            return
         if event.kind == "suppressed":
             self._suppressed.labels(event.exception).inc(event.number)
         elif event.kind == "lost":
             self._lost.inc(event.number)
-        elif event.kind != "mode":
+        elif event.kind not in ("mode", "note"):
             place = event.place
             names = (event.comm, place.image if place else "", (place and place.function) or "")
             if names not in self._seen and len(self._seen) >= _SERIES:

@@ -205,12 +205,14 @@ class Json(Reader):
     def __init__(self) -> None:
         super().__init__()
         self._lines = Lines()
-        self._text = ""
+        self._text = ""  # what has not been dealt with, from where an open object or string begins
         self._at = 0
+        self._new: list[str] = []  # lines behind it
+        self._size = 0
         self._open: list[tuple[int, list[str]] | None] = []  # where an object began, its strings; None: has objects
 
     def line(self, line: bytes) -> Iterator[Record]:
-        if not self._text.strip():
+        if not self._new and not self._text.strip():
             bare = line.strip(b"\x1e \r\t,").removeprefix(b"data: ")
             if bare[:1] == b"{" and bare[-1:] == b"}":
                 try:
@@ -220,11 +222,20 @@ class Json(Reader):
                 else:
                     yield from self.value(found)
                     return
-        self._text += line.decode("utf-8", "replace") + "\n"
-        yield from self._tokens()
+        self._new.append(line.decode("utf-8", "replace"))
+        self._size += len(line)
+        if self._size > max(LINE, len(self._text)):  # what is open is not looked at again for each line
+            yield from self.idle()
+
+    def idle(self) -> Iterator[Record]:
+        if self._new:
+            self._text += "\n".join(self._new) + "\n"
+            self._new, self._size = [], 0
+            yield from self._tokens()
 
     def close(self) -> Iterator[Record]:
-        """What is left is no JSON: a part of some, as lines."""
+        """What is left in the end is no JSON: a part of some, as lines."""
+        yield from self.idle()
         for line in self._text[self._at :].split("\n"):
             if matters(line.encode()):
                 yield Record(line)
