@@ -127,7 +127,7 @@ class Journal(Source):
         reader = structured.Json()
         try:
             for line in process.stdout:
-                for record in reader.line(line):
+                for record in reader.line(line.rstrip(b"\n")):
                     yield record._replace(live=True) if self._live else record
             ended = True
         finally:
