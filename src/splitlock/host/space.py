@@ -13,7 +13,7 @@ from splitlock.host.root import Root
 from splitlock.image.elf import elf_class
 from splitlock.image.loaded import Loaded
 from splitlock.linux import below
-from splitlock.process.space import mappings, parse_maps
+from splitlock.linux.proc import mappings, parse_maps
 from splitlock.report.frames import own, short
 from splitlock.report.watch import Frame
 from splitlock.x86 import logged
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from splitlock.host.reasons import Reason
     from splitlock.linux.log import Line, Mapped
-    from splitlock.process.space import Mapping
+    from splitlock.linux.proc import Mapping
 
 DELETED = " (deleted)"
 _NO_FILE = "memory of no file (JIT?)"

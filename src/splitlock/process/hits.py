@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import time
 
+from splitlock.linux.proc import Memory, comm, mappings
 from splitlock.process import ptrace
 from splitlock.process.abi import SAVED, SAVED_FLAGS, SAVED_SIZE
-from splitlock.process.policy import DONE_ASKING, FATAL, GO_ON, WAIT, Policy, comm
-from splitlock.process.space import Module, Space, mappings
+from splitlock.process.policy import DONE_ASKING, FATAL, GO_ON, WAIT, Policy
+from splitlock.process.space import Module, Space
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -181,11 +182,8 @@ def program_registers(tid: int, registers: Registers) -> Registers:
 
     Raises OSError when the task is gone.
     """
-    memory = os.open(f"/proc/{tid}/mem", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        stack = os.pread(memory, SAVED_SIZE - 128, registers[ptrace.RSP])
-    finally:
-        os.close(memory)
+    with Memory(tid) as memory:
+        stack = memory.read(registers[ptrace.RSP], SAVED_SIZE - 128)
     before = ptrace.Registers.from_buffer_copy(registers)
     for name, at in SAVED.items():
         before[_NAMES[name]] = int.from_bytes(stack[at : at + 8], "little")

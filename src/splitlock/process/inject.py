@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 
+from splitlock.linux.proc import Memory
 from splitlock.process import ptrace
 from splitlock.process.abi import MAGIC, MAGIC_FD
 from splitlock.process.space import Module
@@ -75,10 +76,9 @@ def place_arena(
     `registers` are the task's, and stay so. Raises Refused, TaskGone, or OSError.
     """
     plan = module.plan
-    memory = os.open(f"/proc/{tid}/mem", os.O_RDWR | os.O_CLOEXEC)
-    try:
-        original = os.pread(memory, len(_STUB), text)
-        _write(memory, _STUB, text)
+    with Memory(tid, write=True) as memory:
+        original = memory.read(text, len(_STUB))
+        memory.write(text, _STUB)
         mask = ptrace.get_sigmask(tid)
         ptrace.set_sigmask(tid, _EVERYTHING)
         scratch = ptrace.Registers.from_buffer_copy(registers)
@@ -97,7 +97,7 @@ def place_arena(
             raise Refused(f"unexpected stop {status:#x} while preparing the image")
         ptrace.get_registers(tid, scratch)
         got = scratch[ptrace.RBX]
-        _write(memory, original, text)
+        memory.write(text, original)
         restored = ptrace.Registers.from_buffer_copy(registers)
         restored[ptrace.ORIG_RAX] = ptrace.U64
         ptrace.set_registers(tid, restored)
@@ -109,43 +109,26 @@ def place_arena(
             raise Refused("no room for trampolines within 2 GB of the image")
         module.arena = got
         code, _ = plan.moved(got - module.bias - plan.arena)
-        _write(memory, code, got)
-    finally:
-        os.close(memory)
+        memory.write(got, code)
 
 
 def write_text(tid: int, module: Module, start: int, end: int) -> None:
     """Patch the part of a module's text that is mapped at `start`..`end`. Raises OSError."""
     _, chunks = module.plan.moved(module.arena - module.bias - module.plan.arena)
-    memory = os.open(f"/proc/{tid}/mem", os.O_RDWR | os.O_CLOEXEC)
-    try:
+    with Memory(tid, write=True) as memory:
         for address, text, _ in chunks:
             if start <= address + module.bias < end:
-                _write(memory, text, address + module.bias)
-    finally:
-        os.close(memory)
+                memory.write(address + module.bias, text)
 
 
 def restore_text(tid: int, module: Module, original: list[bytes]) -> None:
     """Put the image's own bytes back over every patch. Raises OSError."""
-    memory = os.open(f"/proc/{tid}/mem", os.O_RDWR | os.O_CLOEXEC)
-    try:
+    with Memory(tid, write=True) as memory:
         for (address, _, _), text in zip(module.plan.chunks, original, strict=True):
-            _write(memory, text, address + module.bias)
-    finally:
-        os.close(memory)
+            memory.write(address + module.bias, text)
 
 
 def set_flag(tid: int, module: Module) -> None:
     """Make a module's slow paths ask by breakpoint instead of by system call. Raises OSError."""
-    memory = os.open(f"/proc/{tid}/mem", os.O_RDWR | os.O_CLOEXEC)
-    try:
-        _write(memory, b"\1", module.arena + module.plan.flag)
-    finally:
-        os.close(memory)
-
-
-def _write(memory: int, data: bytes, address: int) -> None:
-    done = os.pwrite(memory, data, address)
-    if done != len(data):
-        raise OSError(14, f"wrote {done} of {len(data)} bytes at {address:#x}")
+    with Memory(tid, write=True) as memory:
+        memory.write(module.arena + module.plan.flag, b"\1")

@@ -96,15 +96,6 @@ class Policy:
         return TOOK_SPLIT.format(comm=comm, pid=tid, address=address)
 
 
-def comm(tid: int) -> str:
-    """A task's name, 15 characters at most, as the kernel logs it."""
-    try:
-        with open(f"/proc/{tid}/comm", "rb", buffering=0) as file:
-            return os.fsdecode(file.read().rstrip(b"\n"))
-    except OSError:
-        return "?"
-
-
 def say(line: str) -> None:
     """One line on standard error, whole, even while others write there."""
     text = os.fsencode(line + "\n")

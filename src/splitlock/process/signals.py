@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 
+from splitlock.linux.proc import Memory, status
 from splitlock.process import inject, ptrace
 from splitlock.process.space import Module
 
@@ -112,11 +113,8 @@ class Signals:
         number = next((i for i, s in enumerate(cold.sites) if s[0] == address), None)
         if number is None:
             return
-        memory = os.open(f"/proc/{tid}/mem", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            code = os.pread(memory, 15, registers[ptrace.RIP])
-        finally:
-            os.close(memory)
+        with Memory(tid) as memory:
+            code = memory.read(registers[ptrace.RIP], 15)
         operand = operand_address(code, registers[ptrace.RIP], *ptrace.for_operands(registers))
         if operand is not None and crosses(operand, cold.sites[number][2]):
             module.corrections[number] = module.corrections.get(number, 0) - 1
@@ -171,8 +169,4 @@ def _put_back(task: Task, number: int) -> None:
 
 
 def _ignores_trap(tid: int) -> bool:
-    with open(f"/proc/{tid}/status") as file:
-        for line in file:
-            if line.startswith("SigIgn:"):
-                return bool(int(line.split()[1], 16) & _TRAP)
-    return False
+    return bool(int(status(tid).get("SigIgn", "0"), 16) & _TRAP)

@@ -3,35 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections import namedtuple
+
+from splitlock.linux.proc import Memory
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from splitlock.process.plan import Plan
 
     Key = tuple[int, ...]
-
-Mapping = namedtuple("Mapping", "start end permissions offset inode path")
-
-
-def mappings(pid: int) -> list[Mapping]:
-    """The lines of /proc/PID/maps. Raises OSError when the process is gone."""
-    with open(f"/proc/{pid}/maps", "rb", buffering=0) as file:
-        raw = file.read()
-        while part := file.read():
-            raw += part
-    return parse_maps(raw)
-
-
-def parse_maps(raw: bytes) -> list[Mapping]:
-    """The lines of a /proc/PID/maps. Raises ValueError or IndexError where it is none."""
-    found = []
-    for line in raw.split(b"\n")[:-1]:  # not splitlines: file names may hold what else ends a line
-        fields = os.fsdecode(line).split(None, 5)
-        start, _, end = fields[0].partition("-")
-        path = fields[5].replace("\\012", "\n") if len(fields) > 5 else ""
-        found.append(Mapping(int(start, 16), int(end, 16), fields[1], int(fields[2], 16), int(fields[4]), path))
-    return found
 
 
 class Module:
@@ -67,9 +46,9 @@ class Module:
         low, high = self.plan.span
         return low <= address - self.bias < high
 
-    def snapshot(self, memory: int) -> None:
-        """Read the counters through a descriptor for the target's memory. Raises OSError when they are gone."""
-        raw = os.pread(memory, 8 * self.plan.sites, self.data)
+    def snapshot(self, memory: Memory) -> None:
+        """Read the counters in the target's memory. Raises OSError when they are gone."""
+        raw = memory.read(self.data, 8 * self.plan.sites)
         if len(raw) != 8 * self.plan.sites:  # a process without memory reads as nothing: keep what was known
             raise OSError(14, os.strerror(14))
         self.counts = memoryview(raw).cast("Q")
@@ -129,16 +108,14 @@ class Space:
         """
         self.unread = False
         try:
-            memory = os.open(f"/proc/{tid}/mem", os.O_RDONLY | os.O_CLOEXEC)
+            memory = Memory(tid)
         except OSError:
             self.unread = True
             return
-        try:
+        with memory:
             for module in self.modules + self.gone:
                 try:
                     if module.arena:
                         module.snapshot(memory)
                 except OSError:  # unmapped by the program, or cut short
                     self.unread = True
-        finally:
-            os.close(memory)

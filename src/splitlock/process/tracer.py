@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 
+from splitlock.linux.proc import Memory, mappings, status
 from splitlock.process import filter as calls
 from splitlock.process import inject, ptrace
 from splitlock.process.abi import MAGIC
@@ -17,7 +18,7 @@ from splitlock.process.inject import TaskGone
 from splitlock.process.launch import WAITED, Child
 from splitlock.process.policy import WAIT, Policy, say
 from splitlock.process.signals import Signals
-from splitlock.process.space import Module, Space, mappings
+from splitlock.process.space import Module, Space
 from splitlock.process.task import Task
 from splitlock.process.watch import Watch
 
@@ -245,16 +246,15 @@ class Tracer:
     def _forget_slots(self, task: Task) -> None:
         """Have the next task with this one's thread pointer, or this one itself, ask again."""
         try:
-            memory = os.open(f"/proc/{task.tid}/mem", os.O_RDWR | os.O_CLOEXEC)
+            memory = Memory(task.tid, write=True)
         except OSError:  # it may not be read any more
             return
-        try:
-            for slot in task.slots:
-                os.pwrite(memory, bytes(8), slot)
-        except OSError:  # the module was unmapped by the program, its arena with it
-            pass
-        finally:
-            os.close(memory)
+        with memory:
+            try:
+                for slot in task.slots:
+                    memory.write(slot, bytes(8))
+            except OSError:  # the module was unmapped by the program, its arena with it
+                pass
         task.slots.clear()
 
     def _finish_call(self, task: Task) -> None:
@@ -294,16 +294,14 @@ class Tracer:
             return self._registers[ptrace.RBX if task.space.narrow else ptrace.RDI]
         if number == calls.CLONE3:
             try:
-                memory = os.open(f"/proc/{task.tid}/mem", os.O_RDONLY | os.O_CLOEXEC)
+                memory = Memory(task.tid)
             except PermissionError:  # a process that may not be dumped; its kinds of children can still be told
-                if _origin(child) == task.pid and _status(child)["Tgid"] == str(task.pid):
+                if _origin(child) == task.pid and status(child)["Tgid"] == str(task.pid):
                     return _CLONE_VM | _CLONE_THREAD
                 return _CLONE_VM if event == ptrace.EVENT_VFORK else 0
-            try:
+            with memory:
                 at = self._registers[ptrace.RBX if task.space.narrow else ptrace.RDI]
-                return int.from_bytes(os.pread(memory, 8, at), "little")
-            finally:
-                os.close(memory)
+                return int.from_bytes(memory.read(at, 8), "little")
         return 0
 
     def _exec(self, task: Task) -> None:
@@ -396,21 +394,12 @@ def _progress(name: str) -> None:
     os.write(2, os.fsencode(f"\r\x1b[K{text}"))
 
 
-def _status(tid: int) -> dict[str, str]:
-    """The fields of /proc/TID/status; none when it is gone."""
-    try:
-        with open(f"/proc/{tid}/status", errors="replace") as file:
-            return {name: value.strip() for name, _, value in (line.partition(":") for line in file)}
-    except (FileNotFoundError, ProcessLookupError):
-        return {}
-
-
 def _origin(tid: int) -> int:
     """The process that a new task comes from: its own if it is a thread, else its parent; 0 when it is gone."""
-    status = _status(tid)
-    group = int(status.get("Tgid", "0"))
-    return group if group != tid else int(status["PPid"])
+    fields = status(tid)
+    group = int(fields.get("Tgid", "0"))
+    return group if group != tid else int(fields["PPid"])
 
 
 def _tracer_of(tid: int) -> int:
-    return int(_status(tid).get("TracerPid", "0"))
+    return int(status(tid).get("TracerPid", "0"))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 
+from splitlock.linux.proc import Mapping, Memory, mappings
 from splitlock.process import inject, ptrace
 from splitlock.process.inject import Refused
-from splitlock.process.space import Mapping, Module, Space, mappings
+from splitlock.process.space import Module, Space
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -135,22 +136,20 @@ class Watch:
 
         size = sites = read = 0
         arenas = {m.arena for m in space.modules + space.gone}
-        memory = os.open(f"/proc/{tid}/mem", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            for m in mappings(tid):
-                if "x" not in m.permissions or m.inode or m.path.startswith("[v") or m.start in arenas:
-                    continue
-                size += m.end - m.start
-                for at in range(m.start, m.end, _PIECE):
-                    if read < _MOST_SCANNED and (m.permissions[0] == "r"):
-                        code = os.pread(memory, min(_PIECE, m.end - at), at)
-                        read += len(code)
-                        if LOCK_PREFIXED.search(code):  # or spare the decoder's import
-                            sites += _likely_locked(code)
-        except OSError:
-            pass
-        finally:
-            os.close(memory)
+        with Memory(tid) as memory:
+            try:
+                for m in mappings(tid):
+                    if "x" not in m.permissions or m.inode or m.path.startswith("[v") or m.start in arenas:
+                        continue
+                    size += m.end - m.start
+                    for at in range(m.start, m.end, _PIECE):
+                        if read < _MOST_SCANNED and (m.permissions[0] == "r"):
+                            code = memory.read(at, min(_PIECE, m.end - at))
+                            read += len(code)
+                            if LOCK_PREFIXED.search(code):  # or spare the decoder's import
+                                sites += _likely_locked(code)
+            except OSError:
+                pass
         if size:
             whole = read >= size
             self.note(ANONYMOUS, "code made at run time (JIT)", size, sites if whole else None, image=False)
