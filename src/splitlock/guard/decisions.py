@@ -9,10 +9,11 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import time
-from datetime import UTC, datetime
 from operator import and_
 
 from splitlock.guard import layout
+from splitlock.linux.proc import status
+from splitlock.linux.text import when
 from splitlock.modules.foreign import loads_foreign_code
 from splitlock.modules.scan import SLD_AWARE
 from splitlock.report.guard import Decision, Finding
@@ -32,14 +33,7 @@ def decode(raw: bytes, config: layout.Config, words: Words | None) -> Decision:
     """A record of the ring buffer, made under `config`, in words."""
     there = layout.Decision.from_buffer_copy(raw[:SIZE].ljust(SIZE, b"\0"))
     boot = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-    return record(there, config, words, when(there.time + boot))
-
-
-def when(nanoseconds: int) -> str:
-    """A time since 1970 as ISO 8601, UTC, microseconds."""
-    return datetime.fromtimestamp(nanoseconds // 1000 / 1e6, UTC).isoformat(timespec="microseconds").replace(
-        "+00:00", "Z"
-    )  # fmt: skip
+    return record(there, config, words, when((there.time + boot) // 1000 / 1e6))
 
 
 def record(there: layout.Decision, config: layout.Config, words: Words | None, time: str) -> Decision:
@@ -110,7 +104,7 @@ def from_scan(
     findings = list(first.values())
     pid, uid, comm = process(tid)
     return Decision(
-        time=when(time.time_ns()),
+        time=when(time.time()),
         pid=pid,
         comm=comm,
         uid=uid,
@@ -137,8 +131,7 @@ def from_scan(
 def process(tid: int) -> tuple[int, int, str]:
     """Of a thread: its process, the user, the name; zeros for what is not known."""
     try:
-        with open(f"/proc/{tid}/status") as file:
-            fields = dict(line.rstrip("\n").split(":\t", 1) for line in file if ":\t" in line)
+        fields = status(tid)
         return int(fields["Tgid"]), int(fields["Uid"].split()[0]), fields["Name"]
     except (OSError, KeyError, ValueError):
         return tid, 0, "?"

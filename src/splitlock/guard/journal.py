@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import socket
 
+from splitlock.linux.text import one_line
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from splitlock.report.guard import Decision
@@ -46,13 +48,8 @@ class Journal:
             "SPLITLOCK_LOADER_UID": decision.uid,
             "SPLITLOCK_NANOSECONDS": decision.nanoseconds,
         }
-        raw = "".join(f"{key}={_line(str(value))}\n" for key, value in fields.items())
+        raw = "".join(f"{key}={one_line(str(value))}\n" for key, value in fields.items())
         try:
             self._socket.sendto(raw.encode("utf-8", "replace"), self.path)
         except OSError:  # no journal, or not yet; the file has it
             self.failed += 1
-
-
-def _line(text: str) -> str:
-    """Names come from modules: nothing in them begins a field of its own."""
-    return "".join(c if c.isprintable() else "?" for c in text)

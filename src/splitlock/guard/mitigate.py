@@ -9,6 +9,7 @@ has it, too.
 from __future__ import annotations
 
 from splitlock.linux.sentences import PREFIX
+from splitlock.linux.text import one_line
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,12 +33,7 @@ def disable(decision: Decision, sysctl: str = SYSCTL, kmsg: str = KMSG) -> str:
     words = decision.log or f"{PREFIX}{decision.reason} in module: {decision.name}"
     try:
         with open(kmsg, "w") as file:
-            file.write(f"<4>{_line(words)} (splitlock: {done})\n")
+            file.write(f"<4>{one_line(words)} (splitlock: {done})\n")
     except OSError:
         pass  # the log has it
     return done
-
-
-def _line(text: str) -> str:
-    """A module's name comes from the module: nothing in it ends the line."""
-    return "".join(c if c.isprintable() else "?" for c in text)

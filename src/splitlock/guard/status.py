@@ -87,9 +87,9 @@ def now() -> str:
     """UTC, ISO 8601."""
     import time
 
-    from splitlock.guard.decisions import when
+    from splitlock.linux.text import when
 
-    return when(time.time_ns())
+    return when(time.time())
 
 
 def counters_text() -> str:

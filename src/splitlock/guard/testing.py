@@ -10,9 +10,10 @@ from splitlock._errors import ImageError
 from splitlock.guard import allowed, gate, layout
 from splitlock.guard import judge as library
 from splitlock.guard.config import build, words
-from splitlock.guard.decisions import record, when
+from splitlock.guard.decisions import record
 from splitlock.guard.state import load
 from splitlock.image.module import KernelImage
+from splitlock.linux.text import when
 from splitlock.modules import policy as policies
 
 TYPE_CHECKING = False
@@ -57,7 +58,7 @@ class Rules:
         if digest.hexdigest() in self._listed and there.verdict == layout.REFUSE:
             there.allowed, there.refused = 1, 0
         there.pid, there.uid, there.comm = os.getpid(), os.getuid(), b"splitlock"
-        return record(there, config, self._words, when(time.time_ns()))
+        return record(there, config, self._words, when(time.time()))
 
 
 def _release(data: bytes) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import datetime
 from collections import Counter, OrderedDict
 
 from splitlock.host import oops
 from splitlock.host.causes import Causes
 from splitlock.host.explain import explain
 from splitlock.host.log import FOUND, Log
+from splitlock.linux.text import when
 from splitlock.report.watch import Count, Event, Summary
 
 TYPE_CHECKING = False
@@ -49,7 +49,7 @@ class Watch:
                 self.recognised += said.line.kind != "unknown"
                 yield self._event(said.line, said)
                 continue
-            made = Event(kind="lost", exception="", time=when(said.record.time), stamp="", text="", comm="", tid=None,
+            made = Event(kind="lost", exception="", time=_when(said.record.time), stamp="", text="", comm="", tid=None,
                          address=None, number=said.record.lost, detail="", guest=False)  # fmt: skip
             self._count(made)
             yield made
@@ -65,7 +65,7 @@ class Watch:
             self._explained[key] = made
             if len(self._explained) > _EXPLAINED:
                 self._explained.popitem(last=False)
-        made.time, made.stamp, made.text, made.number = when(record.time), line.stamp, line.text, line.number
+        made.time, made.stamp, made.text, made.number = _when(record.time), line.stamp, line.text, line.number
         if said.dump:
             made.oops = oops.explain(said.dump, self._files)
         made.causes = [cause for cause in self._causes.of_event(made) if cause.name not in self._told]
@@ -133,9 +133,5 @@ class Watch:
         )
 
 
-def when(seconds: float | None) -> str | None:
-    """UTC, ISO 8601."""
-    if seconds is None:
-        return None
-    moment = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+def _when(seconds: float | None) -> str | None:
+    return None if seconds is None else when(seconds, "milliseconds")

@@ -35,6 +35,7 @@ from splitlock.image.elf import (
 )
 from splitlock.image.sections import Sections
 from splitlock.image.signature import Signature, read_signature
+from splitlock.linux.text import one_line
 
 __all__ = ["ET_REL", "Code", "KernelImage", "Relocation", "Signature"]
 
@@ -125,9 +126,9 @@ class KernelImage(Sections):
                 continue
             name = text_at(self.names, at)
             if offset + size > self.size:
-                raise ImageError(f"section {_shown(name)} outside the file (truncated?)")
+                raise ImageError(f"section {one_line(name)} outside the file (truncated?)")
             if flags & SHF_COMPRESSED:
-                raise ImageError(f"executable section {_shown(name)} is compressed")
+                raise ImageError(f"executable section {one_line(name)} is compressed")
             found.append(Code(self, index, name, address, offset, size))
         return found
 
@@ -360,8 +361,3 @@ def _check_names(strings: bytes, names: list[int]) -> None:
     ends = [(at, find(b"\0", at, at + _NAME)) for at in names]
     if sum(end - at if end >= 0 else _NAME for at, end in ends) > 4 * len(strings) + _NAME:
         raise ImageError("names of symbols overlap")
-
-
-def _shown(name: str) -> str:
-    """A section's name for an error of one line."""
-    return "".join(c if c.isprintable() else "?" for c in name)

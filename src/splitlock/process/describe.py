@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import datetime
 import os
 
 from splitlock.image.symbols import Symbols
+from splitlock.linux.text import when
 from splitlock.process.hits import Sample, Site
 from splitlock.report import run as report
 from splitlock.x86.lines import past_line
@@ -94,9 +94,8 @@ def _site(site: Site, names: _Names) -> report.Site:
 
 
 def _sample(sample: Sample, size: int, names: _Names) -> report.Sample:
-    when = datetime.datetime.fromtimestamp(sample.time / 1e9, datetime.UTC)
     return report.Sample(
-        time=when.isoformat(timespec="microseconds").replace("+00:00", "Z"),
+        time=when(sample.time // 1000 / 1e6),
         pid=sample.pid,
         tid=sample.tid,
         comm=_text(sample.comm),
