@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from guest import boots
+from guest.conftest import Run
+from modules.debian import vmlinuz
 
 from splitlock.guest import linux
 from splitlock.guest.memory import Memory
 from splitlock.guest.names import Names
 from splitlock.guest.shared import Shared
+from splitlock.image import kallsyms
+from splitlock.image.bzimage import vmlinux
 
 
 @pytest.fixture
@@ -44,3 +50,20 @@ def test_read_once(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
     assert names.unreadable.release == "9.9.9-toy"
     assert "CONFIG_KALLSYMS" in str(names.unreadable)
     shared.close()
+
+
+@pytest.mark.slow
+def test_said(guest: Run, built: dict[str, Path], tmp_path: Path) -> None:
+    """6.1 with one wrong entry in the index of its tokens: it boots; what splits is counted, and has no name."""
+    image = bytearray(vmlinux(vmlinuz("amd64").read_bytes(), 1 << 30))
+    _, _, end = kallsyms._find_tokens(bytes(image))
+    image[end - 2 : end] = b"\xff\xff"
+    (tmp_path / "vmlinux").write_bytes(image)
+    initramfs = boots.initramfs(tmp_path / "initramfs", "demo 3000", {"demo": built["demo"]})
+    words = ["--kernel", tmp_path / "vmlinux", "--initrd", initramfs, "--append", "console=ttyS0 quiet"]
+    status, report = guest(*words)
+    assert (status, report["hits"], report["ready"]) == (1, 3000, False)
+    assert {(site["where"], site["comm"]) for site in report["sites"]} == {("user", None)}
+    assert report["watched"]["kernel"].startswith("6.1.0-")
+    assert any("was seen, but its symbols cannot be read (no table" in line for line in report["unwatched"])
+    assert not any("no Linux kernel" in line for line in report["unwatched"])
