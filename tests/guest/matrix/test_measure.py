@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from splitlock._errors import SplitlockError
 from splitlock.guest.matrix import measure as module
 from splitlock.guest.matrix.boot import Booted
 from splitlock.guest.matrix.kernels import Kernel
@@ -21,13 +22,18 @@ _GOOD = Booted(
 )  # fmt: skip
 
 
-def _measured(monkeypatch: pytest.MonkeyPatch, boots: Iterator[Booted]) -> Report:
+def _measured(
+    monkeypatch: pytest.MonkeyPatch,
+    boots: Iterator[Booted],
+    kinds: tuple[str, ...] = ("user",),
+    headers: tuple[str, ...] = (),
+) -> Report:
     kernel = Kernel("vmlinuz", None, "1.2.3", "Linux version 1.2.3", "/dev/null")
     monkeypatch.setattr(module, "boot", lambda *_: next(boots))
     monkeypatch.setattr(module, "check", lambda *_: None)
     monkeypatch.setattr(module, "version", lambda _: "7.2.22")
     monkeypatch.setattr(module, "kernels", lambda *_: ([kernel], ["vmlinux-686: no kernel of x86-64"]))
-    wanted = Wanted(["vmlinuz"], [], ["ac"], ["warn"], ["user"], "qemu", 1.0)
+    wanted = Wanted(["vmlinuz"], list(headers), ["ac"], ["warn"], list(kinds), "qemu", 1.0)
     return measure(wanted, lambda _: None, lambda _: None)
 
 
@@ -44,3 +50,20 @@ def test_never(monkeypatch: pytest.MonkeyPatch) -> None:
     report = _measured(monkeypatch, iter([_LOST, _LOST]))
     (cell,) = report.cells
     assert (cell.outcome, cell.reason) == ("not-tried", "the kernel did not come up: the machine was reset")
+
+
+def test_useless_headers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside the kernels: what takes a module is not tried, with the compiler's words. Named by the user: an error."""
+    monkeypatch.setattr(module, "headers", lambda *_: "/headers")
+
+    def build(*_: str) -> bytes:
+        raise SplitlockError("--headers /headers: modpost: version `GLIBC_2.38' not found; install", 2)
+
+    monkeypatch.setattr("splitlock.guest.matrix.module.build", build)
+    report = _measured(monkeypatch, iter([_GOOD]), ("user", "module"))
+    outcomes = {cell.kind: (cell.outcome, cell.reason) for cell in report.cells}
+    assert outcomes["user"] == ("completed", None)
+    assert outcomes["module"][0] == "not-tried"
+    assert "GLIBC_2.38" in str(outcomes["module"][1])
+    with pytest.raises(SplitlockError, match="GLIBC"):
+        _measured(monkeypatch, iter([_GOOD]), ("user", "module"), ("/headers",))
