@@ -9,6 +9,8 @@ import shutil
 import subprocess
 import time
 
+import msgspec
+
 from splitlock._errors import SplitlockError
 from splitlock.host import rotated, stored, structured
 from splitlock.host.wrappings import Lines, Record
@@ -127,7 +129,12 @@ class Journal(Source):
         reader = structured.Json()
         try:
             for line in process.stdout:
-                for record in reader.line(line.rstrip(b"\n")):
+                try:
+                    entry = msgspec.json.decode(line)
+                except msgspec.DecodeError:
+                    yield Record(None, live=self._live)
+                    continue
+                for record in reader.value(entry):
                     yield record._replace(live=True) if self._live else record
             ended = True
         finally:
