@@ -99,6 +99,8 @@ def _log(log: Log, verbose: bool) -> list[str]:
     nothing = "no split or bus lock logged since boot" if log.whole else "no split or bus lock in what was read"
     said = f"{count(log.lines, 'split or bus lock')} logged since boot" if log.lines else nothing
     lines = _field("log", f"{said} ({'; '.join([log.source, *more])})")
+    if log.deaf and not log.lines:
+        lines += _field("", f"and none would be: {log.deaf}")
     most = len(log.tasks) if verbose else _TASKS
     for task in log.tasks[:most]:
         lines += _field("", f"{task.lines:,} {task.exception} by {task.comm}{' (of a guest)' if task.guest else ''}")
