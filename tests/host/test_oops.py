@@ -256,6 +256,15 @@ def test_whom_to_tell(version: str, words: str) -> None:
     assert words in explain(read(text), HERE).report
 
 
+def test_modules_from_outside_are_named_to_who_reports_it() -> None:
+    text = (DATA / "oops-xdp-7.1.8.txt").read_text().replace("Tainted: G S  ", "Tainted: P S O")
+    text = text.replace("Modules linked in:", "Modules linked in: nvidia(PO) hid nvidia_drm(PO) vboxdrv(OE)")
+    oops = explain(read(text), HERE)
+    assert oops.outside == ["nvidia", "nvidia_drm", "vboxdrv"]
+    assert (oops.foreign, oops.whose) == ([], "kernel")
+    assert "without modules from outside Linux: nvidia, nvidia_drm, vboxdrv" in oops.report
+
+
 # Text
 
 

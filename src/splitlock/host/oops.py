@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from iced_x86 import Decoder, Instruction, Register, RegisterExt
 
-from splitlock.host.oops_words import blamed, foreign, report_to, sentences, summary, whose
+from splitlock.host.oops_words import blamed, foreign, outside, report_to, sentences, summary, whose
 from splitlock.linux.oops import Dump
 from splitlock.linux.oops import Frame as Dumped
 from splitlock.report import oops as report
@@ -66,6 +66,7 @@ def explain(dump: Dump, files: Files | None = None) -> report.Oops:
         blamed=_frame(to_blame, files, first=to_blame is dump.place) if to_blame else None,
         module_taint=dump.modules.get(to_blame.module, "") if to_blame else "",
         foreign=foreign(dump),
+        outside=outside(dump),
         whose=whose(dump),
         ended=dump.ended,
         panic=dump.panic,

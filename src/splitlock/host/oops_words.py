@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     Whose = Literal["kernel", "module", "foreign module", "unknown"]
 
+_NAMED = 6  # modules in a sentence
 _FOREIGN = frozenset("PO")  # a module's letters: proprietary, out of tree
 #: What a release's name says of who made the kernel: Debian, Ubuntu, Fedora and so on. The first that fits.
 _MAKERS = (
@@ -83,7 +84,12 @@ def whose(dump: Dump) -> Whose:
 def foreign(dump: Dump) -> list[str]:
     """The modules in the dump's places that are not of Linux's own source, by their letters."""
     named = {frame.module for frame in (*([dump.place] if dump.place else []), *dump.frames)}
-    return sorted(name for name in named if _FOREIGN & set(dump.modules.get(name, "")))
+    return [name for name in outside(dump) if name in named]
+
+
+def outside(dump: Dump) -> list[str]:
+    """All loaded modules that are not."""
+    return sorted(name for name, letters in dump.modules.items() if _FOREIGN & set(letters))
 
 
 def _code(oops: Oops) -> str:
@@ -214,6 +220,8 @@ def _letters(oops: Oops) -> str:
 
 def _others(oops: Oops) -> str:
     """What Linux's developers will ask first."""
-    if oops.taint and _FOREIGN & set(oops.taint):
-        return ". They will ask to see it without modules from outside Linux (the kernel is tainted)"
-    return ""
+    if not (oops.taint and _FOREIGN & set(oops.taint)):
+        return ""
+    named = oops.outside[:_NAMED] + (["..."] if len(oops.outside) > _NAMED else [])
+    which = f": {', '.join(named)}" if named else " (the kernel is tainted)"
+    return f". They will ask to see it without modules from outside Linux{which}"

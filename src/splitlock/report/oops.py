@@ -83,6 +83,7 @@ class Oops(msgspec.Struct, kw_only=True):
     blamed: Frame | None  #: whose code is to blame: `place`, or who called a tool like mutex_lock()
     module_taint: str  #: the letters of the module to blame
     foreign: list[str]  #: modules that are not of Linux's own source, of those in `place` and `frames`
+    outside: list[str]  #: all loaded modules that are not of Linux's own source
     whose: Literal["kernel", "module", "foreign module", "unknown"]  #: to blame; foreign: not of Linux's own source
     ended: bool  #: false: the log breaks off in its midst
     panic: str | None  #: why the whole machine stopped
