@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from splitlock.host.words import KERNEL
 from splitlock.linux import versions
 from splitlock.linux.versions import has
 from splitlock.report.lines import count
@@ -62,7 +63,7 @@ def _logged(report: Report) -> list[str]:
         )
     if any(task.guest and task.exception == "#AC" for task in guests) and report.kernel.mode == "fatal":
         found.append("the kernel says this once a boot: more virtual machines may have been killed without a word")
-    for task in [task for task in report.log.tasks if not task.guest and task.comm != "the kernel"][:_NAMED]:
+    for task in [task for task in report.log.tasks if not task.guest and task.comm != KERNEL][:_NAMED]:
         found.append(
             f"{task.comm} takes them ({count(task.lines, 'line')}): which code, says `splitlock watch`, or "
             "`splitlock run`"

@@ -10,6 +10,7 @@ from itertools import product
 from typing import NamedTuple
 
 from splitlock.host import words
+from splitlock.host.words import programs
 from splitlock.linux import detection, versions
 from splitlock.linux.detection import AMD, Kernel, Processor
 from splitlock.linux.parameter import MODES
@@ -124,7 +125,7 @@ def _effect(who: Who, place: str, mode: parameter.Mode, status: Report, possible
         fate = "stuck"
     made = next(iter(fates.values()))
     logged = status.log.oopses if who == "kernel" else []
-    names = sorted({task.comm for task in status.log.tasks if not task.guest and task.comm != "the kernel"})
+    names = programs(status.log)
     return Effect(
         who=who,
         where=place,
@@ -235,7 +236,7 @@ def _unknown(status: Report, found: list[Hypervisor], guests: list[Guest]) -> li
     for name, use in (("#AC", status.processor.split_lock.used), ("#DB", status.processor.bus_lock.used)):
         if use.known == "unknown":
             lines.append(f"whether this kernel can use {name}: {use.why}; `splitlock status` on it, as root, tells")
-    if status.log.source is None or not status.log.whole:
+    if status.log.source is None or status.log.why:
         lines.append(f"what was logged since boot: {status.log.why or 'no log is there'}")
     if status.kernel.release is None:
         lines.append("which kernel runs there: name its files with --root, or a report of it with --status")
@@ -243,7 +244,7 @@ def _unknown(status: Report, found: list[Hypervisor], guests: list[Guest]) -> li
         held = count(status.log.suppressed, "line")
         lines.append(f"who else takes them: the kernel held back {held} by its rate limit")
     named = status.log.whole and status.kernel.mode in ("warn", "fatal")
-    if not named and not [task for task in status.log.tasks if not task.guest]:
+    if not named and not programs(status.log):
         lines.append("which of this host's programs take split locks: `splitlock run` tells, on any processor")
     if status.vmms is None:
         lines.append("whether virtual machines run: no list of processes is there")

@@ -14,6 +14,7 @@ from splitlock._errors import SplitlockError
 from splitlock.host import rotated, sources, tasks
 from splitlock.host.causes import Causes
 from splitlock.host.oops import explain
+from splitlock.host.words import KERNEL
 from splitlock.host.wrappings import JOURNALD
 from splitlock.linux.log import lines
 from splitlock.linux.oops import Collector, Dump, head
@@ -144,7 +145,7 @@ class Log:
             self.first_unknown = self.first_unknown or line.text
         elif line.kind in FOUND:
             self.found += 1
-            key = (line.comm or "the kernel", line.exception, line.kind == "guest")
+            key = (line.comm or KERNEL, line.exception, line.kind == "guest")
             if key in self.tasks or len(self.tasks) < _NAMES:
                 self.tasks[key] += 1
 

@@ -15,12 +15,19 @@ if TYPE_CHECKING:
     from splitlock.linux.detection import Trap
     from splitlock.linux.parameter import Mode
     from splitlock.report.judgement import Fate, Hypervisor, Verdict, Who
-    from splitlock.report.status import Report
+    from splitlock.report.status import Log, Report
 
+KERNEL = "the kernel"  #: what host/log.py calls it
 _FATES: dict[Fate, str] = {
     "nothing": "nothing is detected", "goes-on": "it goes on", "slowed": "it is slowed", "limited": "it has to wait",
     "killed": "it is killed", "oops": "the kernel oopses", "stuck": "it is stuck", "not-known": "not known",
 }  # fmt: skip
+
+
+def programs(log: Log, exception: str = "") -> list[str]:
+    """The programs that a log names; `exception`: for this one alone."""
+    found = {t.comm for t in log.tasks if not t.guest and t.comm != KERNEL and exception in t.exception}
+    return sorted(found)
 
 
 def mode(mode: Mode, verdict: Verdict, status: Report) -> str:
@@ -105,7 +112,7 @@ def remedies(status: Report) -> list[str]:
     """What helps with what was logged here, and what does not."""
     said = []
     bus, split = status.processor.bus_lock.used.known, status.processor.split_lock.used.known
-    programs = sorted({task.comm for task in status.log.tasks if not task.guest and task.exception == "#AC"})
+    waiting = programs(status.log, "#AC")
     guests = any(task.guest for task in status.log.tasks)
     release = versions.release(status.kernel.release or "")
     if status.log.stuck:
@@ -113,8 +120,8 @@ def remedies(status: Report) -> list[str]:
             "on the host of this virtual machine: split_lock_detect=off or ratelimit:N, which turn #AC off; in a TDX "
             "guest nothing else helps before Linux 7.4's bus-lock exits"
         )
-    if split == "yes" and (programs or guests) and status.kernel.mode == "warn":
-        who = ", ".join([*programs[:4], *(["the virtual machines"] if guests else [])])
+    if split == "yes" and (waiting or guests) and status.kernel.mode == "warn":
+        who = ", ".join([*waiting[:4], *(["the virtual machines"] if guests else [])])
         if status.kernel.mitigate:
             said.append(
                 f"{who} wait at each trap: kernel.split_lock_mitigate=0 in /etc/sysctl.d takes the delay away and "
