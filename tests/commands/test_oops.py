@@ -67,7 +67,7 @@ def test_watch_tells_each_oops_and_each_cause_once() -> None:
     traps = "".join(TRAP.format(pid=pid, at=0xF323A000 + pid) for pid in range(5))
     done = splitlock("watch", "-", text=traps + dump("xdp-7.1.8") + dump("6.12-module"))
     assert done.returncode == 1
-    assert done.stdout.count("known cause: The Steam client") == 1
+    assert done.stdout.count("most likely, by its name: The Steam client") == 1
     assert done.stdout.count("known cause: A bug in Linux") == 1
     assert done.stdout.count("took a split lock\n") + done.stdout.count("split lock\n") >= 2
     assert "5 traps, 2 oopses" in done.stdout
@@ -96,7 +96,7 @@ def test_status_tells_known_causes_once(tmp_path: Path) -> None:
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc" / "cpuinfo").write_text("vendor_id\t: GenuineIntel\nflags\t\t: fpu split_lock_detect\n")
     text = " ".join(splitlock("status", "--root", tmp_path).stdout.split())
-    assert text.count("known cause: The Steam client") == 1
+    assert text.count("most likely, by its name: The Steam client") == 1
     assert text.count("known cause: A bug in Linux: while an XDP program") == 1
     report = json.loads(splitlock("status", "--root", tmp_path, "--format", "json").stdout)
     jsonschema.validate(report, json.loads((ROOT / "docs" / "status.schema.json").read_text()))

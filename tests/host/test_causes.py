@@ -81,7 +81,7 @@ def test_more_causes_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "more.toml").write_text(GOOD)
     found = Causes([str(tmp_path / "more.toml")]).of_task("prog")
     assert [each.name for each in found] == ["mine"]
-    assert cause_lines(found[0])[0].strip() == "known cause: w"
+    assert cause_lines(found[0])[0].strip() == "most likely, by its name: w"
 
 
 @pytest.mark.parametrize(

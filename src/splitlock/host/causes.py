@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -58,7 +59,7 @@ class Causes:
 
     def of_task(self, comm: str) -> list[KnownCause]:
         """Those that a task of that name has."""
-        return [_shown(entry) for entry in self._entries if _matches(entry.comms, comm)]
+        return [_shown(entry, "task") for entry in self._entries if _matches(entry.comms, comm)]
 
     def of_oops(self, oops: Oops) -> list[KnownCause]:
         """Those that an oops's function, module and callers fit. Callers marked as unreliable do not count."""
@@ -66,7 +67,7 @@ class Causes:
             return []
         callers = [frame.function for frame in oops.frames if frame.reliable]
         return [
-            _shown(entry)
+            _shown(entry, "oops")
             for entry in self._entries
             if (entry.modules or entry.functions)
             and (not entry.functions or _matches(entry.functions, oops.place.function))
@@ -79,8 +80,10 @@ def _matches(patterns: list[str], name: str) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _shown(entry: _Entry) -> KnownCause:
-    return KnownCause(name=entry.name, what=entry.what, versions=entry.versions, fix=entry.fix, links=entry.links)
+def _shown(entry: _Entry, by: Literal["task", "oops"]) -> KnownCause:
+    return KnownCause(
+        name=entry.name, by=by, what=entry.what, versions=entry.versions, fix=entry.fix, links=entry.links
+    )
 
 
 def _read(path: str) -> list[_Entry]:

@@ -13,6 +13,9 @@ class KnownCause(msgspec.Struct, kw_only=True):
     """A known cause that fits, of host/causes.toml or of a file that was given."""
 
     name: str
+    by: Literal[
+        "task", "oops"
+    ]  #: what it fits by: a task's name, which is anybody's choice; an oops's function or module
     what: str
     versions: str
     fix: str

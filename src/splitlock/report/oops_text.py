@@ -41,10 +41,15 @@ def oops_lines(oops: Oops, *, verbose: bool = False) -> list[str]:
 
 def cause_lines(cause: KnownCause) -> list[str]:
     """A known cause."""
-    lines = wrap(f"known cause: {cause.what}", _MARGIN, _DEEPER)
+    lines = wrap(f"{cause_title(cause)}: {cause.what}", _MARGIN, _DEEPER)
     lines += wrap(f"versions: {cause.versions}", _DEEPER, _DEEPER) if cause.versions else []
     lines += wrap(f"what helps: {cause.fix}", _DEEPER, _DEEPER) if cause.fix else []
     return [*lines, *(f"{_DEEPER}{link}" for link in cause.links)]
+
+
+def cause_title(cause: KnownCause) -> str:
+    """How sure it is."""
+    return "known cause" if cause.by == "oops" else "most likely, by its name"
 
 
 def _operand(operand: Operand | None) -> str:

@@ -6,6 +6,7 @@ import math
 
 from splitlock.report.judgement_text import modes
 from splitlock.report.lines import count, cut, printable, wrap
+from splitlock.report.oops_text import cause_title
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def _log(log: Log, verbose: bool) -> list[str]:
     if len(log.tasks) > most:
         lines += _field("", f"and {count(len(log.tasks) - most, 'more program')} (-v lists all)")
     for cause in log.causes:
-        lines += _field("", f"known cause: {cause.what} What helps: {cause.fix} {' '.join(cause.links)}")
+        lines += _field("", f"{cause_title(cause)}: {cause.what} What helps: {cause.fix} {' '.join(cause.links)}")
     return lines
 
 
