@@ -9,13 +9,16 @@ from itertools import product
 
 import pytest
 
-from splitlock.linux.detection import FATES, PLACES, RULES, Armed, Kernel, Processor, boot, effect
+from splitlock.linux.detection import FATES, PLACES, RULES, Armed, Kernel, Processor, Trap, boot, effect
 from splitlock.linux.parameter import MODES
 from splitlock.linux.versions import release
 
 RELEASES = ("4.19.0", "5.6.0", "5.7.0", "5.12.0", "5.13.0", "5.14.0", "5.18.0", "5.19.0", "6.1.0", "6.2.0", "6.9.0",
             "6.10.0", "6.12.0", "6.13.0", "7.0.0", "7.1.0", "7.3.0")  # fmt: skip
 BOTH, AC, DB, ZEN5 = Processor(True, True), Processor(True), Processor(False, True), Processor(False, True, amd=True)
+
+
+TRAPS: tuple[Trap, ...] = ("#AC", "#DB")
 
 
 def kernel(text: str) -> Kernel:
@@ -39,7 +42,7 @@ def test_every_question_has_an_answer() -> None:
 def test_no_rule_is_dead() -> None:
     reached = {
         id(effect(kernel(text), trap, mode, place, mitigate=mitigate))
-        for text, trap, mode, place, mitigate in product(RELEASES, ("#AC", "#DB"), MODES, PLACES, (True, False))
+        for text, trap, mode, place, mitigate in product(RELEASES, TRAPS, MODES, PLACES, (True, False))
         if (trap == "#AC" and not (place == "guest" and text in ("4.19.0", "5.6.0")))
         or (trap == "#DB" and place in ("program", "asking"))
     }  # fmt: skip
