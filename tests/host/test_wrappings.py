@@ -80,6 +80,14 @@ def test_a_terminal_of_any_width(width: int, lines: list[str], stamp: str) -> No
     assert _said("\n".join(broken).encode()) == [line for words in lines for line in _said(words.encode())]
 
 
+@pytest.mark.parametrize("line", [line for line in SAID if line.startswith("x86/")])
+def test_no_cut_line_is_passed_over(line: str) -> None:
+    """Wherever it ends behind the kernel's prefix, it says something, if only that it is not understood."""
+    for length in range(len("x86/split lock detection: "), len(line)):
+        for tail in ("", ">", "…", "..."):
+            assert _said((line[:length] + tail + "\n" + OTHER[0]).encode()), (length, tail)
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.data(), st.sampled_from(["text", "json", "kmsg", "export", "array"]))
 def test_chunks_of_any_size(data: st.DataObject, form: str) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import json
 import lzma
+import subprocess
+import sys
 import tarfile
 import tomllib
 from pathlib import Path
@@ -132,3 +135,16 @@ def test_what_real_kernels_log_in_every_mode(consoles: Path, guest: str, tmp_pat
 
 
 _SILENT = ("7.2-sld-ratelimit10", "7.2-sld-off", "7.2-bus-lock-off", "7.2-both-off")
+
+
+@pytest.mark.parametrize("shape", ["dmesg-color", "dmesg.gz", "json-array", "utf-16le-bom", "terminal-80"])
+def test_explain_takes_its_line_through_the_same_door(shape: str) -> None:
+    """The first with an address, of a log on standard input."""
+    with (CORPUS / "shapes" / shape).open("rb") as given:
+        done = subprocess.run(
+            [sys.executable, "-m", "splitlock", "explain", "--format", "json", "-"],
+            stdin=given, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+    told = json.loads(done.stdout)
+    assert (told["comm"], told["tid"], told["address"]) == ("osu!.exe", 11382, "0x7aa6806d")
+    assert "`splitlock watch -` explains all" in done.stderr

@@ -19,7 +19,7 @@ from splitlock.host.wrappings import JOURNALD
 from splitlock.linux.log import lines
 from splitlock.linux.oops import Collector, Dump, head
 from splitlock.report import status as report
-from splitlock.report.lines import count, cut
+from splitlock.report.lines import count
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ class Log:
             self.lost += line.number
         elif line.kind == "unknown":
             self.unknown += 1
-            self.first_unknown = self.first_unknown or line.text
+            self.first_unknown = self.first_unknown or line.text[:_FIRST]
         elif line.kind in FOUND:
             self.found += 1
             key = (line.comm or KERNEL, line.exception, line.kind == "guest")
@@ -170,7 +170,7 @@ class Log:
             said.append(f"{held} of signals held back by the kernel's rate limit: of segfaults, or of split locks")
         if self.unknown:
             words = f"{count(self.unknown, 'line')} in the kernel's words {'is' if self.unknown == 1 else 'are'}"
-            said.append(f"{words} not understood, first: {cut(self.first_unknown, _FIRST)}")
+            said.append(f"{words} not understood, first: {self.first_unknown}")
         return said
 
     def deaf(self) -> str:

@@ -129,8 +129,7 @@ def render_summary(summary: Summary, *, verbose: bool = False) -> str:
         lines.append(f"not told apart by place: {count(summary.uncounted, 'line')}")
     if summary.suppressed:
         lines += wrap(f"held back by the kernel's rate limit: {count(summary.suppressed, 'line')} more")
-    for speaker, number in sorted(summary.others.items()):
-        lines += wrap(f"in the kernel's words, but by {speaker}: {count(number, 'line')}, not counted")
+    lines += _others(summary.others)
     mode = f", mode {summary.mode}" if summary.mode else ""
     lost = f", {summary.lost:,} lost" if summary.lost else ", none known to be lost"
     cut_short = "" if summary.complete else " (interrupted)"
@@ -145,6 +144,16 @@ def render_summary(summary: Summary, *, verbose: bool = False) -> str:
 
 
 _KNOW = "to know: `splitlock run -- PROGRAM` counts a program's own, whatever processor and kernel"
+
+
+def _others(others: dict[str, int]) -> list[str]:
+    """Whose words were not the kernel's."""
+    if not others:
+        return []
+    most = sorted(others, key=lambda speaker: -others[speaker])
+    more = f" and {len(most) - _NAMES:,} more" if len(most) > _NAMES else ""
+    who = f"{', '.join(most[:_NAMES])}{more}"
+    return wrap(f"in the kernel's words, but by {who}: {count(sum(others.values()), 'line')}, not counted")
 
 
 def is_found(summary: Summary) -> bool:
