@@ -10,7 +10,7 @@ from splitlock.host.space import Live, Saved, frames
 from splitlock.report.frames import own
 from splitlock.report.watch import Event, Place
 from splitlock.x86 import logged
-from splitlock.x86.locked import split_size
+from splitlock.x86.locked import locked_size
 from splitlock.x86.privileged import spell
 
 TYPE_CHECKING = False
@@ -163,7 +163,7 @@ def _place(found: Found, address: int, exception: str, space: Saved) -> tuple[Pl
         frames=known,
         instruction=spell(instruction) if instruction else None,
         instruction_address=f"{address - back:#x}" if instruction else None,
-        operand_size=split_size(instruction) if instruction else None,
+        operand_size=locked_size(instruction) if instruction else None,
         certain=certain,
     )
     return made, _why(found, space, read=bool(code), locked=instruction is not None)

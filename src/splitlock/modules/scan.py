@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from splitlock.modules.paravirt import Operation
 
-#: The import that says a hypervisor knows what to do with a guest's split locks (KVM's; facts: mainline since 5.8).
+#: The import that says a hypervisor knows what to do with a guest's split locks (KVM's; facts: mainline since 5.7).
 SLD_AWARE = "handle_guest_split_lock"
 
 EXACT, POSSIBLE = "exact", "possible"

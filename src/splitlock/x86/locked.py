@@ -22,14 +22,21 @@ _BIT_TESTS = {Mnemonic.BTS, Mnemonic.BTR, Mnemonic.BTC}
 _EXTENDED = {Code.XCHG_RM8_R8, Code.XCHG_RM16_R16, Code.XCHG_RM32_R32, Code.XCHG_RM64_R64}
 
 
-def split_size(instruction: Instruction) -> int:
-    """Bytes of the memory operand of a locked instruction that could split; 0 for any other."""
+def locked_size(instruction: Instruction) -> int:
+    """Bytes of the memory operand of a locked instruction; 0 for any other.
+
+    Whatever its size and place, it locks the bus when its memory is not write-back (Linux,
+    Documentation/arch/x86/buslock.rst).
+    """
     if not instruction.has_lock_prefix and instruction.code not in _EXTENDED:
         return 0
-    if instruction.op0_kind != OpKind.MEMORY or instruction.mnemonic == Mnemonic.CMPXCHG16B:
-        return 0
-    size = MemorySizeExt.size(instruction.memory_size)
-    return size if size > 1 else 0
+    return MemorySizeExt.size(instruction.memory_size) if instruction.op0_kind == OpKind.MEMORY else 0
+
+
+def split_size(instruction: Instruction) -> int:
+    """Bytes of the memory operand of a locked instruction that could split; 0 for any other."""
+    size = locked_size(instruction)
+    return size if size > 1 and instruction.mnemonic != Mnemonic.CMPXCHG16B else 0
 
 
 def bit_offset_register(instruction: Instruction) -> RegisterNumber:

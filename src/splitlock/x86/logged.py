@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from iced_x86 import Decoder, Instruction
 
-from splitlock.x86.locked import split_size
+from splitlock.x86.locked import locked_size, split_size
 
 _LONGEST = 15  # bytes
 _RUN_UP = 48  # bytes before an instruction from where sweeps start that are to agree on it
@@ -19,15 +19,15 @@ def at(code: bytes, address: int, bits: int = 64) -> Instruction | None:
 def before(code: bytes, address: int, bits: int = 64, *, start: bool = False) -> tuple[Instruction | None, bool]:
     """The locked instruction that `code`, the bytes before an address, ends with, and whether it is certain.
 
-    `#DB` for a bus lock is a trap: its address is the next instruction's (SDM vol. 3A, 19.3.1.6). `start`: an
-    instruction is known to begin where `code` does; a sweep from there decides, also that there is none. Otherwise the
+    `#DB` for a bus lock is a trap: its address is the next instruction's (SDM vol. 3A, 19.3.1.6). An operand of any
+    size counts: a lock of memory that is not write-back is a bus lock, too. `start`: an instruction is known to begin where `code` does; a sweep from there decides, also that there is none. Otherwise the
     candidate wins that most sweeps from the bytes before it arrive at: x86 code falls into step by itself.
     """
     ends = len(code)
     candidates = {}
     for length in range(2, min(_LONGEST, ends) + 1):
         found = Decoder(bits, code[ends - length :], ip=address - length).decode()
-        if found.len == length and split_size(found):
+        if found.len == length and locked_size(found):
             candidates[ends - length] = found
     if not candidates:
         return None, start

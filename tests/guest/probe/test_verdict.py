@@ -70,7 +70,7 @@ def test_emulates(tcg: bytes) -> None:
     costs = {"split": [9_000], "aligned": [20], "cpuid": [2_000], "misaligned": [20]}
     judged = judge(changed(read(tcg), lambda row: {"cycles": costs[row.access]}), [], [])
     assert judged.verdict == "emulates"
-    assert judged.not_told[-1].startswith("whether the processor locked its bus or the hypervisor emulated")
+    assert judged.not_told[-1].startswith("whether the processor locked its bus, the hypervisor emulated")
 
 
 def test_a_context_that_does_not_run(bochs: bytes) -> None:

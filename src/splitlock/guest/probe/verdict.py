@@ -192,6 +192,10 @@ def _slow(judged: Judged, unasked: list[Row], rows: list[Row]) -> bool:
         judged.not_told.append(f"{times}, {len(others)} rows of other kinds as well: that may be a busy machine")
         return False
     judged.reasons.append(f"{times}, nothing else did: the guest is made to wait")
+    judged.not_told.append(
+        "by whom it is made to wait: a host in mode warn (10 ms each), or a hypervisor that is left at each bus lock "
+        "and limits their rate (QEMU: bus-lock-ratelimit)"
+    )
     return True
 
 
@@ -211,7 +215,8 @@ def _cost(judged: Judged, costs: _Costs, slow: bool) -> bool:
         return False
     judged.reasons.append(told)
     judged.not_told.append(
-        "whether the processor locked its bus or the hypervisor emulated the access: both cost as much"
+        "whether the processor locked its bus, the hypervisor emulated the access, or is left at each bus lock "
+        "(KVM's bus-lock exits): all cost as much"
     )
     return True
 
