@@ -55,10 +55,10 @@ def test_the_line_that_simulate_prints(built: tuple[Path, int]) -> None:
     scenario = Path(__file__).parents[2] / "docs" / "scenarios" / "04-fatal.toml"
     words = [sys.executable, "-m", "splitlock", "simulate", str(scenario)]
     told = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False).stdout
-    line = next(line for line in told.splitlines() if "traps: " in line)
-    done = run(line)
+    done = run(told[told.index("traps: ") :].partition("\n\n")[0])  # two lines: it is wrapped
     assert (done.returncode, done.stderr) == (1, "")
     assert "got SIGBUS" in done.stdout
+    assert "--image game" in done.stdout
 
 
 def test_errors(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -63,19 +64,13 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="it takes root")
 
 
 @pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("reasons")
-    _open_to_all(place)
-    (place / "mark.c").write_text(_PROGRAM)
-    subprocess.run(["gcc", "-O2", "-g", "-static-pie", "-o", "mark", "mark.c"], cwd=place, check=True)
-    return place / "mark"
-
-
-def _open_to_all(place: Path) -> None:
-    """Let other users in."""
-    for each in (place, *place.parents):
-        if "pytest-of-" in str(each):
-            each.chmod(0o755)
+def program() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as made:  # pytest's own are closed to other users
+        place = Path(made)
+        place.chmod(0o755)
+        (place / "mark.c").write_text(_PROGRAM)
+        subprocess.run(["gcc", "-O2", "-g", "-static-pie", "-o", "mark", "mark.c"], cwd=place, check=True)
+        yield place / "mark"
 
 
 def _at(program: Path) -> int:
@@ -302,10 +297,10 @@ def test_a_deleted_file(program: Path, tmp_path: Path) -> None:
 
 
 @needs_root
-def test_a_deleted_file_without_rights(program: Path, tmp_path: Path) -> None:
+def test_a_deleted_file_without_rights(program: Path) -> None:
     """The user's own program: its memory is read, its file is not to be had; an exact copy of it is as good."""
-    _open_to_all(tmp_path)
-    copy = tmp_path / "mark"
+    copy = program.parent / "copy" / "mark"
+    copy.parent.mkdir()
     shutil.copy(program, copy)
     with running(copy, user=65534) as process:
         address = base(process.pid) + _at(program)
