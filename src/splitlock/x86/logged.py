@@ -20,8 +20,9 @@ def before(code: bytes, address: int, bits: int = 64, *, start: bool = False) ->
     """The locked instruction that `code`, the bytes before an address, ends with, and whether it is certain.
 
     `#DB` for a bus lock is a trap: its address is the next instruction's (SDM vol. 3A, 19.3.1.6). An operand of any
-    size counts: a lock of memory that is not write-back is a bus lock, too. `start`: an instruction is known to begin where `code` does; a sweep from there decides, also that there is none. Otherwise the
-    candidate wins that most sweeps from the bytes before it arrive at: x86 code falls into step by itself.
+    size counts: a lock of memory that is not write-back is a bus lock, too. `start`: an instruction is known to begin
+    where `code` does; a sweep from there decides, also that there is none. Otherwise the candidate wins that most
+    sweeps from the bytes before it arrive at: x86 code falls into step by itself.
     """
     ends = len(code)
     candidates = {}
