@@ -45,6 +45,19 @@ def test_without(where: list[str]) -> None:
     assert len(everything.splitlines()) > len(brief.splitlines())
 
 
+@pytest.mark.parametrize("name", ["unexport-2020", "sanitize-vmalloc-api"])
+def test_a_set_of_2020(where: list[str], name: str) -> None:
+    """By its name, which is no misspelt symbol; 6.1 exports none of them any more."""
+    done = run("--without", name, *where)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "all of them still load" in done.stdout
+    report = Report.from_json(run("--without", name, "vmap", "--format", "json", *where).stdout)
+    of_the_set = [symbol for symbol in report.symbols if symbol.name != "vmap"]
+    assert {symbol.name for symbol in of_the_set} >= {"__get_vm_area", "map_vm_area"}
+    assert not any(symbol.exporters or symbol.users for symbol in of_the_set)
+    assert report.losses  # vmap's
+
+
 def test_users(where: list[str]) -> None:
     done = run("--users", "kvm_init", *where)
     assert (done.returncode, "kvm_init: kvm_amd, kvm_intel" in done.stdout) == (1, True)

@@ -64,6 +64,22 @@ def test_none_lets_everything_in() -> None:
     assert {found.outcome for _, _, found in every(NONE, detecting=True)} == {"loaded"}
 
 
+#: The exports that a sketch of 6 April 2020 took away, and the series of 8 April after it (LKML
+#: 20200408115926.1467567-1-hch@lst.de).
+SKETCH = {"__get_vm_area", "map_vm_area", "unmap_kernel_range", "unmap_kernel_range_noflush"}
+SERIES = SKETCH | {"__vmalloc_node_range", "vmalloc_user_node_flags"}
+
+
+@pytest.mark.parametrize(("name", "symbols"), [("unexport-2020", SKETCH), ("sanitize-vmalloc-api", SERIES)])
+def test_export_sets(name: str, symbols: set[str]) -> None:
+    """Who imports one of them no longer links, and nobody else."""
+    for symbol in (*sorted(SERIES), "__vmalloc", "vmap", "handle_guest_split_lock"):
+        found = admit(described("m", (), imports=(symbol,)), f"break:{name}", True)
+        assert found.outcome == ("refused" if symbol in symbols else "loaded")
+        both = admit(described("m", (), imports=(symbol,)), f"break:vmap,{name}", True)
+        assert both.outcome == ("refused" if symbol in symbols | {"vmap"} else "loaded")
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 def test_the_matrix_describes_kvm_as_it_is(policy: str) -> None:
     """Debian's real module, by the real scanner, gets the answer that the matrix gives."""
