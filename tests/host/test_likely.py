@@ -29,7 +29,8 @@ def test_over_a_whole_libc(exception: str) -> None:
     found = [(int(m[1], 16), m[2]) for m in re.finditer(r"^ *([0-9a-f]+):\t(.*)$", listing, re.M)]
     expected = defaultdict(set)
     for (at, text), (after, _) in pairwise(found):
-        if re.match(r"lock (?!\w+b )", text):
+        # a byte cannot split a line, but #DB is for memory that is not write-back, too
+        if re.match(r"lock " if exception == "#DB" else r"lock (?!\w+b )", text):
             expected[(at if exception == "#AC" else after) & 0xFFF].add(at)
     exchanges = {at for at, text in found if re.match(r"xchg .*\(", text)}
     image = Based(_LIBC).image

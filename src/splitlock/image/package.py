@@ -98,7 +98,7 @@ class _Entry(NamedTuple):
     path: str
     name: str
     linked: bool
-    kind: int  #: stat.S_IFDIR, stat.S_IFREG, ...; a link's own is S_IFLNK
+    kind: int  #: stat.S_IFDIR, S_IFREG, a link's own: S_IFLNK; 0: another
 
 
 def _walk(top: str, root: str) -> Iterator[File | Failure]:
@@ -145,9 +145,11 @@ def _entries(directory: str, root: str, seen: set[tuple[int, int]]) -> tuple[lis
 
 
 def _entry(path: str, found: os.DirEntry[str]) -> _Entry:
-    linked = found.is_symlink()
-    kind = stat.S_IFLNK if linked else stat.S_IFMT(found.stat(follow_symlinks=False).st_mode)
-    return _Entry(path, found.name, linked, kind)
+    """The directory itself tells the kind, on most file systems."""
+    if found.is_symlink():
+        return _Entry(path, found.name, True, stat.S_IFLNK)
+    whole = stat.S_IFREG if found.is_file(follow_symlinks=False) else 0
+    return _Entry(path, found.name, False, stat.S_IFDIR if found.is_dir(follow_symlinks=False) else whole)
 
 
 def _target(path: str, root: str) -> tuple[int, str]:
