@@ -16,10 +16,15 @@ from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import settings
 from programs import gen_forms
 
 NATIVE_LIMIT = 2000
 _native = 0
+
+# how long an example takes says something about this machine only
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 @dataclass

@@ -101,14 +101,14 @@ _GROUPS = dict(_groups())
 # Where a sentence may begin, and what is a piece of one.
 _ANCHOR = re.compile(
     r"x86/split lock|#(?:AC|DB): |traps: |(?:Oops: )?Split lock detected|alignment check: |unchecked MSR access"
-    r"|\*\* \d|[Mm]issed \d|split_lock_warn: |handle_bus_lock: |show_signal|(?:split|bus)_lock trap"
+    r"|tdx: #AC|\*\* \d|[Mm]issed \d|split_lock_warn: |handle_bus_lock: |show_signal|(?:split|bus)_lock trap"
 )
 _PIECE = re.compile(
     r"x86/split lock|#(?:AC|DB): .{0,60}/\d+ (?:took|fatal|bogus)|(?:split|bus)_lock trap"
     r"|traps: .{0,60}\[\d+\] trap alignment check|unchecked MSR access error: WRMSR to 0x33"
 )
 _NEEDLES = ("plit lock", "_lock trap", "#AC: ", "#DB: ", "lignment check", "callbacks suppressed", "messages dropped",
-            "issed ", "0x33 (")  # fmt: skip
+            "issed ", "0x33 (", "tdx: #AC")  # fmt: skip
 
 
 def lines(text: str) -> Iterator[Line]:

@@ -72,6 +72,20 @@ DB_FATAL_NON_WB = Sentence(
 DB_RATELIMIT = Sentence(
     "mode", "#DB", PREFIX + "#DB: setting system wide bus lock rate limit to {rate}/sec", _SHOW, "ratelimit"
 )
+#: SteamOS's kernel: mode off, or a processor without `#DB`, whatever the mode that was asked for.
+STEAMOS_OFF = Sentence(
+    "mode", "", PREFIX + "Split lock detection explicitly disabled via MSR_TEST_CTRL",
+    "linux-integration, bus_lock.c: split_lock_setup()", "off",
+)  # fmt: skip
+STEAMOS_DB_OFF = Sentence(
+    "note", "", PREFIX + "Bus lock detection explicitly disabled via MSR_IA32_DEBUGCTLMSR",
+    "linux-integration, bus_lock.c: bus_lock_init()",
+)  # fmt: skip
+#: Posted, in no release up to 7.3: a TDX guest's kernel, which cannot know what its host does.
+TDX = Sentence(
+    "note", "#AC", "tdx: #AC depends on host configuration: crashing the kernel on kernel split_locks and sending "
+    "SIGBUS on user-space split_locks", "posted: x86/tdx",
+)  # fmt: skip
 NO_OFFLINE = Sentence("note", "", PREFIX + "No splitlock CPU offline handler", _SHOW)
 
 SUPPRESSED_SPLIT = Sentence(
@@ -97,5 +111,5 @@ MISSED = Sentence("lost", "", "Missed {count} kernel messages", "systemd: journa
 SENTENCES = (
     TOOK_SPLIT, TOOK_BUS, GUEST_FATAL, GUEST_BOGUS, KILLED, OOPS, OOPS_5_7, ALIGNMENT,
     OFF_BY_MODULE, OFF, NO_MSR, WARN_5_7, FATAL_5_7, AC_WARN, AC_FATAL, DB_WARN, DB_FATAL_NON_WB, DB_FATAL,
-    DB_RATELIMIT, NO_OFFLINE, SUPPRESSED_SPLIT, SUPPRESSED_BUS, SUPPRESSED_SIGNALS, MSR_REFUSED, LOST, MISSED,
+    DB_RATELIMIT, NO_OFFLINE, STEAMOS_OFF, STEAMOS_DB_OFF, TDX, SUPPRESSED_SPLIT, SUPPRESSED_BUS, SUPPRESSED_SIGNALS, MSR_REFUSED, LOST, MISSED,
 )  # fmt: skip
