@@ -67,3 +67,33 @@ def test_said(guest: Run, built: dict[str, Path], tmp_path: Path) -> None:
     assert report["watched"]["kernel"].startswith("6.1.0-")
     assert any("was seen, but its symbols cannot be read (no table" in line for line in report["unwatched"])
     assert not any("no Linux kernel" in line for line in report["unwatched"])
+
+
+def _renamed(image: bytearray, names: set[str]) -> None:
+    """Give symbols other names, of the same length."""
+    table, tokens, _ = kallsyms._find_tokens(bytes(image))
+    markers_at, markers = kallsyms._find_markers(bytes(image), table)
+    at, number = kallsyms._find_names(bytes(image), markers_at, markers)
+    other = tokens.index(b"Z")
+    for _ in range(number):
+        head, length = kallsyms._length(bytes(image[at : at + 2]), 0)
+        name = b"".join(tokens[byte] for byte in image[at + head : at + length])
+        if name[1:].decode() in names:
+            image[at + length - 1] = other
+        at += length
+
+
+@pytest.mark.slow
+def test_without_symbols_of_data(guest: Run, built: dict[str, Path], tmp_path: Path) -> None:
+    """As of CONFIG_KALLSYMS_ALL=n: functions have names, programs have none, and that is said."""
+    image = bytearray(vmlinux(vmlinuz("amd64").read_bytes(), 1 << 30))
+    _renamed(image, {"init_top_pgt", "__start_BTF", "__stop_BTF", "linux_banner", "modules", "__per_cpu_offset"})
+    (tmp_path / "vmlinux").write_bytes(image)
+    initramfs = boots.initramfs(tmp_path / "initramfs", "demo 3000", {"demo": built["demo"]})
+    words = ["--kernel", tmp_path / "vmlinux", "--initrd", initramfs, "--append", "console=ttyS0 quiet"]
+    status, report = guest(*words)
+    assert (status, report["hits"]) == (1, 3000)
+    assert {(site["where"], site["comm"]) for site in report["sites"]} == {("user", None)}
+    assert report["watched"]["kernel"].startswith("6.1.0-")
+    assert any("CONFIG_KALLSYMS_ALL" in line for line in report["unwatched"])
+    assert not any("no Linux kernel" in line for line in report["unwatched"])

@@ -166,7 +166,10 @@ def _unwatched(watch: Watch, sites: list[Site], files: Files | None) -> list[str
     elif kernel is None:
         found.append("no Linux kernel was seen: what ran has no names of functions and processes")
     elif kernel.btf is None:
-        found.append("the guest's kernel carries no BTF: processes and modules have no names")
+        found.append(
+            "the guest's kernel carries no BTF, or no symbols that lead to it (CONFIG_KALLSYMS_ALL): "
+            "processes and modules have no names"
+        )
     if totals.lost:
         found.append(f"{totals.lost:,} split locks in no site: there were more than the table holds")
     if unplaced := totals.traps - sum(site.traps for site in sites):

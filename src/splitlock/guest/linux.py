@@ -75,22 +75,23 @@ def code(memory: Memory, cr3: int, cr4: int) -> Code:
 class Kernel:
     """The kernel whose code this is. Raises LookupError, `Unreadable` where its symbols cannot be read."""
 
-    def __init__(self, memory: Memory, running: Code, cr4: int) -> None:
-        self._entry, start = running.entry, running.physical
-        image = os.pread(memory.fd, _IMAGE, memory.offset(start) or 0)  # what was never written stays so
+    def __init__(self, memory: Memory, running: Code, cr3: int, cr4: int) -> None:
+        self._entry, self._physical = running.entry, running.physical
+        image = os.pread(memory.fd, _IMAGE, memory.offset(running.physical) or 0)  # what was never written stays so
+        banner = _VERSION.search(image)
+        #: as uname -r says it; empty: not known
+        self.release = banner[1].decode("ascii", "replace") if banner else ""
         try:
             self.symbols = Kallsyms(image, self._entry)
         except ImageError as error:
-            version = _VERSION.search(image)
-            raise Unreadable(str(error), version[1].decode("ascii", "replace") if version else "") from None
-        # The kernel's image lies in one piece in physical memory. The tables it began with go on to be those of
-        # init_mm, which map all of its memory; those of a program do not, with page table isolation.
-        tables = start + self._address("init_top_pgt") - self._entry
-        self.space = Space(memory, tables, cr4)
-        self._banner_at = self.symbols.addresses.get("linux_banner", self._entry)
-        self._banner = self.space.read(self._banner_at, _BANNER)
-        #: as uname -r says it
-        self.release = self._banner.split(b" ")[2].decode("ascii", "replace") if self._banner[:6] == b"Linux " else ""
+            raise Unreadable(str(error), self.release) from None
+        # The kernel's image lies in one piece in physical memory; its banner tells it from another at the same place.
+        at = banner.start() if banner else 0
+        self._banner_at, self._banner = running.physical + at, image[at : at + _BANNER]
+        # The tables it began with go on to be those of init_mm, which map all of its memory; those of a program do not,
+        # with page table isolation. Without CONFIG_KALLSYMS_ALL nothing leads to them, nor to anything but functions.
+        tables = self.symbols.addresses.get("init_top_pgt")
+        self.space = Space(memory, cr3 if tables is None else running.physical + tables - self._entry, cr4)
         self.btf: Btf | None = None
         try:
             begin = self._address("__start_BTF")
@@ -106,9 +107,14 @@ class Kernel:
 
     def still(self, cr3: int, cr4: int) -> bool:
         """Whether this kernel is the one that runs with these page tables."""
+        memory = self.space.memory
         try:
-            here = Space(self.space.memory, cr3, cr4)
-            return _entry(here) == self._entry and self.space.read(self._banner_at, _BANNER) == self._banner
+            here = Space(memory, cr3, cr4)
+            return (
+                _entry(here) == self._entry
+                and here.physical(self._entry) == self._physical
+                and memory.read(self._banner_at, len(self._banner)) == self._banner
+            )
         except LookupError:
             return False
 

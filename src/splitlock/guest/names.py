@@ -64,7 +64,7 @@ class Names:
             running = linux.code(self._memory, cr3, cr4)
             if running == self._refused:
                 return None
-            found = linux.Kernel(self._memory, running, cr4)
+            found = linux.Kernel(self._memory, running, cr3, cr4)
         except linux.Unreadable as error:
             self.unreadable, self._refused = error, running
             return None
