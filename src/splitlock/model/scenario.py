@@ -16,12 +16,15 @@ from splitlock.model.cpu import Access, Processor
 from splitlock.model.guest import Guest
 from splitlock.model.hypervisor import TITLES, Kind
 from splitlock.model.kernel import Linux
+from splitlock.model.loader import NONE
 from splitlock.model.machine import VM, Host
 from splitlock.model.mistakes import said
 from splitlock.model.places import Place, line_of, places
+from splitlock.modules import policy
 
 _LARGEST = 1 << 20  # bytes
 _DETECTS = Literal["#AC", "#DB"]
+_Pid = Annotated[int, msgspec.Meta(ge=1, le=4_194_304)]  # include/linux/threads.h: PID_MAX_LIMIT
 Cpu = Literal["boot", "sibling", "other"]
 
 
@@ -55,7 +58,7 @@ class Virtual(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     bus_lock_ratelimit: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 0  #: QEMU's
     module: str | None = None  #: it starts only while this module is loaded
     comm: str = "qemu-system-x86"
-    pid: int = 4185
+    pid: _Pid = 4185
 
     @property
     def layers(self) -> tuple[Kind, ...]:
@@ -82,7 +85,7 @@ class Event(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     number: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 1
     every_ms: Annotated[float, msgspec.Meta(ge=0, le=86_400_000)] = 0.0  #: a day at most
     comm: str = "program"
-    pid: int = 1000
+    pid: _Pid = 1000
     address: str = "0x401000"
 
     @property
@@ -161,6 +164,11 @@ def _wrong(found: Scenario) -> Iterator[Wrong]:
         yield Wrong((*host, reason.key), reason.why)
     if why := _version(found.host.linux):
         yield Wrong((*host, "linux"), why)
+    if found.host.policy != NONE:
+        try:
+            policy.load(found.host.policy)
+        except SplitlockError as error:
+            yield Wrong((*host, "policy"), str(error).removeprefix("--policy "))
     names = [machine.name for machine in found.vm]
     for number, machine in enumerate(found.vm):
         yield from (Wrong(("vm", number, key), why) for key, why in _wrong_machine(found, machine, names[:number]))
