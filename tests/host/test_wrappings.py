@@ -11,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from splitlock.host import rotated, structured
+from splitlock.host.log import Log
+from splitlock.host.sources import Text
 from splitlock.host.wrappings import speaker
 from splitlock.linux.log import Line
 from splitlock.linux.log import lines as sentences
@@ -121,8 +123,35 @@ def test_escapes_of_all_of_a_line() -> None:
         json.dumps(SAID),
         json.dumps({"a": [{"b": "\n".join(SAID)}]}),
         "#012".join(SAID),
+        "<br>".join(SAID),
+        "\n".join(SAID).replace(" ", "\u00a0"),
+        "\n".join(SAID).replace("_", "\\_").replace("#", "\\#"),
+        "=\n".join([SAID[0][:70], SAID[0][70:]]) + "\n" + "\n".join(SAID[1:]),
     ):
         assert _said(wrapped.encode()) == RIGHT, wrapped[:60]
+
+
+OOPS = [
+    "Oops: Split lock detected", ": 0000 [#1] SMP NOPTI", "CPU: 3 UID: 0 PID: 9 Comm: x Not tainted 7.0.0 #1",
+    "RIP: 0010:fifo_put+0x31/0x70 [fifo]", "Call Trace:", " <IRQ>", " fifo_work+0x9c/0x1e0",
+    "---[ end trace 0000000000000000 ]---",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", [
+    "\n".join(OOPS), "\r\n".join(OOPS), "\n".join(f"[ 18.114503] {line}" for line in OOPS),
+    " ".join(f"[ 18.114503] {line}" for line in OOPS), " ".join(f"Jun 30 19:44:44 box kernel: {line}" for line in OOPS),
+    " ".join(f"2026-06-30T19:44:44.1Z box kernel: {line}" for line in OOPS), "<br>\n".join(map(html.escape, OOPS)),
+    "\n".join(f"[ 18.114503][ T88] {line}" for line in OOPS), "\n".join(f"> {line}" for line in OOPS), json.dumps(OOPS),
+    json.dumps({"a": "\n".join(OOPS)}), "#012".join(OOPS[:2]) + "\n" + "\n".join(OOPS[2:]),
+    "\n".join(OOPS[:1] + OOPS[2:]), "\\x0a".join(OOPS[:2]) + "\n" + "\n".join(OOPS[2:]),
+    "\n".join(f"| {line} |" for line in OOPS),
+])  # fmt: skip
+def test_an_oops_however_it_is_wrapped(text: str) -> None:
+    log = Log(Text(text))
+    (oops,) = [said for said in log if said.dump]
+    assert oops.dump
+    assert (oops.line and oops.line.kind, str(oops.dump.place)) == ("oops", "fifo_put+0x31/0x70 [fifo]")
 
 
 def test_the_age_of_rotated_files() -> None:

@@ -19,6 +19,7 @@ _HEAD = 4096  # bytes by which a file's kind is told
 _TAR = 257  # where a tar archive has its magic number
 _SHARE = 0.3  # of the characters in a text of 16 bits have a zero byte, and always on the same side
 _MARKS = (
+    (b"\xff\xfe\0\0", "utf-32-le"), (b"\0\0\xfe\xff", "utf-32-be"),
     (b"\xff\xfe", "utf-16-le"), (b"\xfe\xff", "utf-16-be"), (b"\xef\xbb\xbf", "utf-8"),
 )  # fmt: skip
 #: What people have given instead of a log, by how it begins, and what to do about it.
@@ -105,7 +106,7 @@ def _utf8(chunks: Iterator[bytes], name: str) -> Iterator[bytes]:
     _refuse(head, name)
     mark, encoding = next((known for known in _MARKS if head.startswith(known[0])), (b"", _wide(head)))
     head = head[len(mark) :]
-    if not encoding.startswith("utf-16"):
+    if encoding == "utf-8":
         yield head
         yield from chunks
         return

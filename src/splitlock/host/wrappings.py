@@ -44,13 +44,17 @@ _STAMP = re.compile(
     r"|\w+ *: ?\w+ *: |\d+,\d+,\d+,|\S+\.log\S*:|\{)"
 )
 _BROKEN = re.compile(r"(plit lock detected) {2,}(?=: )")  # dmesg's margin, where a paste made blanks of line breaks
-_SPLIT = re.compile(rf" (?=(?:<\d+>)?(?:{_START}) )")
+_SPLIT = re.compile(
+    rf" (?=(?:<\d+>)?(?:{_START}) |(?:[A-Z][a-z]{{2}} [ \d]\d [\d:]{{8}}|\d{{4}}-\d\d-\d\dT\S+) [^\s:]+ \S+: )"
+)
+_TAG = re.compile(r"<br ?/?>")
+_HTML = re.compile(r"&[#\w]{2,8};|<br ?/?>")
 # `Jun 30 19:44:44 box kernel: `, `... root[4243]: `, RFC 5424's `1 2026-06-30T19:44:44Z box root 4243 - - `
 # (dmesg has a comma in its ISO times, and words of the kernel's own behind them: `Command line: `).
 _SYSLOG = re.compile(
     r"(?:<\d+>)?(?:1 )?(?:(?:[A-Z][a-z]{2} [ \d]\d [\d:]{8}(?:\.\d+)?|\w{3} \d{4}-\d\d-\d\d [\d:.]+ \S+"
     r"|\d{4}-\d\d-\d\dT[^\s,]+|\d{9,}\.\d+) [^\s:\[\]/]+ (?:([^\s:\[\]]{1,64}(?:\[\d+\])?): |(\S{1,64} (?:\d+|-)) - - )"
-    r"|\[ *\d+\.\d+\] [^\s:\[\]/]+ ([^\s:\[\]]{1,64}\[\d+\]): )"
+    r"|\[ *\d+\.\d+(?: <[^>]*>)?\] [^\s:\[\]/]+ ([^\s:\[\]]{1,64}\[\d+\]): )"
 )
 _FACILITY = re.compile(r"<(\d{1,3})>|(\w+) +:\w+ *: ")
 _KERNEL = ("kernel", "kernel -", "vmunix", "klogd")
@@ -63,8 +67,8 @@ _STAND_FOR_NOTHING = frozenset("\0\r")
 def matters(line: bytes) -> bool:
     """May it have to do with split locks, or with how the machine booted? Asked of every line of every log."""
     return (
-        b"plit" in line or b"bus_lock" in line or b"suppress" in line or b" messages" in line or b"x86/s" in line
-        or b"lignment check" in line or b"traps: " in line or b"0x33 (" in line or b"Linux version" in line
+        b"plit" in line or b"bus_lock" in line or b"suppress" in line or b"messages" in line or b"x86/s" in line
+        or b"lignment" in line or b"traps:" in line or b"0x33" in line or b"Linux version" in line
         or b"ommand line" in line or b"ypervisor det" in line
     )  # fmt: skip
 
@@ -74,8 +78,10 @@ def plain(line: bytes) -> str:
     text = line.decode("utf-8", "replace")
     if "\r" in text or "\0" in text:
         text = "".join(character for character in text if character not in _STAND_FOR_NOTHING)
-    if "&" in text and ("&#" in text or "&gt;" in text or "&quot;" in text or "&amp;" in text):
-        text = html.unescape(text)
+    if _HTML.search(text):
+        text = html.unescape(_TAG.sub("\n", text))
+    if "\xa0" in text or "\\" in text:  # of a web page; markdown's
+        text = text.replace("\xa0", " ").replace("\\_", "_").replace("\\#", "#")
     if "#0" in text:
         text = _ESCAPE.sub(lambda match: chr(int(match[1], 8)), text)
     return text.rstrip(_FRAME) if text.endswith(("`", "|")) else text
@@ -210,6 +216,8 @@ class Lines:
         found = _last(held)
         rest = line.removeprefix(_QUOTE.match(held)[0]) if held[:1] in "> |" else line  # type: ignore[index]
         ways = [held + rest, f"{held.rstrip()} {rest.lstrip()}"]
+        if held.endswith("="):  # mail, quoted-printable
+            ways.insert(0, held[:-1] + rest)
         if len(held) < self._width:  # a terminal gives no blanks at the end of a line
             ways.reverse()
         joined = None

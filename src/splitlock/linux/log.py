@@ -104,7 +104,7 @@ _ANCHOR = re.compile(
     r"|tdx: #AC|\*\* \d|[Mm]issed \d|split_lock_warn: |handle_bus_lock: |show_signal|(?:split|bus)_lock trap"
 )
 _PIECE = re.compile(
-    r"x86/split lock|#(?:AC|DB): .{0,60}/\d+ (?:took|fatal|bogus)|(?:split|bus)_lock trap"
+    r"x86/split lock|#(?:AC|DB): .{0,60}/\d+ (?:took|fatal|bogus)|(?:split|bus)_lock trap|Oops: Split lock"
     r"|traps: .{0,60}\[\d+\] trap alignment check|unchecked MSR access error: WRMSR to 0x33"
 )
 _NEEDLES = ("plit lock", "_lock trap", "#AC: ", "#DB: ", "lignment check", "callbacks suppressed", "messages dropped",

@@ -338,7 +338,7 @@ FILES: dict[str, Callable[[], bytes]] = {
         f"journal-{form}": journalctl("-o", form)
         for form in (
             "short", "short-full", "short-iso", "short-iso-precise", "short-precise", "short-monotonic", "short-unix",
-            "verbose", "export", "json", "json-pretty", "json-sse", "json-seq", "cat", "with-unit",
+            "short-delta", "verbose", "export", "json", "json-pretty", "json-sse", "json-seq", "cat", "with-unit",
         )
     },
     "journal-color": journalctl(SYSTEMD_COLORS="1"),
