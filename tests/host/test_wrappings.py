@@ -40,6 +40,8 @@ _SPEAKERS = {
     "<12>[  688.792264] x86/split": "user space",
     "Jun 30 19:44:44 bazzite steam[4242]: x86/split": "steam[4242]",
     "Jun 30 19:44:44 bazzite root: x86/split": "root",
+    "Jun 30 19:44:44 router kern.warn kernel: [  12.0] x86/split": "",
+    "Jun 30 19:44:44 router user.notice root: x86/split": "root",
     "[  688.792264] box sudo[7]: x86/split": "sudo[7]",
     "<13>1 2026-11-30T18:22:48.396276+00:00 box root 4243 - - x86/split": "root 4243",
     "<4>1 2026-11-30T18:22:48.396276+00:00 box kernel - - -  x86/split": "",

@@ -50,16 +50,17 @@ _SPLIT = re.compile(
 _TAG = re.compile(r"<br ?/?>")
 _HTML = re.compile(r"&[#\w]{2,8};|<br ?/?>")
 # `Jun 30 19:44:44 box kernel: `, `... root[4243]: `, RFC 5424's `1 2026-06-30T19:44:44Z box root 4243 - - `
+# busybox: `Jun 30 19:44:44 box kern.warn kernel: `
 # (dmesg has a comma in its ISO times, and words of the kernel's own behind them: `Command line: `).
 _SYSLOG = re.compile(
     r"(?:<\d+>)?(?:1 )?(?:(?:[A-Z][a-z]{2} [ \d]\d [\d:]{8}(?:\.\d+)?|\w{3} \d{4}-\d\d-\d\d [\d:.]+ \S+"
-    r"|\d{4}-\d\d-\d\dT[^\s,]+|\d{9,}\.\d+) [^\s:\[\]/]+ (?:([^\s:\[\]]{1,64}(?:\[\d+\])?): |(\S{1,64} (?:\d+|-)) - - )"
+    r"|\d{4}-\d\d-\d\dT[^\s,]+|\d{9,}\.\d+) [^\s:\[\]/]+ (?:[a-z]\w*\.[a-z]+ )?"
+    r"(?:([^\s:\[\]]{1,64}(?:\[\d+\])?): |(\S{1,64} (?:\d+|-)) - - )"
     r"|\[ *\d+\.\d+(?: <[^>]*>)?\] [^\s:\[\]/]+ ([^\s:\[\]]{1,64}\[\d+\]): )"
 )
 _FACILITY = re.compile(r"<(\d{1,3})>|(\w+) +:\w+ *: ")
 _KERNEL = ("kernel", "kernel -", "vmunix", "klogd")
 JOURNALD = "systemd-journald"  #: its own word: what it missed
-_BOOT = ("Linux version", "ommand line:", "ypervisor detected")  # what others ask for (host.log)
 _FRAME = " \t`|"  # behind a line: markdown's
 _STAND_FOR_NOTHING = frozenset("\0\r")
 
@@ -101,11 +102,10 @@ def speaker(text: str) -> str:
 
 
 class Lines:
-    """Lines into records. `live`: they are of this boot."""
+    """Lines into records."""
 
-    def __init__(self, *, live: bool = False) -> None:
+    def __init__(self) -> None:
         self.first = self.last = b""  #: of all lines that were given, not empty
-        self._live = live
         self._rest = b""
         self._held: str | None = None  # the next line may belong to it
         self._parts = self._dump = self._passed = 0
@@ -153,13 +153,13 @@ class Lines:
         yield from self._let_go()
         if self._passed:
             passed, self._passed = self._passed, 0
-            yield Record(None, live=self._live, read=passed)
+            yield Record(None, read=passed)
 
     def take(self, whole: bytes) -> Iterator[Record]:
         """The records of whole lines."""
         if self._held is None and not self._dump and not matters(whole):
             self._ends(whole)
-            yield Record(None, live=self._live, read=whole.count(b"\n") + 1)
+            yield Record(None, read=whole.count(b"\n") + 1)
             return
         self._ends(whole)
         for line in whole.split(b"\n"):
@@ -169,7 +169,7 @@ class Lines:
                 yield from self._look(line)
         if self._passed:
             passed, self._passed = self._passed, 0
-            yield Record(None, live=self._live, read=passed)
+            yield Record(None, read=passed)
 
     def _ends(self, whole: bytes) -> None:
         """Keep the first and the last line."""
@@ -206,7 +206,7 @@ class Lines:
                 self._dump = _DUMP
             elif self._dump:
                 self._dump -= 1
-            yield Record(piece, None, 0, self._live, who, 0 if number else 1)
+            yield Record(piece, speaker=who, read=0 if number else 1)
 
     def _join(self, held: str, line: str) -> str | None:
         """The line before with this one behind it, where a terminal or a mail program made two of it; else None."""
