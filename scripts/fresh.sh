@@ -67,19 +67,19 @@ inside() { # inside DIR ROOT RELEASE TARGET...: the run itself, in namespaces of
     now "mounts and settings"
     mounts
     settings
-    cp "$directory/head.bundle" "$root/root/"
+    cp "$directory/head.bundle" "$root/srv/" # not in /root, which other users cannot read, as some tests must
     mapfile -t environment <"$directory/environment"
     cd "$root" # no chroot: in one, user namespaces are refused and / is no mount, other than on a machine
     mkdir .before
     pivot_root . .before
     umount -l .before
     now "git clone"
-    git -c advice.detachedHead=false clone --quiet /root/head.bundle /root/splitlock
+    git -c advice.detachedHead=false -c init.defaultBranch=main clone --quiet /srv/head.bundle /srv/splitlock
     for target in "${@:4}"; do
         now "make $target"
         env -i HOME=/root TERM=dumb PIP_CACHE_DIR=/var/cache/pip PIP_ROOT_USER_ACTION=ignore \
             PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin "${environment[@]}" \
-            make --no-print-directory --directory /root/splitlock "$target" TESTS="${TESTS:-}"
+            make --no-print-directory --directory /srv/splitlock "$target" TESTS="${TESTS:-}"
     done
     now ""
 }
