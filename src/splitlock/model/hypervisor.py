@@ -126,9 +126,12 @@ def goes_up(lowest: Kind, linux: Linux, decision: Decision) -> Decision:
     return decision
 
 
-def writes_plainly(kind: Kind, linux_uses: Processor) -> bool:
-    """Does KVM's instruction emulator write a split locked access without a lock? (emulator_cmpxchg_emulated())"""
-    return kind in _PLAIN and linux_uses.split_locks
+def writes_plainly(kind: Kind, flagged: bool) -> bool:
+    """Does KVM's instruction emulator write a split locked access without a lock? (emulator_cmpxchg_emulated())
+
+    `flagged`: the host's kernel has set the flag split_lock_detect.
+    """
+    return kind in _PLAIN and flagged
 
 
 def in_guest(processor: Processor, core: Core, kind: Kind, linux: Linux, access: Access) -> Trap | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 from splitlock.linux.detection import used
+from splitlock.linux.versions import FLAG_IN_EVERY_MODE
 from splitlock.model.cpu import Access, Core, Processor, Trap, raises
 from splitlock.model.guest import Guest, takes
 from splitlock.model.hypervisor import TITLES, Kind, Sees, decide, goes_up, guest_core, in_guest, writes_plainly
@@ -56,6 +57,12 @@ class Host(NamedTuple):
     def used(self) -> Processor:
         """Of what the processor can do, what the kernel uses."""
         return used(self.linux.kernel, self.processor)
+
+    @property
+    def flagged(self) -> bool:
+        """Has its kernel set the flag split_lock_detect, by which KVM goes? Before 5.13 in warn and fatal only."""
+        always = self.linux.knows(FLAG_IN_EVERY_MODE)
+        return self.used.split_locks and (always or boot(self.linux, self.processor).mode != "off")
 
 
 class VM(NamedTuple):
@@ -132,7 +139,7 @@ def _handled(host: Host, vm: VM, access: Access, locks: Locks, steps: list[Step]
         top = number == len(vm.layers) - 1
         lowest = number == 0
         # a hypervisor that is itself a guest is shown no detection
-        sees = Sees(lowest and host.used.split_locks, lowest and host.core.test_ctrl, host.processor.amd, vm.cpus)
+        sees = Sees(lowest and host.flagged, lowest and host.core.test_ctrl, host.processor.amd, vm.cpus)
         decision = decide(kind, sees, access, own=vm.guest.own and top)
         if lowest and not top:
             decision = goes_up(kind, host.linux, decision)
@@ -178,14 +185,12 @@ def _executes(vm: VM, access: Access, locks: Locks, steps: list[Step], fate: Fat
 def _emulated(host: Host, kind: Kind, locks: Locks) -> Result:
     """KVM's instruction emulator performs the access itself, in the host's kernel."""
     source = "x86.c: emulator_cmpxchg_emulated()"
-    if writes_plainly(kind, host.used):
+    if writes_plainly(kind, host.flagged):
         what = "performs it as a plain write, so that the host does not trap"
         return Result("emulated", "", [Step(who="KVM's emulator", what=what, source=source)])
     step = Step(who="KVM's emulator", what="performs it as a locked access, in the host's kernel", source=source)
     found = native(host, Access("kernel"), locks)
-    return Result(
-        "emulated" if found.fate == "executed" else found.fate, found.victim, [step, *found.steps], found.raised
-    )
+    return found._replace(steps=[step, *found.steps])
 
 
 def _raised(raised: Trap | None, processor: Processor, core: Core, access: Access, whose: str) -> Step:

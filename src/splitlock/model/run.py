@@ -77,7 +77,9 @@ class _Run:
         linux = self.host.linux
         armed = boot(linux, self.host.processor)
         what = f"boots; mode in effect: {armed.mode}"
-        if armed.mode == "off" and not (self.host.used.split_locks or self.host.used.bus_locks):
+        if armed.mode == "off" and armed.line and asked(linux).mode != "off":
+            what += ". What it says is not so: before 6.13 it switches nothing on but Intel's"
+        elif armed.mode == "off" and not (self.host.used.split_locks or self.host.used.bus_locks):
             what += ": it has nothing to detect with"
         elif armed.ignored:
             what += f": {asked(linux).ignored}"
@@ -147,7 +149,7 @@ class _Run:
         what = "takes the other CPUs online, and sets detection on each by its mode"
         steps.append(Step(who="host kernel", what=what, source=_ONLINE))
         self.stepped -= {"sibling", "other"}
-        if self.scenario.host.threads == 2:
+        if self.scenario.host.threads == 2 and self.host.processor.split_locks:
             steps.append(self._sibling_sets())
         return _told(title, Result("resumed", "", steps))
 
@@ -161,7 +163,7 @@ class _Run:
     def _online(self, cpu: str) -> Told:
         steps = [Step(who="host kernel", what="sets detection on this CPU anew, by its mode", source=_ONLINE)]
         self.stepped -= {cpu}
-        if cpu == "sibling":
+        if cpu == "sibling" and self.host.processor.split_locks:
             steps.append(self._sibling_sets())
         which = "the boot CPU's sibling" if cpu == "sibling" else "another CPU"
         return _told(f"{which} goes offline and comes online again", Result("online", "", steps))
