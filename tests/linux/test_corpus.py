@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import lzma
+import random
 import subprocess
 import sys
 import tarfile
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from splitlock._errors import SplitlockError
 from splitlock.host.log import Log
 from splitlock.host.sources import Stored
 from splitlock.host.watch import Watch
@@ -105,6 +107,30 @@ def test_no_line_that_was_cut_is_passed_over(shape: str, tmp_path: Path) -> None
     assert len(rest) + summary.unknown == len(right) - len(whole)
     assert is_found(summary)
     assert "not understood, first: x86/split lock" in " ".join(render_summary(summary).split())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_damaged_files_are_survived(seed: int, tmp_path: Path) -> None:
+    """Bytes changed, taken out, put in from another file: no exception but one line for a person."""
+    chance = random.Random(seed)
+    files = sorted(path for path in (CORPUS / "shapes").iterdir() if path.is_file())
+    said: list[str] = []
+    for _ in range(120):
+        data = bytearray(chance.choice(files).read_bytes())
+        for _ in range(chance.choice((1, 4, 40))):
+            at = chance.randrange(len(data) + 1)
+            data[at : at + chance.randrange(200)] = chance.choice((
+                b"", b"\n", chance.randbytes(4), chance.choice(files).read_bytes()[: chance.randrange(400)]
+            ))  # fmt: skip
+        path = tmp_path / "damaged"
+        path.write_bytes(data)
+        try:
+            _, summary = _read(path, tmp_path)
+        except SplitlockError as error:
+            said.append(str(error))
+        else:
+            render_summary(summary)
+    assert not any("\n" in words for words in said)
 
 
 @pytest.fixture(scope="module")

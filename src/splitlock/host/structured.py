@@ -181,6 +181,7 @@ class Verbose(Entries):
         if text[:1] not in (" ", "\t"):
             if _VERBOSE.search(line):
                 yield from self.close()
+                self._name = ""
             return
         name, equals, value = text.strip().partition("=")
         if (
