@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from splitlock.host.based import Based
 from splitlock.host.explain import explain
-from splitlock.host.space import Based
 from splitlock.linux.log import lines
 from splitlock.report.frames import inlined, last, own, short, system
 from splitlock.report.watch import Event, Frame

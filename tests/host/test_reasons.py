@@ -16,11 +16,12 @@ from pathlib import Path
 import pytest
 
 from splitlock.host import reasons
+from splitlock.host.based import Based
 from splitlock.host.explain import explain
 from splitlock.host.log import Log
 from splitlock.host.root import Root
 from splitlock.host.sources import Kmsg
-from splitlock.host.space import Based, Saved
+from splitlock.host.space import Saved
 from splitlock.host.watch import Watch
 from splitlock.linux.log import Line, lines
 from splitlock.report.watch import Event

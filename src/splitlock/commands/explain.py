@@ -121,7 +121,8 @@ def _said(given: str | None) -> Said:
 def _space(args: argparse.Namespace, line: Line) -> Saved | None:
     if args.pid is None and not args.maps and not args.image:
         return None
-    from splitlock.host.space import Based, Live, saved
+    from splitlock.host.based import Based
+    from splitlock.host.space import Live, saved
 
     if args.pid is not None:
         try:

@@ -1,4 +1,4 @@
-"""Whose code is at an address? A process's mappings, live or saved, or one image at a base."""
+"""Whose code is at an address? A process's mappings, live or saved."""
 
 from __future__ import annotations
 
@@ -8,31 +8,25 @@ from typing import NamedTuple
 
 from splitlock._errors import ImageError, SplitlockError
 from splitlock.host import reasons
-from splitlock.host.likely import digits, likely
 from splitlock.host.root import Root
 from splitlock.image.elf import elf_class
 from splitlock.image.loaded import Loaded
 from splitlock.linux import below
 from splitlock.linux.proc import mappings, parse_maps
-from splitlock.report.frames import own, short
 from splitlock.report.watch import Frame
-from splitlock.x86 import logged
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from splitlock.host.reasons import Reason
-    from splitlock.linux.log import Line, Mapped
     from splitlock.linux.proc import Mapping
 
-DELETED = " (deleted)"
+_DELETED = " (deleted)"
 _NO_FILE = "memory of no file (JIT?)"
 _OPEN = 64  # images kept open
 _PAGE = 4096
-_LONGEST = 15  # bytes of an instruction
 _LARGEST = 64 << 20  # bytes of saved mappings: a process may have 65,530, and names of 4,096 bytes
-_SHOWN = 4  # places that an address may mean
 
 _images: OrderedDict[tuple[object, ...], Loaded | None] = OrderedDict()
 
@@ -99,7 +93,7 @@ class Saved:
             if copied:
                 return copied._replace(executable=executable)
             return Found(mapping.path or _NO_FILE, None, None, self.bits, self.unsaved(), executable)
-        name = mapping.path.removesuffix(DELETED)
+        name = mapping.path.removesuffix(_DELETED)
         image = self._image(mapping)
         if not isinstance(image, Loaded):
             return Found(name, None, None, self.bits, image, executable)
@@ -124,8 +118,8 @@ class Saved:
 
     def _image(self, mapping: Mapping) -> Loaded | Reason:
         """The image that is mapped, or why it is not to be had."""
-        if mapping.path.endswith(DELETED):
-            return reasons.deleted_then(mapping.path.removesuffix(DELETED))
+        if mapping.path.endswith(_DELETED):
+            return reasons.deleted_then(mapping.path.removesuffix(_DELETED))
         try:
             descriptor = self._below(self.root, mapping.path) if self.root else below.opened("", mapping.path)
             image = loaded(descriptor, mapping.path, self.root.handle if self.root else None)
@@ -212,7 +206,7 @@ class Live(Saved):
 
         The name is as from the / of who reads (a chroot), or as in the process's own mounts (proc_pid_maps(5)).
         """
-        name = mapping.path.removesuffix(DELETED)
+        name = mapping.path.removesuffix(_DELETED)
         refused: OSError = FileNotFoundError(2, os.strerror(2))
         for descriptor, exact, ours in self._opened(mapping, name):
             if isinstance(descriptor, OSError):
@@ -265,73 +259,3 @@ def _same_root(root: str) -> bool:
     except OSError:
         return False
     return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
-
-
-class Based(Saved):
-    """One image, loaded at `base`: where the first of it is mapped. Raises SplitlockError.
-
-    Without a base it is where the line itself says that the code was mapped (`line`), else where it is linked to.
-    """
-
-    def __init__(self, path: str, base: int | None = None, line: Line | None = None) -> None:
-        self.path = path
-        try:
-            image = loaded(below.opened("", path), path)
-        except OSError as error:
-            raise SplitlockError(f"--image {path}: {error.strerror}; name the program or library", 2) from None
-        if image is None:
-            raise SplitlockError(f"--image {path}: neither ELF nor PE; name the program or library", 2)
-        self.image = image
-        self._mapped = line.mapped if line and base is None else None
-        self._movable = base is None and (image.is_pe or not image.base)
-        self._exception = line.exception if line else "#AC"
-        self._bias: int | None = (base if base is not None else image.base) - image.span[0]  # to the file's addresses
-        if line and line.address is not None and self._mapped:
-            self._bias = _bias(image, line.address, self._mapped)
-
-    def find(self, address: int) -> Found | None:
-        """What is at an address, None where it lies outside of the image."""
-        low, high = self.image.span
-        if self._bias is None or not low <= address - self._bias < high:
-            return None
-        return Found(self.path, address - self._bias, self.image, self.image.bits, None)
-
-    def nothing(self, address: int) -> Reason:
-        """Why there is nothing at an address."""
-        if self._bias is None:
-            assert self._mapped
-            return reasons.does_not_fit(self.path, self._mapped)
-        low, high = self.image.span
-        if not self._movable:
-            return reasons.outside(self.path, low + self._bias, high + self._bias)
-        ends = f"{address:x}"[-digits(self.image) :]
-        places = likely(self.image, address, self._exception)
-        return reasons.movable(self.path, ends, len(places), [self._named(place) for place in places[:_SHOWN]])
-
-    def _named(self, place: int) -> str:
-        front = own(frames(self.image, place))
-        if front is None or front.function is None:
-            return f"{place:#x}"
-        line = f"{front.source.rpartition('/')[2]}, " if front.source else ""
-        return f"{short(front.function)} ({line}{place:#x})"
-
-    def other(self, found: Found) -> Reason:
-        """Why the bytes at an address are no locked instruction."""
-        if self._mapped and self._mapped.file != os.path.basename(self.path):
-            return reasons.another_file(self.path, self._mapped.file)
-        return reasons.other_bytes(self.path, self.image.build_id)
-
-
-def _bias(image: Loaded, address: int, mapped: Mapped) -> int | None:
-    """What to add to an image's addresses, by what a line says of its mapping; None: it cannot be this image's.
-
-    Newer kernels tell the offset in the file; before, the size of the mapping has to tell which part of it that is.
-    """
-    if mapped.offset is not None:
-        place = image.address(mapped.offset)
-        whole_pages = (mapped.offset - (address - mapped.start)) % _PAGE == 0
-        return address - place if place is not None and whole_pages else None
-    biases = [mapped.start - start for start in image.mapped(mapped.size)]
-    locked = [bias for bias in biases if logged.at(image.read(address - bias, _LONGEST), address, image.bits)]
-    best = locked or biases
-    return best[0] if len(best) == 1 else None
