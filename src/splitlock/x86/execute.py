@@ -73,9 +73,9 @@ def execute(
     elif what == Mnemonic.XCHG:
         new = source
     elif what == Mnemonic.CMPXCHG:
-        same, flags = subtract(general[_RAX] & mask, old)
-        new = old if same else source
-        if same:
+        difference, flags = subtract(general[_RAX] & mask, old)
+        new = old if difference else source
+        if difference:
             set_register(_RAX, old)
     elif what == Mnemonic.CMPXCHG8B:
         low = 0xFFFF_FFFF
