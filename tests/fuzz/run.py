@@ -97,7 +97,7 @@ def blind(target: Any, findings: Findings, clock: Any, args: argparse.Namespace)
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("target", choices=("image", "package", "signature", "text", "oops"))
+    parser.add_argument("target", choices=("image", "package", "signature", "text", "oops", "kallsyms"))
     parser.add_argument("--minutes", type=float, default=20)
     parser.add_argument("--findings", type=Path, default=ROOT / "build" / "fuzz")
     parser.add_argument("--seed", type=int, default=time.time_ns())

@@ -51,3 +51,16 @@ def test_program_and_module(guest: Run, built: dict[str, Path], module: Path, tm
     assert (loaded["hits"], loaded["where"], loaded["image"]) == (4321, "module", "splitmod")
     assert report["unwatched"] == []
     assert _digest(image) == before
+
+
+@pytest.mark.parametrize("option", ["--sld", "--bus-lock"])
+def test_with_detection(guest: Run, built: dict[str, Path], tmp_path: Path, option: str) -> None:
+    """All of a distribution's user space runs on such processors, five levels of page tables and all."""
+    run = tmp_path / "run"
+    run.write_text("#!/bin/sh\nreadlink /proc/self/exe\n/payload/demo 3\n")
+    image = images.disk(tmp_path / "split.img", {"run": run, "demo": built["demo"]})
+    _, report = guest("--disk", image, option, "--duration", 500, timeout=560)
+    assert report["watched"]["end"] == "power off"
+    assert "requests served: 3" in report["console"]
+    (site,) = [site for site in report["sites"] if site["comm"] == "demo"]
+    assert (site["hits"], site["image"]) == (3, "/payload/demo")
