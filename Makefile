@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 RUN_PACKAGES := python3 python3-venv libdw1
 DEMO_PACKAGES := $(RUN_PACKAGES) gcc libc6-dev stress-ng
 TEST_PACKAGES := $(DEMO_PACKAGES) g++ binutils gdb git perl xz-utils gzip openssl nodejs default-jdk-headless \
-	libc6-dbg libpython3.11-testsuite qemu-user kmod gcc-12 make rpm rpm2cpio cpio debian-archive-keyring \
+	libc6-dbg libpython3.11-testsuite qemu-user kmod gcc-12 make rustc rpm rpm2cpio cpio debian-archive-keyring \
 	clang llvm libbpf-dev qemu-system-x86 mmdebstrap busybox-static e2fsprogs systemd systemd-journal-remote \
 	qemu-utils ovmf grub-pc-bin grub-efi-amd64-bin grub-common fdisk mtools dosfstools \
 	bochs bochs-term bochsbios vgabios xorriso isolinux syslinux-common

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -54,8 +53,6 @@ def _explained(program: Path, function: str) -> Event:
 def test_std_atomic(tmp_path: Path, compiler: str) -> None:
     (tmp_path / "inl.cc").write_text(_CXX)
     words = [compiler, "-O2", "-g", "-o", "game", "inl.cc"]
-    if compiler == "clang++" and subprocess.run([*words], cwd=tmp_path, capture_output=True, check=False).returncode:
-        pytest.skip("no clang++ that finds libstdc++ here")
     subprocess.run(words, cwd=tmp_path, check=True)
     event = _explained(tmp_path / "game", "_ZN4game7Physics4stepEi>:")
     place = event.place
@@ -75,16 +72,9 @@ def test_std_atomic(tmp_path: Path, compiler: str) -> None:
 
 @pytest.mark.parametrize("mangling", ["default", "v0"])
 def test_rust(tmp_path: Path, mangling: str) -> None:
-    rustc = shutil.which("rustc") or str(Path.home() / ".cargo/bin/rustc")
-    if not Path(rustc).exists():
-        pytest.skip("rustc is not installed")
     (tmp_path / "game.rs").write_text(_RUST)
-    made = subprocess.run(
-        [rustc, "-g", "-O", *(["-Csymbol-mangling-version=v0"] if mangling == "v0" else []), "game.rs"],
-        cwd=tmp_path, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    if made.returncode:
-        pytest.skip(f"this rustc cannot: {made.stderr.splitlines()[0]}")
+    command = ["rustc", "-g", "-O", *(["-Csymbol-mangling-version=v0"] if mangling == "v0" else []), "game.rs"]
+    subprocess.run(command, cwd=tmp_path, check=True)
     event = _explained(tmp_path / "game", r"7physics4step(?:17h[0-9a-f]{16}E)?>:")
     assert event.place
     assert event.place.function == "game::physics::step"
