@@ -39,6 +39,14 @@ PLACE = ROOT / "build" / "article"
 COMMAND = re.compile(r" {4}(\$|guest#) (.*)")
 _PATTERN = re.compile(r" {4}\| (.*)")
 _SECONDS = 300  # for one command
+_LIMITED = """\
+#include <linux/module.h>
+#include <asm/tlbflush.h>
+static int __init limited_init(void) { cr4_update_irqsoff(0, 0); return 0; }
+module_init(limited_init);
+MODULE_LICENSE("GPL");
+MODULE_DESCRIPTION("needs what the kernel exports to KVM alone");
+"""
 _DEMO = "demo 30\necho demo: exit status $?"
 _NESTED = """
 for each in ccp irqbypass kvm kvm-amd; do insmod /$each.ko; done
@@ -79,6 +87,21 @@ def prepare() -> None:
             unpacked = virtualbox.packages(directory / "virtualbox")
             (unpacked / "usr/lib/virtualbox/VMMR0.r0").rename(PLACE / "VMMR0.r0")
             virtualbox.driver(unpacked, ways.headers("amd64")).rename(PLACE / "vboxdrv.ko")
+    new_headers()
+
+
+def new_headers() -> None:
+    """Debian sid's kernel: what it exports, and what building a module for it takes."""
+    done = subprocess.run(
+        [ROOT / "scripts" / "new-headers.sh", debian.STORE], stdout=subprocess.PIPE, text=True, check=True
+    )
+    headers = PLACE / "headers-7.2"
+    headers.unlink(missing_ok=True)
+    headers.symlink_to(done.stdout.strip())
+    limited = PLACE / "limited"
+    limited.mkdir(exist_ok=True)
+    (limited / "limited.c").write_text(_LIMITED)
+    (limited / "Makefile").write_text("obj-m := limited.o\n")
 
 
 def here(command: str) -> str:

@@ -55,7 +55,7 @@ def test_its_commands_exist(article: ModuleType, monkeypatch: pytest.MonkeyPatch
     found = [command[2] for command in map(article.COMMAND.fullmatch, lines) if command]
     assert len(set(found)) == len(found)
     words = [shlex.split(re.sub(r"\s2?>\S+", "", text))[1:] for text in found if text.startswith("splitlock ")]
-    assert {each[0] for each in words} == {"run", "guest", "probe", "scan", "exports", "guard"}
+    assert {each[0] for each in words} == {"run", "guest", "probe", "scan", "exports", "guard", "simulate"}
     for each in words:
         monkeypatch.setattr(f"splitlock.commands.{each[0]}.run", lambda _: 0)
         assert commands.main(each) == 0
@@ -65,6 +65,6 @@ def test_its_commands_exist(article: ModuleType, monkeypatch: pytest.MonkeyPatch
 def test_it_can_be_made_anew() -> None:
     """All of its sections: each pattern finds what is to be shown."""
     done = subprocess.run(
-        [sys.executable, ROOT / "scripts" / "article.py", *"1234567"], capture_output=True, text=True, check=False
+        [sys.executable, ROOT / "scripts" / "article.py", *"12345678"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
