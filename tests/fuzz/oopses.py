@@ -10,8 +10,8 @@ from fuzz.mutate import damage
 
 from splitlock._errors import SplitlockError
 from splitlock.host import causes
-from splitlock.host.oops import explain
-from splitlock.host.oops_files import Files
+from splitlock.host.oops.explanation import explain
+from splitlock.host.oops.files import Files
 from splitlock.linux.oops import Collector, head
 from splitlock.report.lines import printable
 from splitlock.report.oops import Oops

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from splitlock.host.oops import explain
-from splitlock.host.oops_files import Files
+from splitlock.host.oops.explanation import explain
+from splitlock.host.oops.files import Files
 from splitlock.linux.oops import Collector, Dump, head
 from splitlock.report.oops import Oops
 

@@ -10,7 +10,7 @@ from host.dumps import HERE, read, real
 
 from splitlock._errors import SplitlockError
 from splitlock.host.causes import Causes
-from splitlock.host.oops import explain
+from splitlock.host.oops.explanation import explain
 from splitlock.report.oops import Oops
 from splitlock.report.oops_text import cause_lines
 

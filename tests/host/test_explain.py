@@ -13,9 +13,9 @@ from pathlib import Path
 import pefile
 import pytest
 
-from splitlock.host.based import Based
-from splitlock.host.explain import explain
-from splitlock.host.space import Saved
+from splitlock.host.explain.based import Based
+from splitlock.host.explain.line import explain
+from splitlock.host.explain.space import Saved
 from splitlock.linux.log import Line, parse
 from splitlock.report.watch import Event
 from splitlock.x86 import logged

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from splitlock._errors import SplitlockError
-from splitlock.host.based import Based
-from splitlock.host.explain import explain
-from splitlock.host.likely import likely
+from splitlock.host.explain.based import Based
+from splitlock.host.explain.likely import likely
+from splitlock.host.explain.line import explain
 from splitlock.linux.log import lines
 
 _LIBC = "/lib/x86_64-linux-gnu/libc.so.6"

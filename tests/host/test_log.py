@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from splitlock.commands import main
-from splitlock.host.log import Heard, Log
+from splitlock.host.log.heard import Heard, Log
+from splitlock.host.log.sources import Stored
 from splitlock.host.root import Root
-from splitlock.host.sources import Stored
 
 BANNER = (
     "[    0.000000] Linux version 6.12.48+deb13-amd64 (debian-kernel@lists.debian.org) (gcc) #1 SMP Debian 6.12.48-1\n"

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from splitlock.host.based import Based
-from splitlock.host.explain import explain
+from splitlock.host.explain.based import Based
+from splitlock.host.explain.line import explain
 from splitlock.linux.log import Line, lines
 from splitlock.report.watch import Event
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from host.dumps import DATA, HERE, read, real
 
-from splitlock.host.oops import explain
+from splitlock.host.oops.explanation import explain
 from splitlock.report.oops_text import oops_lines
 
 

@@ -11,8 +11,8 @@ from host.dumps import DATA, read
 from modules.debian import vmlinuz
 
 from splitlock._errors import SplitlockError
-from splitlock.host.oops import explain
-from splitlock.host.oops_files import Files
+from splitlock.host.oops.explanation import explain
+from splitlock.host.oops.files import Files
 
 MODULE = """\
 static const char name[] __attribute__((section(".modinfo"), used)) = "name=fakedrv";

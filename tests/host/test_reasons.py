@@ -15,13 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from splitlock.host import reasons
-from splitlock.host.based import Based
-from splitlock.host.explain import explain
-from splitlock.host.log import Log
+from splitlock.host.explain import reasons
+from splitlock.host.explain.based import Based
+from splitlock.host.explain.line import explain
+from splitlock.host.explain.space import Saved
+from splitlock.host.log.heard import Log
+from splitlock.host.log.sources import Kmsg
 from splitlock.host.root import Root
-from splitlock.host.sources import Kmsg
-from splitlock.host.space import Saved
 from splitlock.host.watch import Watch
 from splitlock.linux.log import Line, lines
 from splitlock.report.watch import Event
@@ -163,7 +163,7 @@ def test_gone() -> None:
 def test_in_a_container_numbers_are_others(program: Path) -> None:
     """The task is there, by another number than the log's, which is the host's."""
     code = (
-        "from splitlock.host.explain import explain; from splitlock.linux.log import lines; "
+        "from splitlock.host.explain.line import explain; from splitlock.linux.log import lines; "
         "print(explain(next(lines('#AC: game/4194304 took a split_lock trap at address: 0x401000'))).note)"
     )
     words = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", code]
@@ -350,7 +350,7 @@ def test_other_roots(program: Path, tmp_path: Path, how: str) -> None:
 
 def _no_map_files(patch: pytest.MonkeyPatch) -> None:
     """As it is without CAP_CHECKPOINT_RESTORE."""
-    from splitlock.host import space
+    from splitlock.host.explain import space
     from splitlock.linux import below
 
     class Below:

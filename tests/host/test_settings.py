@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 from host import trees_read as read
 
-from splitlock.host import sysctl
-from splitlock.host.command_lines import booted, command_lines
 from splitlock.host.root import Root
-from splitlock.host.settings import Setting, Unused, next_boot, settings
-from splitlock.host.version_order import compare
+from splitlock.host.settings import sysctl
+from splitlock.host.settings.audit import Setting, Unused, next_boot, settings
+from splitlock.host.settings.command_lines import booted, command_lines
+from splitlock.host.settings.version_order import compare
 from splitlock.linux.versions import release
 
 TREES = read.trees()

@@ -20,10 +20,10 @@ import msgspec
 import pytest
 
 from splitlock._errors import SplitlockError
-from splitlock.host import sources
-from splitlock.host.log import Log
+from splitlock.host.log import sources
+from splitlock.host.log.heard import Log
+from splitlock.host.log.wrappings import Record
 from splitlock.host.watch import Watch
-from splitlock.host.wrappings import Record
 from splitlock.report.watch import Event, Summary
 
 DOCS = Path(__file__).parents[2] / "docs"

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from splitlock.host import rotated, structured
-from splitlock.host.log import Log
-from splitlock.host.sources import Text
-from splitlock.host.wrappings import speaker
+from splitlock.host.log import rotated, structured
+from splitlock.host.log.heard import Log
+from splitlock.host.log.sources import Text
+from splitlock.host.log.wrappings import speaker
 from splitlock.linux.log import Line
 from splitlock.linux.log import lines as sentences
 

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from splitlock._errors import SplitlockError
-from splitlock.host.log import Log
-from splitlock.host.sources import Stored
+from splitlock.host.log.heard import Log
+from splitlock.host.log.sources import Stored
 from splitlock.host.watch import Watch
 from splitlock.report.watch import Event, Summary
 from splitlock.report.watch_text import is_found, render_summary

@@ -13,7 +13,7 @@ from guard.machine import kernel
 from hypothesis import given
 from hypothesis import strategies as st
 
-from splitlock.host.explain import explain
+from splitlock.host.explain.line import explain
 from splitlock.linux.log import Line, lines, parse
 from splitlock.linux.sentences import SENTENCES, Sentence
 

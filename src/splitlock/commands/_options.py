@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     import argparse
 
     from splitlock.host.causes import Causes
-    from splitlock.host.oops_files import Files
+    from splitlock.host.oops.files import Files
 
 
 def seconds(text: str) -> float:
@@ -33,7 +33,7 @@ def oops_options(parser: argparse.ArgumentParser) -> None:
 def oops_files(args: argparse.Namespace) -> tuple[Files, Causes]:
     """What those options name. Raises SplitlockError where one cannot be read."""
     from splitlock.host.causes import Causes
-    from splitlock.host.oops_files import Files
+    from splitlock.host.oops.files import Files
 
     return Files(args.vmlinux, tuple(args.module), args.debug), Causes(args.causes)
 

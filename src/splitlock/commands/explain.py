@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     import argparse
 
     from splitlock.commands import Parser
-    from splitlock.host.log import Said
-    from splitlock.host.space import Saved
+    from splitlock.host.explain.space import Saved
+    from splitlock.host.log.heard import Said
     from splitlock.linux.log import Line
     from splitlock.report.watch import Event
 
@@ -85,8 +85,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _event(said: Said, args: argparse.Namespace) -> Event:
     """A sentence explained."""
-    from splitlock.host import oops
-    from splitlock.host.explain import explain
+    from splitlock.host.explain.line import explain
+    from splitlock.host.oops import explanation as oops
 
     assert said.line is not None
     files, causes = oops_files(args)
@@ -99,8 +99,8 @@ def _event(said: Said, args: argparse.Namespace) -> Event:
 
 def _said(given: str | None) -> Said:
     """The first line with an address, or oops, in what was given, or in a log on standard input; however wrapped."""
-    from splitlock.host.log import Log
-    from splitlock.host.sources import Stored, Text
+    from splitlock.host.log.heard import Log
+    from splitlock.host.log.sources import Stored, Text
 
     piped = given is None or given == "-"
     log = Log(Stored("-") if piped else Text(given or ""))
@@ -121,8 +121,8 @@ def _said(given: str | None) -> Said:
 def _space(args: argparse.Namespace, line: Line) -> Saved | None:
     if args.pid is None and not args.maps and not args.image:
         return None
-    from splitlock.host.based import Based
-    from splitlock.host.space import Live, saved
+    from splitlock.host.explain.based import Based
+    from splitlock.host.explain.space import Live, saved
 
     if args.pid is not None:
         try:

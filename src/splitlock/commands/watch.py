@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     from splitlock.commands import Parser
     from splitlock.commands._output import Output
-    from splitlock.host.sources import Source
-    from splitlock.host.space import Saved
+    from splitlock.host.explain.space import Saved
+    from splitlock.host.log.sources import Source
     from splitlock.host.watch import Watch
     from splitlock.report.watch import Event
 
@@ -70,7 +70,7 @@ def prepare_parser(parser: Parser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Do it; gives the exit status."""
     from splitlock.commands._output import Output, end_politely
-    from splitlock.host.log import Log
+    from splitlock.host.log.heard import Log
     from splitlock.host.watch import Watch
 
     if args.journal and args.files:
@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _source(args: argparse.Namespace, follow: bool) -> Source:
-    from splitlock.host import sources
+    from splitlock.host.log import sources
 
     if args.journal:
         return sources.Journal(follow=follow)
@@ -118,7 +118,7 @@ def _source(args: argparse.Namespace, follow: bool) -> Source:
 
 
 def _ends(args: argparse.Namespace, follow: bool) -> bool | None:
-    from splitlock.host import rotated
+    from splitlock.host.log import rotated
 
     if follow or not args.files:
         return True
@@ -132,7 +132,7 @@ def _ends(args: argparse.Namespace, follow: bool) -> bool | None:
 def _space(args: argparse.Namespace) -> Saved | None:
     if not args.maps:
         return None
-    from splitlock.host.space import saved
+    from splitlock.host.explain.space import saved
 
     return saved(args.maps, args.root)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from splitlock.host.hypervisors import hypervisors
-from splitlock.host.judgement import judge
+from splitlock.host.judgement.hypervisors import hypervisors
+from splitlock.host.judgement.judge import judge
 from splitlock.report.advise import Guest, Report
 
 TYPE_CHECKING = False

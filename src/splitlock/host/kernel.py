@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 
-from splitlock.host import settings
-from splitlock.host.command_lines import booted
-from splitlock.host.log import Heard
-from splitlock.host.settings import Unused
+from splitlock.host.log.heard import Heard
+from splitlock.host.settings import audit as settings
+from splitlock.host.settings.audit import Unused
+from splitlock.host.settings.command_lines import booted
 from splitlock.linux import parameter, versions
 from splitlock.report import status as report
 

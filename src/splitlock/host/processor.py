@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 
-from splitlock.host import cpuid, uses
-from splitlock.host.command_lines import booted
-from splitlock.host.uses import Facts
+from splitlock.host import cpuid
+from splitlock.host.judgement import uses
+from splitlock.host.judgement.uses import Facts
+from splitlock.host.settings.command_lines import booted
 from splitlock.linux import parameter, versions
 from splitlock.linux.detection import AMD
 from splitlock.linux.models import UNANNOUNCED
@@ -14,7 +15,7 @@ from splitlock.report.status import Detection, Processor
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from splitlock.host.log import Heard
+    from splitlock.host.log.heard import Heard
     from splitlock.host.root import Root
     from splitlock.linux.versions import Release
     from splitlock.report.judgement import Known, Use

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from splitlock.host import checks, modules, tasks
-from splitlock.host.hypervisors import hypervisors
-from splitlock.host.judgement import judge
+from splitlock.host import modules, tasks
+from splitlock.host.judgement import checks
+from splitlock.host.judgement.hypervisors import hypervisors
+from splitlock.host.judgement.judge import judge
 from splitlock.host.kernel import kernel, running
-from splitlock.host.log import Heard
+from splitlock.host.log.heard import Heard
 from splitlock.host.processor import processor
 from splitlock.linux import versions
 from splitlock.report.judgement import Judgement, Use

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 
-from splitlock.host import oops
 from splitlock.host.causes import Causes
-from splitlock.host.explain import explain
-from splitlock.host.log import FOUND, Log
+from splitlock.host.explain.line import explain
+from splitlock.host.log.heard import FOUND, Log
+from splitlock.host.oops import explanation as oops
 from splitlock.linux.text import when
 from splitlock.report.watch import Count, Event, Summary
 
@@ -15,10 +15,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from splitlock.host.log import Said
-    from splitlock.host.oops_files import Files
-    from splitlock.host.space import Saved
-    from splitlock.host.wrappings import Record
+    from splitlock.host.explain.space import Saved
+    from splitlock.host.log.heard import Said
+    from splitlock.host.log.wrappings import Record
+    from splitlock.host.oops.files import Files
     from splitlock.linux.log import Line
 
 _KERNEL = ("oops", "alignment")

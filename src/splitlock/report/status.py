@@ -61,6 +61,9 @@ class Kernel(msgspec.Struct, kw_only=True):
     mitigate: int | None  #: kernel.split_lock_mitigate; null: this kernel has none, or nobody can tell
 
 
+KERNEL: Final = "the kernel"  #: `Logged.comm` of its own split locks
+
+
 class Logged(msgspec.Struct, kw_only=True):
     """Who took how many, by the kernel's log."""
 

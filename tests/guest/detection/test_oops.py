@@ -12,8 +12,8 @@ from guest import boots
 from guest.conftest import PROGRAMS, Run
 from guest.detection.conftest import Boot
 
-from splitlock.host.oops import explain
-from splitlock.host.oops_files import Files
+from splitlock.host.oops.explanation import explain
+from splitlock.host.oops.files import Files
 from splitlock.linux.oops import Collector, head
 from splitlock.report.oops import Oops
 

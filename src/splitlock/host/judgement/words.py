@@ -6,6 +6,7 @@ from splitlock.linux import versions
 from splitlock.linux.delays import SLEEP_MS, STEP_MS
 from splitlock.linux.detection import AMD
 from splitlock.linux.versions import has
+from splitlock.report.status import KERNEL
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from splitlock.report.judgement import Fate, Hypervisor, Verdict, Who
     from splitlock.report.status import Log, Report
 
-KERNEL = "the kernel"  #: what host/log.py calls it
 _FATES: dict[Fate, str] = {
     "nothing": "nothing is detected", "goes-on": "it goes on", "slowed": "it is slowed", "limited": "it has to wait",
     "killed": "it is killed", "oops": "the kernel oopses", "stuck": "it is stuck", "not-known": "not known",

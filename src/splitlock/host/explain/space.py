@@ -7,7 +7,7 @@ from collections import OrderedDict
 from typing import NamedTuple
 
 from splitlock._errors import ImageError, SplitlockError
-from splitlock.host import reasons
+from splitlock.host.explain import reasons
 from splitlock.host.root import Root
 from splitlock.image.elf import elf_class
 from splitlock.image.loaded import Loaded
@@ -19,7 +19,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from splitlock.host.reasons import Reason
+    from splitlock.host.explain.reasons import Reason
     from splitlock.linux.proc import Mapping
 
 _DELETED = " (deleted)"

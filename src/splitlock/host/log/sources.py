@@ -12,8 +12,8 @@ import time
 import msgspec
 
 from splitlock._errors import SplitlockError
-from splitlock.host import rotated, stored, structured
-from splitlock.host.wrappings import Lines, Record
+from splitlock.host.log import rotated, stored, structured
+from splitlock.host.log.wrappings import Lines, Record
 from splitlock.linux import below
 
 TYPE_CHECKING = False

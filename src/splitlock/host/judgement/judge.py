@@ -9,8 +9,8 @@ from __future__ import annotations
 from itertools import product
 from typing import NamedTuple
 
-from splitlock.host import words
-from splitlock.host.words import programs
+from splitlock.host.judgement import words
+from splitlock.host.judgement.words import programs
 from splitlock.linux import detection, versions
 from splitlock.linux.detection import AMD, Kernel, Processor
 from splitlock.linux.parameter import MODES

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from splitlock.host.words import KERNEL
 from splitlock.linux import versions
 from splitlock.linux.versions import has
 from splitlock.report.lines import count
+from splitlock.report.status import KERNEL
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

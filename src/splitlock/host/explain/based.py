@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 
 from splitlock._errors import SplitlockError
-from splitlock.host import reasons
-from splitlock.host.likely import digits, likely
-from splitlock.host.space import Found, Saved, frames, loaded
+from splitlock.host.explain import reasons
+from splitlock.host.explain.likely import digits, likely
+from splitlock.host.explain.space import Found, Saved, frames, loaded
 from splitlock.linux import below
 from splitlock.report.frames import own, short
 from splitlock.x86 import logged
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from splitlock.host.reasons import Reason
+    from splitlock.host.explain.reasons import Reason
     from splitlock.image.loaded import Loaded
     from splitlock.linux.log import Line, Mapped
 

@@ -12,8 +12,8 @@ import re
 from iced_x86 import Decoder
 
 from splitlock._errors import ImageError, SplitlockError
-from splitlock.host.oops_image import Code, Image, same_code
-from splitlock.host.oops_types import Words
+from splitlock.host.oops.image import Code, Image, same_code
+from splitlock.host.oops.types import Words
 from splitlock.image.btf import Btf
 from splitlock.image.symbols import Frame as Named
 from splitlock.x86.locked import split_size

@@ -13,14 +13,14 @@ import re
 from itertools import chain
 from typing import Literal, NamedTuple
 
-from splitlock.host import boot_files
+from splitlock.host.settings import boot_files
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from splitlock.host.boot_files import Kept
     from splitlock.host.root import Root
+    from splitlock.host.settings.boot_files import Kept
 
 Known = Literal["yes", "no", "unknown"]
 

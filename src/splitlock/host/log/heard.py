@@ -11,23 +11,24 @@ from collections import Counter
 from typing import NamedTuple
 
 from splitlock._errors import SplitlockError
-from splitlock.host import rotated, sources, tasks
+from splitlock.host import tasks
 from splitlock.host.causes import Causes
-from splitlock.host.oops import explain
-from splitlock.host.words import KERNEL
-from splitlock.host.wrappings import JOURNALD
+from splitlock.host.log import rotated, sources
+from splitlock.host.log.wrappings import JOURNALD
+from splitlock.host.oops.explanation import explain
 from splitlock.linux.log import lines
 from splitlock.linux.oops import Collector, Dump, head
 from splitlock.report import status as report
 from splitlock.report.lines import count
+from splitlock.report.status import KERNEL
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from splitlock.host.log.sources import Source
+    from splitlock.host.log.wrappings import Record
     from splitlock.host.root import Root
-    from splitlock.host.sources import Source
-    from splitlock.host.wrappings import Record
     from splitlock.linux.log import Line
     from splitlock.report.oops import KnownCause
 

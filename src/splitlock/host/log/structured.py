@@ -9,7 +9,7 @@ import re
 
 import msgspec
 
-from splitlock.host.wrappings import JOURNALD, LINE, Lines, Record, matters
+from splitlock.host.log.wrappings import JOURNALD, LINE, Lines, Record, matters
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from iced_x86 import Decoder, Instruction, Register, RegisterExt
 
-from splitlock.host.oops_words import blamed, foreign, outside, report_to, sentences, summary, whose
+from splitlock.host.oops.words import blamed, foreign, outside, report_to, sentences, summary, whose
 from splitlock.linux.oops import Dump
 from splitlock.linux.oops import Frame as Dumped
 from splitlock.report import oops as report
@@ -19,8 +19,8 @@ from splitlock.x86.privileged import spell
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from splitlock.host.oops_files import Files
-    from splitlock.host.oops_image import Code
+    from splitlock.host.oops.files import Files
+    from splitlock.host.oops.image import Code
 
 _GENERAL = ("RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI", "R08", "R09", "R10", "R11", "R12", "R13", "R14",
             "R15")  # fmt: skip

@@ -11,7 +11,7 @@ from functools import cmp_to_key
 from typing import NamedTuple
 
 from splitlock._errors import ImageError
-from splitlock.host.version_order import compare
+from splitlock.host.settings.version_order import compare
 from splitlock.image import pe
 
 TYPE_CHECKING = False

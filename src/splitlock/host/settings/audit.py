@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from typing import Literal, NamedTuple
 
-from splitlock.host import sysctl
-from splitlock.host.command_lines import Line, bootconfig, booted, command_lines
+from splitlock.host.settings import sysctl
+from splitlock.host.settings.command_lines import Line, bootconfig, booted, command_lines
 from splitlock.linux import parameter, versions
 from splitlock.linux.versions import has
 

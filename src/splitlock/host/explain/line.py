@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 
-from splitlock.host import reasons, tasks
-from splitlock.host.reasons import Reason
-from splitlock.host.space import Live, Saved, frames
+from splitlock.host import tasks
+from splitlock.host.explain import reasons
+from splitlock.host.explain.reasons import Reason
+from splitlock.host.explain.space import Live, Saved, frames
 from splitlock.report.frames import own
 from splitlock.report.watch import Event, Place
 from splitlock.x86 import logged
@@ -15,7 +16,7 @@ from splitlock.x86.privileged import spell
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from splitlock.host.space import Found
+    from splitlock.host.explain.space import Found
     from splitlock.linux.log import Line
 
 _BEFORE = 64  # bytes looked at where no function's start is known

@@ -1,0 +1,1 @@
+"""What one logged address means."""

@@ -1,0 +1,1 @@
+"""What each mode would do on a machine: one judgement, for `status` and `advise`."""

@@ -1,0 +1,1 @@
+"""An oops by a split lock, explained."""

@@ -1,0 +1,1 @@
+"""What is set about split-lock detection, where, and whether it counts."""
