@@ -91,6 +91,7 @@ def _event(said: Said, args: argparse.Namespace) -> Event:
     assert said.line is not None
     files, causes = oops_files(args)
     event = explain(said.line, _space(args, said.line))
+    event.speaker = said.record.speaker
     if said.dump is not None:
         event.detail, event.oops = str(said.dump.place or ""), oops.explain(said.dump, files)
     event.causes = causes.of_event(event)
@@ -115,7 +116,7 @@ def _said(given: str | None) -> Said:
         )
     if len(found) > 1:
         sys.stderr.write(f"splitlock explain: the first of {len(found):,} lines; `splitlock watch -` explains all\n")
-    return found[0]
+    return next((said for said in found if not said.record.speaker), found[0])  # the kernel's own word first
 
 
 def _space(args: argparse.Namespace, line: Line) -> Saved | None:

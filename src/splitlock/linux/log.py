@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 #: trap        a task took a split or bus lock and went on
-#: guest       a guest's `#AC` that the host's mode does not let go on: SIGBUS for the VMM. `detail`: fatal, bogus
+#: guest       a guest's `#AC` in a mode that kills its virtual machine: SIGBUS for the VMM. `detail`: fatal, bogus
 #: killed      SIGBUS after `#AC`: mode fatal, or the task asked for alignment checks. `mapped`: where it ran
 #: mode        what is said at boot. `detail`: off, warn, fatal, ratelimit:N
 #: note        something else that is said at boot

@@ -72,7 +72,7 @@ class Head(NamedTuple):
 
     split  a kernel that knows of split locks (5.7 and later): `Split lock detected`. False: `alignment check`, which
            older kernels say, for whom `#AC` in kernel mode has no meaning
-    number `[#N]`: the how manieth oops since boot; None where the line with it is missing
+    number `[#N]`: the number of this oops since boot; None where the line with it is missing
     """
 
     split: bool

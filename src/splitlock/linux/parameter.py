@@ -36,7 +36,7 @@ def find(command_line: str) -> str | None:
 
 
 def setting(value: str | None, *, ratelimit: bool = True) -> Setting:
-    """What a value comes to; None: it is not given. `ratelimit`: this kernel knows this mode (5.13 on)."""
+    """What a value comes to; None: it is not given. `ratelimit`: this kernel knows this mode (versions.RATELIMIT)."""
     if value is None:
         return Setting("warn")
     if value in _NAMED:

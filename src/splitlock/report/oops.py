@@ -67,7 +67,7 @@ class Oops(msgspec.Struct, kw_only=True):
     """
 
     detected: bool  #: false: `alignment check`, of a kernel without split-lock detection
-    number: int | None  #: the how manieth oops since boot
+    number: int | None  #: the number of this oops since boot
     bits: int
     place: Frame | None  #: null: the line with RIP is missing
     instruction: Instruction | None

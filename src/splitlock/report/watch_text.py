@@ -18,11 +18,11 @@ _NAMES = 3  # of tasks that are named where one address has many
 _WORDS = ("mode", "note", "unknown")  # shown as the kernel said it
 _KERNEL = {
     "oops": "a split lock in the kernel",
-    "alignment": "#AC in a kernel that does not know split locks, perhaps one,",
+    "alignment": "an alignment check in a kernel that does not know split locks (it may be one)",
 }
 _SAYS = {
     "trap": {"#AC": "took a split lock", "#DB": "took a bus lock"},
-    "guest": {"#AC": "a guest's split lock, not to be let go on: SIGBUS"},
+    "guest": {"#AC": "took a guest's split lock: the host's mode kills the virtual machine (SIGBUS)"},
     "killed": {"#AC": "got SIGBUS for a split lock, or for its own alignment check"},
 }
 
@@ -168,7 +168,7 @@ def _found(summary: Summary) -> str:
         return "no split or bus lock logged since boot" if summary.whole else _NONE
     words = [count(summary.traps, "trap")]
     words += [count(summary.killed, "SIGBUS", "SIGBUS")] if summary.killed else []
-    words += [f"{summary.guests:,} of guests not let go on"] if summary.guests else []
+    words += [f"{count(summary.guests, 'virtual machine')} killed"] if summary.guests else []
     words += [count(summary.oopses, "oops", "oopses")] if summary.oopses else []
     words += [f"{summary.refused:,} of a guest that could not turn detection off"] if summary.refused else []
     return ", ".join(words)

@@ -59,14 +59,13 @@ def _logged(report: Report) -> list[str]:
         lines = sum(task.lines for task in guests)
         found.append(
             f"virtual machines take split locks: {_some([task.comm for task in guests])}{whose} "
-            f"({count(lines, 'line')}): which code, `splitlock guest` on their images says"
+            f"({count(lines, 'line')}): `splitlock guest` on their images names the code"
         )
     if any(task.guest and task.exception == "#AC" for task in guests) and report.kernel.mode == "fatal":
         found.append("the kernel says this once a boot: more virtual machines may have been killed without a word")
     for task in [task for task in report.log.tasks if not task.guest and task.comm != KERNEL][:_NAMED]:
         found.append(
-            f"{task.comm} takes them ({count(task.lines, 'line')}): which code, says `splitlock watch`, or "
-            "`splitlock run`"
+            f"{task.comm} takes them ({count(task.lines, 'line')}): `splitlock watch` or `splitlock run` names the code"
         )
     return found
 

@@ -43,7 +43,8 @@ def _directory(path: str) -> list[str]:
         if found := [each for each in here if _family(each)[1] == base]:
             return sorted(found, key=age)
     dumps = [each for each in here if _PSTORE.fullmatch(os.path.basename(each))]
-    journals = [os.path.join(top, name) for top, _, files in os.walk(path) for name in files if ".journal" in name]
+    journals = [os.path.join(top, name) for top, _, files in os.walk(path) for name in files
+                if ".journal" in name and os.path.isfile(os.path.join(top, name))]  # fmt: skip
     if not dumps and not journals:
         raise SplitlockError(f"{path}: no kernel log in this directory ({', '.join(FAMILIES)}, *.journal)", 2)
     return sorted(dumps, key=age) or sorted(journals)

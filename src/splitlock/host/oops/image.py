@@ -19,6 +19,7 @@ from splitlock.image.kallsyms import Kallsyms
 from splitlock.image.module import KernelImage
 from splitlock.image.symbols import Frame as Named
 from splitlock.image.symbols import Symbols
+from splitlock.linux import below
 from splitlock.x86.lines import CACHE_LINE
 from splitlock.x86.locked import static_address
 
@@ -55,7 +56,7 @@ class Image:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        with open(path, "rb") as file:
+        with open(below.opened("", os.path.abspath(path)), "rb") as file:  # a FIFO would be waited for
             size = os.fstat(file.fileno()).st_size
             if not 0 < size < _LARGEST:
                 raise ImageError("empty, or too large for a kernel")
