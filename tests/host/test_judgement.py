@@ -14,6 +14,7 @@ from splitlock.host.advise import advise, guest
 from splitlock.host.root import Root
 from splitlock.host.status import status
 from splitlock.report.advise import Report
+from splitlock.report.advise_text import render
 from splitlock.report.guest import SCHEMA as GUEST
 from splitlock.report.guest import Report as Watched
 from splitlock.report.guest import Site
@@ -155,13 +156,15 @@ def site(where: str, comm: str | None, image: str | None) -> Site:
     )  # fmt: skip
 
 
-def watched(*sites: Site) -> Watched:
+def watched(
+    *sites: Site, more: int = 0, kernel: str | None = "6.1", end: str = "power off", unwatched: tuple[str, ...] = ()
+) -> Watched:
     means = Means(
-        qemu="7.2", api=1, registers=True, cpus=2, sites=9, kernel="6.1", processes=True, seconds=1.0, end="power off"
+        qemu="7.2", api=1, registers=True, cpus=2, sites=9, kernel=kernel, processes=True, seconds=1.0, end=end
     )
     return Watched(
-        schema=GUEST, guest="a", hits=3 * len(sites), unnamed=0, sites=list(sites), ready=not sites, watched=means,
-        unwatched=["something"],
+        schema=GUEST, guest="a", hits=3 * len(sites) + more, unnamed=more, sites=list(sites), watched=means,
+        ready=None if kernel is None else not sites, unwatched=list(unwatched),
     )  # fmt: skip
 
 
@@ -174,7 +177,33 @@ def test_guest_reports(tmp_path: Path) -> None:
     report = advise(machine(tmp_path), [KVM], [clean, dirty], "here")
     (effect,) = [effect for effect in modes(report)["fatal"].effects if effect.who == "guest"]
     assert (effect.fate, effect.names) == ("killed", ["vm.json (user demo, firmware CpuMpPei)"])
-    assert "clean.json: something" in report.judgement.unknown
+
+
+#: Reports that do not say that a guest is clean, and what each must make somebody read.
+UNCLEAN = {
+    "hits that no site names": (watched(more=5), "5 split locks that no site names"),
+    "it never ran": (watched(kernel=None, end="qemu: exit status 1"), "qemu: exit status 1"),
+    "no Linux": (watched(kernel=None), "no Linux kernel was seen"),
+    "it died": (watched(end="qemu: killed by signal 9"), "signal 9"),
+    "it hung": (watched(end="livelock"), "livelock"),
+    "not all was watched": (watched(unwatched=("something",)), "something"),
+}
+
+
+@pytest.mark.parametrize("why", UNCLEAN)
+def test_guest_reports_that_are_not_clean(why: str, tmp_path: Path) -> None:
+    """What a report does not rule out is judged as if there were none, also beside a clean one."""
+    unclean = guest("vm.json", UNCLEAN[why][0])
+    clean = guest("clean.json", watched())
+    assert not clean.takers + clean.unwatched
+    for guests in ([unclean], [clean, unclean]):
+        report = advise(machine(tmp_path), [KVM, LEFT], guests, "here")
+        told = modes(report)
+        assert [told[mode].verdict for mode in ("off", "warn", "fatal")] == ["nothing", "not-known", "breaks"]
+        assert fate(told["fatal"], "guest", "kvm_intel") == "killed"
+        said = " ".join([*(name for one in told["fatal"].effects for name in one.names), *report.judgement.unknown])
+        assert UNCLEAN[why][1] in said
+        assert "no split locks seen" not in render(report).partition("guest vm.json")[2].partition("\n")[0]
 
 
 RELEASES = ("4.19.0", "5.6.1", "5.7.1", "5.10.0-46-amd64", "5.13.0", "5.14.0", "5.14.0-503.el9.x86_64", "5.19.2",

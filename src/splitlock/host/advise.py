@@ -5,12 +5,17 @@ from __future__ import annotations
 from splitlock.host.judgement.hypervisors import hypervisors
 from splitlock.host.judgement.judge import judge
 from splitlock.report.advise import Guest, Report
+from splitlock.report.lines import count
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from splitlock.report.guest import Report as Watched
     from splitlock.report.status import Module
     from splitlock.report.status import Report as Status
+
+
+#: How a guest ends whose watch was as long as somebody wanted it.
+_ENDS = ("power off", "duration", "until", "interrupted")
 
 
 def guest(path: str, watched: Watched) -> Guest:
@@ -20,7 +25,23 @@ def guest(path: str, watched: Watched) -> Guest:
         if site.hits or site.traps:
             who = site.comm if site.where == "user" else site.image
             takers.append(f"{site.where} {who}" if who else site.where)
-    return Guest(path=path, hits=watched.hits, takers=list(dict.fromkeys(takers)), unwatched=watched.unwatched)
+    traps = watched.detection.traps if watched.detection else 0
+    unnamed = max(watched.hits, watched.unnamed) - sum(site.hits for site in watched.sites)
+    unnamed = max(unnamed, traps - sum(site.traps for site in watched.sites))
+    if unnamed > 0:
+        takers.append(f"{count(unnamed, 'split lock')} that no site names")
+    unseen = _unseen(watched)
+    return Guest(path=path, hits=watched.hits, takers=list(dict.fromkeys(takers)), unwatched=unseen)
+
+
+def _unseen(watched: Watched) -> list[str]:
+    """Why it may take split locks that the report does not have; empty: what was to be watched was watched."""
+    found = list(watched.unwatched)
+    if watched.watched.end not in _ENDS:
+        found.append(f"it ended by itself ({watched.watched.end}): what it would have done later was not seen")
+    if watched.watched.kernel is None and not any("Linux" in what for what in found):
+        found.append("no Linux kernel was seen in it")
+    return found
 
 
 def advise(

@@ -18,7 +18,7 @@ class Guest(msgspec.Struct, kw_only=True):
     path: str
     hits: int
     takers: list[str]  #: who took split locks in it
-    unwatched: list[str]
+    unwatched: list[str]  #: why it may take some that were not seen; with neither it is clean
 
 
 class Report(Document, kw_only=True):

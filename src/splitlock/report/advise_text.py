@@ -27,7 +27,8 @@ def render(report: Report, *, verbose: bool = False) -> str:
         loaded = {"yes": "loaded", "no": "not loaded", "unknown": "may be loaded"}[one.loaded]
         lines += wrap(f"hypervisor {one.name}: {loaded}; {one.why}")
     for guest in report.guests:
-        lines += wrap(f"guest {guest.path}: {', '.join(guest.takers) or 'no split locks seen'}")
+        clean = "not known: not all of it was watched" if guest.unwatched else "no split locks seen"
+        lines += wrap(f"guest {guest.path}: {', '.join(guest.takers) or clean}")
     lines += ["", "what each mode would do here:", *modes(found, verbose=verbose)]
     if found.unknown:
         lines += ["", "not known:"]

@@ -93,7 +93,8 @@ def _mode(
 ) -> Mode:
     made = [_effect("program", "", mode, status, possible), _effect("kernel", "", mode, status, possible)]
     for one in found:
-        if not guests or any(guest.takers for guest in guests):
+        # a guest that was not watched in full may take some, as one of which there is no report
+        if not guests or any(guest.takers or guest.unwatched for guest in guests):
             made.append(_guest(one, mode, status, possible, guests))
     verdict = max((_verdict(effect) for effect in made if effect.counts), key=_ORDER.index)
     return Mode(
