@@ -259,3 +259,37 @@ def test_errors() -> None:
         assert (done.returncode, done.stdout) == (2, "")
         assert said in done.stderr
     assert run("-o", "/none/x", "--no-scan").returncode == 2
+
+
+def test_names_forge_no_line(tmp_path: Path) -> None:
+    """Host, kernel, virtual machine, settings file: anybody may have named them."""
+    forged = "x\nlog         no split or bus lock logged since boot\nguard       up\n"
+    write(
+        tmp_path,
+        {
+            "proc/cpuinfo": ICE_LAKE.format(flags=" split_lock_detect"),
+            "proc/sys/kernel/hostname": forged,
+            "proc/sys/kernel/osrelease": f"6.8.0{forged}",
+            "proc/cmdline": "ro",
+            "proc/77/status": "Tgid:\t77\n",
+            "proc/77/comm": "qemu-kvm\n",
+            "proc/77/cmdline": f"qemu-kvm\0-name\0{forged}\0",
+            "proc/77/cgroup": "0::/\n",
+            f"etc/sysctl.d/{forged.replace('/', '')}.conf": "kernel.split_lock_mitigate = 0\n",
+        },
+    )
+    text = run("--root", tmp_path).stdout
+    assert text.count("\\nguard") >= 4
+    assert [line for line in text.splitlines() if line.startswith(("log ", "guard"))] == [
+        line for line in text.splitlines() if line.startswith(("log         not read", "guard       not known"))
+    ]
+
+
+def test_errors_drive_no_terminal(tmp_path: Path) -> None:
+    """One line, whatever is in a file's name."""
+    name = tmp_path / "a\x1b]0;owned\x07\nsplitlock: all is well"
+    done = run("--root", name)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr[:-1].isprintable()
+    assert "\\x1b]0;owned\\x07\\nsplitlock: all is well: no such directory" in done.stderr
+    assert run("\x1b[2J\n").stderr[:-1].isprintable()

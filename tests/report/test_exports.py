@@ -87,4 +87,4 @@ def test_lines() -> None:
         "2,000 files",
         "2 processes",
     )
-    assert printable("a\nb\x1b") == "a\nb\\x1b"
+    assert printable("a\nb\x1b") == "a\\nb\\x1b"

@@ -50,6 +50,14 @@ class Help(argparse.RawDescriptionHelpFormatter):
         super().__init__(prog, width=80)
 
 
+def complain(text: str) -> None:
+    """Write one line on standard error, whatever the names in it hold. Raises OSError where nobody listens."""
+    from splitlock.report.lines import printable
+
+    sys.stderr.write(f"{printable(text)}\n")
+    sys.stderr.flush()
+
+
 class Parser(argparse.ArgumentParser):
     """Wrong usage is one line and, as for env(1) and timeout(1), exit status 125 where a program is run."""
 
@@ -63,7 +71,7 @@ class Parser(argparse.ArgumentParser):
         return lambda name, about: made.add_parser(name, description=about, formatter_class=Help)
 
     def error(self, message: str) -> NoReturn:
-        sys.stderr.write(f"{self.prog}: {message} (see {self.prog} --help)\n")
+        complain(f"{self.prog}: {message} (see {self.prog} --help)")
         sys.exit(self.wrong_usage)
 
 
@@ -99,8 +107,7 @@ def main(argv: list[str] | None = None) -> int:
     except SplitlockError as error:
         status = error.exit_code
         try:
-            sys.stderr.write(f"splitlock: {error}\n")
-            sys.stderr.flush()
+            complain(f"splitlock: {error}")
         except OSError:  # nobody listens; the status says it
             sys.stderr = open(os.devnull, "w")  # noqa: SIM115  # as long as the process
     except KeyboardInterrupt:

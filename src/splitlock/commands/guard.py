@@ -7,6 +7,7 @@ import os
 import sys
 
 from splitlock._errors import SplitlockError
+from splitlock.commands import complain
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -169,7 +170,7 @@ def _log(args: argparse.Namespace) -> int:
     for decision in found:
         shown.show(decision)
     for line in service.told(file):
-        sys.stderr.write(f"splitlock: guard log: {line}\n")
+        complain(f"splitlock: guard log: {line}")
     if failed:
         raise SplitlockError(failed, 2)
     return 0
@@ -221,7 +222,7 @@ def _test(args: argparse.Namespace) -> int:
         try:
             decision = rules.judge(path)
         except SplitlockError as error:
-            sys.stderr.write(f"splitlock: {error}\n")
+            complain(f"splitlock: {error}")
             status = 2
             continue
         if args.format == "json":

@@ -8,6 +8,7 @@ import sys
 from contextlib import contextmanager
 
 from splitlock._errors import SplitlockError
+from splitlock.commands import complain
 from splitlock.commands._options import report_options, seconds
 
 TYPE_CHECKING = False
@@ -161,7 +162,7 @@ def _watch(options: Options, args: argparse.Namespace, qemu: str) -> Report:
 
 
 def _tell(words: str) -> None:
-    print(f"splitlock: {words}", file=sys.stderr, flush=True)
+    complain(f"splitlock: {words}")
 
 
 def _quiet(words: str) -> None:

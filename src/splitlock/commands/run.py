@@ -92,26 +92,26 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _render(tracer: Tracer, command: list[str], args: argparse.Namespace) -> bytes:
-    images = ""
+    images = []
     if args.verbose and args.format == "text":
-        images = "".join(f"  {count:>7,} sites  {name}\n" for name, count in sorted(tracer.watch.names.items()))
+        images = [f"  {count:>7,} sites  {name}" for name, count in sorted(tracer.watch.names.items())]
     if args.format == "text" and not tracer.sites:  # the usual case: without the imports a full report needs
-        from splitlock.report.lines import printable
+        from splitlock.report.lines import page
         from splitlock.report.run_text import summary
 
         watched = tracer.watch.images
         rest = [(name, reason, size, held) for name, _, reason, size, held in tracer.unmonitored()]
         lines = summary(False, sum(watched.values()), len(watched), tracer.processes, rest)
-        return ("\n".join(lines) + "\n" + printable(images)).encode()
+        return page([*lines, *images]).encode()
     from splitlock.process.describe import describe
 
     report = describe(tracer, command)
     if args.format == "json":
         return report.to_json()
-    from splitlock.report.lines import printable
+    from splitlock.report.lines import page
     from splitlock.report.run_text import render
 
-    return (render(report, *((len(report.sites),) if args.verbose else ())) + printable(images)).encode()
+    return (render(report, *((len(report.sites),) if args.verbose else ())) + page(images)).encode()
 
 
 def _write(output: int, text: bytes, name: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from splitlock.report.judgement_text import modes
-from splitlock.report.lines import printable, wrap
+from splitlock.report.lines import page, wrap
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def render(report: Report, *, verbose: bool = False) -> str:
         lines += ["", "not known:"]
         for what in found.unknown:
             lines += wrap(what, "  ", "    ")
-    return "\n".join(map(printable, lines)) + "\n"
+    return page(lines)
 
 
 def _host(report: Report) -> str:

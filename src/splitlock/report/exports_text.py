@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from splitlock.report.lines import count, printable, wrap
+from splitlock.report.lines import count, page, wrap
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def render(report: Report, *, verbose: bool = False) -> str:
         lines += wrap(f"not counted, as they import what nobody exports: {_row(report.unresolved, verbose)}")
     for error in report.errors:
         lines += wrap(f"not read: {error.path}{': ' + error.member if error.member else ''}: {error.reason}")
-    return "\n".join(map(printable, lines)) + "\n"
+    return page(lines)
 
 
 def _row(names: list[str], verbose: bool) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from splitlock.report.lines import WIDTH, cut, printable, wrap
+from splitlock.report.lines import WIDTH, cut, page, printable, wrap
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,9 +24,9 @@ def head() -> str:
 def render(decision: Decision, *, verbose: bool = False, colour: bool = False) -> str:
     """One decision as text, 80 columns wide."""
     verdict = "REFUSED" if decision.refused else "allow" if decision.listed else decision.verdict
-    by = f"{decision.comm}/{decision.pid}"
+    by = printable(f"{decision.comm}/{decision.pid}")
     line = f"{verdict:<8} {decision.time[:19].replace('T', ' '):<19} {cut(decision.name or '?', 18):<18} {by:<20} "
-    rest = decision.reason
+    rest = printable(decision.reason)
     lines = [line + rest] if len(line) + len(rest) <= WIDTH else [line.rstrip(), *wrap(_MARGIN + rest, "", _MARGIN)]
     if verbose or decision.refused:
         lines += wrap(", ".join(_facts(decision)), _MARGIN, _MARGIN)
@@ -34,7 +34,7 @@ def render(decision: Decision, *, verbose: bool = False, colour: bool = False) -
         lines += findings(decision, verbose)
         if decision.log:
             lines += wrap(f"log: {decision.log}", _MARGIN, _MARGIN + "     ")
-    text = printable("\n".join(lines) + "\n")
+    text = page(lines)
     if colour:
         number = _COLOURS.get(verdict, _COLOURS["refuse"])
         text = f"\x1b[{number}m{verdict}\x1b[0m" + text[len(verdict) :]
@@ -52,7 +52,7 @@ def render_test(decision: Decision, path: str, *, verbose: bool = False) -> str:
             lines += wrap(f"log: {decision.log}", _MARGIN, _MARGIN + "     ")
     if verbose and decision.digest:
         lines.append(f"{_MARGIN}sha256 {decision.digest}")
-    return printable("\n".join(lines) + "\n")
+    return page(lines)
 
 
 def findings(decision: Decision, verbose: bool) -> list[str]:
@@ -110,4 +110,4 @@ def render_status(status: Status) -> str:
         lines.append(f"log       {status.log}")
     for number, hole in enumerate(status.holes):
         lines += wrap(f"{'blind to' if not number else '':<9} {hole}", "", " " * 12)
-    return "\n".join(lines) + "\n"
+    return page(lines)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from splitlock.report.lines import count, cut, printable, wrap
+from splitlock.report.lines import count, cut, page, wrap
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,8 +38,8 @@ def render(report: Report, *, verbose: bool = False) -> str:
     )
     for reason in report.unwatched:
         lines += wrap(f"not known: {reason}")
-    lines += wrap(printable(_verdict(report)))
-    return "\n".join(map(printable, lines)) + "\n"
+    lines += wrap(_verdict(report))
+    return page(lines)
 
 
 def _head(report: Report) -> str:
@@ -55,7 +55,7 @@ def _detection(detection: Detection) -> list[str]:
     by = f", by QEMU's gdb stub in {count(detection.passes, 'pass', 'passes')}" if detection.by == "gdb stub" else ""
     lines = wrap(f"processors with {' and '.join(words)}{by}{resets}")
     for said in detection.said:
-        lines += wrap(printable(f"kernel: {said}"))
+        lines += wrap(f"kernel: {said}")
     return lines
 
 
@@ -90,15 +90,15 @@ def _site(site: Site, width: int) -> list[str]:
     place = " ".join(filter(None, (_place(site), who and f"({who})")))
     number = site.traps if site.traps and not site.hits else site.hits
     head = f"{number:>{width},}  {site.where}, {bits}{': ' if place else ''}{place}"
-    lines = wrap(printable(head), "", indent)
+    lines = wrap(head, "", indent)
     if site.source:
-        lines += wrap(printable(f"at {site.source}"), indent, indent)
+        lines += wrap(f"at {site.source}", indent, indent)
     split = f"{site.operand_size} bytes at {site.operand_address}"
     lines.append(cut(f"{indent}{site.address}  {site.instruction}  [{split}]"))
     if site.traps:
-        lines += wrap(printable(f"{count(site.traps, 'exception')}: {_answers(site)}"), indent, indent)
+        lines += wrap(f"{count(site.traps, 'exception')}: {_answers(site)}", indent, indent)
     if site.said:
-        lines += wrap(printable(f"kernel: {site.said}"), indent, indent)
+        lines += wrap(f"kernel: {site.said}", indent, indent)
     return lines
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from splitlock.report.lines import count, printable, wrap
+from splitlock.report.lines import count, page, wrap
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def render(report: Report, *, verbose: bool = False) -> str:
             lines.append("")
     lines += [f"{name:<{_HEAD}} {what}" for name, what in _KINDS.items() if any(c.kind == name for c in report.cells)]
     lines += ["", *_summary(report)]
-    return "\n".join(map(printable, lines)) + "\n"
+    return page(lines)
 
 
 def _table(cells: list[Cell]) -> list[str]:

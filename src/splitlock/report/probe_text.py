@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from splitlock.report.lines import cut, printable, wrap
+from splitlock.report.lines import cut, page, wrap
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def render(report: Report, *, verbose: bool = False) -> str:
         lines.append(f"{report.damaged} lines of the probe's are spoilt")
     if verbose and report.foreign:
         lines.append(f"{report.foreign} lines are not the probe's")
-    return "\n".join(map(printable, lines)) + "\n"
+    return page(lines)
 
 
 def _machine(report: Report) -> list[str]:

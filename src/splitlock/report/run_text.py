@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from splitlock.report.lines import WIDTH, count, cut, printable, wrap
+from splitlock.report.lines import WIDTH, count, cut, page, wrap
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def render(report: Report, most: int = _SITES) -> str:
         report.watched.processes,
         [(u.image or u.mapping or "", u.reason, u.bytes, u.sites) for u in report.unmonitored],
     )
-    return "\n".join(map(printable, lines)) + "\n"
+    return page(lines)
 
 
 def summary(
@@ -62,7 +62,7 @@ def summary(
         held = "" if locked is None else f", {count(locked, 'possible locked instruction')}"
         much = "" if size is None else f"{size:,} bytes"
         line = f"{_short(name)}: {reason}: {much}{held}" if much else f"{_short(name)}: {reason}"
-        lines += wrap(printable(line.replace("\n", "\\n")), "  ", "    ")
+        lines += wrap(line, "  ", "    ")
     return lines
 
 

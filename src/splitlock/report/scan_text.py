@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from splitlock.report.lines import WIDTH, count, cut, wrap
+from splitlock.report.lines import NO_BREAK, WIDTH, count, cut, page, printable, wrap
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from splitlock.report.scan import File, Finding, Summary
 
 _MARGIN = " " * 9
-_NO_BREAK = "\xa0"
 _COLOURS = {"allow": "32", "refuse": "1;31", "disable": "1;33", "error": "35"}
 
 
@@ -45,7 +42,7 @@ class Text:
             lines += _findings(file, self.verbose)
         if file.log:
             lines += wrap(f"log: {file.log}", _MARGIN, _MARGIN + "     ")
-        text = _shown(lines)
+        text = page(lines)
         if self.colour:
             text = f"\x1b[{_COLOURS[verdict]}m{verdict}\x1b[0m" + text[len(verdict) :]
         return text.encode("utf-8", "replace")
@@ -72,9 +69,9 @@ class Text:
             for name, kind in kinds:
                 sure = kind.instructions + kind.evidence
                 word = f"{name} {sure:,}" + (f" (+{kind.possible:,} possible)" if kind.possible else "")
-                words.append(word.replace(" ", _NO_BREAK))
+                words.append(word.replace(" ", NO_BREAK))
             lines += wrap(f"found: {', '.join(words)}")
-        return _shown(lines).encode("utf-8", "replace")
+        return page(lines).encode("utf-8", "replace")
 
 
 def _kinds(file: File) -> list[str]:
@@ -84,7 +81,7 @@ def _kinds(file: File) -> list[str]:
         key = finding.kind, finding.certainty == "possible" and finding.evidence == "instruction"
         counts[key] = counts.get(key, 0) + 1
     words = [f"{kind} {count:,}{' possible' if doubt else ''}" for (kind, doubt), count in counts.items()]
-    return wrap(", ".join(word.replace(" ", _NO_BREAK) for word in words), _MARGIN, _MARGIN) if words else []
+    return wrap(", ".join(word.replace(" ", NO_BREAK) for word in words), _MARGIN, _MARGIN) if words else []
 
 
 def _findings(file: File, verbose: bool) -> list[str]:
@@ -110,7 +107,7 @@ def _place(finding: Finding, head: str) -> list[str]:
     if finding.function:
         where.append(finding.function)
     what = finding.evidence if finding.evidence != "instruction" else finding.instruction or ""
-    line = head + "  ".join([*where, what])
+    line = printable(head + "  ".join([*where, what]))
     if len(line) <= WIDTH or not where:
         return wrap(line, "", _MARGIN + " " * 19) if len(line) > WIDTH else [line]
     return [cut(head + "  ".join(where)), _MARGIN + " " * 19 + what]
@@ -132,11 +129,6 @@ def _last(file: File) -> str:
     return (file.member or file.path).rpartition("/")[2]
 
 
-def _shown(lines: Iterable[str]) -> str:
-    """Names come from files: what a terminal would act on is shown as a question mark."""
-    kept = (line.replace(_NO_BREAK, " ") for line in lines)
-    return "".join("".join(c if c.isprintable() else "?" for c in line) + "\n" for line in kept)
-
-
 def _tail(text: str, width: int) -> str:
+    text = printable(text)
     return text if len(text) <= width else "…" + text[-(width - 1) :]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from splitlock.report.lines import count, printable, wrap
+from splitlock.report.lines import count, page, wrap
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def render(report: Report) -> str:
         lines += ["", *_event(number, event)]
     harmed = [event for event in report.events if event.victim]
     lines += ["", *wrap(f"{count(len(harmed), 'event')} did harm" if harmed else "nobody was harmed")]
-    return "\n".join(map(printable, lines)) + "\n"
+    return page(lines)
 
 
 def _event(number: int, event: Event) -> list[str]:
@@ -86,7 +86,7 @@ def render_matrix(report: Matrix, *, verbose: bool = False) -> str:
     for word, meaning in FATES:
         lines += wrap(f"{word:<{_LEGEND}}{meaning}", "  ", " " * (_LEGEND + 2))
     lines += wrap(f"{len(report.cells):,} cells{'' if verbose else '; -v shows a table for each policy'}")
-    return "\n".join(map(printable, lines)) + "\n"
+    return page(lines)
 
 
 def _admissions(report: Matrix) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from splitlock.report.judgement_text import modes
-from splitlock.report.lines import count, cut, printable, wrap
+from splitlock.report.lines import count, cut, page, wrap
 from splitlock.report.oops_text import cause_title
 
 TYPE_CHECKING = False
@@ -39,7 +39,7 @@ def render(report: Report, *, verbose: bool = False) -> str:
         lines += ["", "look at this first:"]
         for number, check in enumerate(report.checks, 1):
             lines += wrap(f"{number:>2}. {check}", "", "    ")
-    return printable("\n".join(lines) + "\n")
+    return page(lines)
 
 
 def _vms(report: Report) -> str:

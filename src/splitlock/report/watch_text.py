@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from splitlock.report.frames import inlined, short
-from splitlock.report.lines import WIDTH, count, cut, printable, wrap
+from splitlock.report.lines import WIDTH, count, cut, page, wrap
 from splitlock.report.oops_text import cause_lines, oops_lines
 
 TYPE_CHECKING = False
@@ -47,9 +47,10 @@ def render(event: Event, *, verbose: bool = False, colour: bool = False, note: b
         lines += wrap(event.note, _MARGIN, _MARGIN)
     if verbose:
         lines.append(cut(f"{_MARGIN}log: {event.text}"))
-    text = printable("\n".join(lines) + "\n")
+    text = page(lines)
     if colour and event.kind in ("oops", "killed", "guest"):
-        text = f"\x1b[1;31m{lines[0]}\x1b[0m" + text[len(lines[0]) :] if lines[0].isprintable() else text
+        first = text.partition("\n")[0]
+        text = f"\x1b[1;31m{first}\x1b[0m{text[len(first) :]}"
     return text
 
 
@@ -140,7 +141,7 @@ def render_summary(summary: Summary, *, verbose: bool = False) -> str:
         lines += ["not known whether there were any:"]
         lines += [line for doubt in summary.doubts for line in wrap(f"- {doubt}", "  ", "    ")]
         lines += wrap(_KNOW)
-    return printable("\n".join(lines) + "\n")
+    return page(lines)
 
 
 _KNOW = "to know: `splitlock run -- PROGRAM` counts a program's own, whatever processor and kernel"
