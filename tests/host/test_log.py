@@ -138,6 +138,19 @@ def test_the_log_of_another_boot_is_not_this_ones(tmp_path: Path) -> None:
     assert (found.source, found.lines, found.whole) == ("var/log/messages", 0, True)
 
 
+@pytest.mark.parametrize(
+    ("behind", "same"),
+    [("", True), (" (Ubuntu 6.12.48-1.2-generic 6.12.50)", True), (" ()", True), ("-other", False), (" other", False)],
+)
+def test_distributions_put_their_version_behind_the_first_line(behind: str, same: bool, tmp_path: Path) -> None:
+    """Of Ubuntu and Proxmox, in the log alone: /proc/version has linux_banner."""
+    found = _heard(tmp_path, {
+        "proc/version": BANNER.partition("] ")[2],
+        "var/log/kern.log": BANNER.rstrip() + behind + "\n" + WARN + LATER + TRAP,
+    })  # fmt: skip
+    assert (found.lines, found.whole) == ((1, True) if same else (0, False))
+
+
 def test_an_oops_is_one_line_with_its_function(tmp_path: Path) -> None:
     dump = (
         "[ 5000.1] Oops: Split lock detected\n[ 5000.1] : 0000 [#1] SMP NOPTI\n"

@@ -234,7 +234,7 @@ class Heard:
         if not log.read:
             self.why = self.why or f"{log.source.name} is empty"
             return False
-        if version and log.banner and " ".join(log.banner.split()) != version:
+        if version and log.banner and not _same(" ".join(log.banner.split()), version):
             self.why = self.why or f"{log.source.name} is of another boot, of Linux {log.release}"
             return False
         gaps = log.gaps()
@@ -276,6 +276,12 @@ class Heard:
             oopses=[str(dump.place) if dump.place else "" for dump in log.dumps],
             causes=_causes(log),
         )
+
+
+def _same(banner: str, version: str) -> bool:
+    """Is a kernel's first line that of /proc/version? Ubuntu and Proxmox put a version of their own behind it there
+    (init/main.c of theirs: CONFIG_VERSION_SIGNATURE)."""
+    return banner == version or banner.startswith(f"{version} (")
 
 
 def _causes(log: Log) -> list[KnownCause]:
