@@ -51,6 +51,8 @@ OBSERVED = """
     EXPORTS_FOR_KVM            .................................#####
     VMX_IN_VMLINUX             ...................................###
     TDX_BUS_LOCK_EXIT          .....................................#
+    TDX_GUEST                  ????.?????????????#????????#????????##
+    TDX_HOST                   ????.?????????????.????????.???#######
     BUILT_IN_COMMAND_LINE      .........................#############
     BOOTCONFIG_COMMAND_LINE    .....................................#
     KVM_HIDES_BUS_LOCKS_ON_AMD ..................#.......############
@@ -74,7 +76,7 @@ def test_every_tree_that_was_read_gets_its_own_answer(name: str, marks: str) -> 
     change = BY_NAME[name]
     for tree, mark in zip(TREES.split(), marks, strict=True):
         said = has(change, known(tree))
-        expected = "yes" if mark == "#" else "no"
+        expected = {"#": "yes", ".": "no"}.get(mark, said)  # ?: this file of that tree was not at hand
         assert said == expected or (said == "unknown" and change.fix), (tree, name, said)
 
 

@@ -40,6 +40,11 @@ class Change(NamedTuple):
     fix: bool = False  #: repairs something: a stable series that is not listed may have it
     needs: Version = (0, 0)  #: no older series can have it: what it builds on is not there
 
+    @property
+    def first(self) -> str:
+        """The first release with it, in words: 5.13."""
+        return f"{self.since[0]}.{self.since[1]}"
+
 
 _LONGEST = 64  # bytes: __NEW_UTS_LEN
 # RHEL and its kin, SUSE's enterprise kernels, Oracle's, openEuler, Anolis, TencentOS, SteamOS.
@@ -258,6 +263,14 @@ EXPORTS_FOR_KVM = Change(
 VMX_IN_VMLINUX = Change(
     "VMX_IN_VMLINUX", "VMXON and EFER.SVME are vmlinux's, no longer kvm-intel's and kvm-amd's", (7, 1),
     "arch/x86/virt/hw.c, 920da4f75519", lacks={(6, 12): 118, (6, 19): 9, (7, 0): 0},
+)  # fmt: skip
+TDX_GUEST = Change(
+    "TDX_GUEST", "can be a TDX guest", (5, 19), "arch/x86/coco/tdx/tdx.c, tdx_early_init()",
+    "tdx_guest in /proc/cpuinfo's flags", lacks={(5, 10): 262},
+)  # fmt: skip
+TDX_HOST = Change(
+    "TDX_HOST", "KVM runs TDX guests", (6, 16), "arch/x86/kvm/vmx/tdx.c, tdx_hardware_setup()",
+    "/sys/module/kvm_intel/parameters/tdx", lacks={(6, 1): 192, (6, 12): 118},
 )  # fmt: skip
 TDX_BUS_LOCK_EXIT = Change(
     "TDX_BUS_LOCK_EXIT", "KVM can leave to the VMM after each bus lock of a TDX guest", (7, 4),

@@ -119,7 +119,7 @@ def goes_up(lowest: Kind, linux: Linux, decision: Decision) -> Decision:
     VirtualBox hands it to that one as well, unless it is ACRN's or an emulator's own guest.
     """
     if decision.does == "ask" and not linux.knows(NESTED_ASKS):
-        what = "a guest's guest: its own hypervisor intercepts #AC and gets it (before 5.14)"
+        what = f"a guest's guest: its own hypervisor intercepts #AC and gets it (before {NESTED_ASKS.first})"
         return Decision("inject", what, "nested_vmx_l1_wants_exit()")
     if decision.does == "emulate" and lowest == "virtualbox":
         return Decision("inject", "a guest's guest: its own hypervisor intercepts #AC and gets it", "vmxHCExitXcpt()")

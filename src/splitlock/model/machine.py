@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 from splitlock.linux.detection import used
-from splitlock.linux.versions import FLAG_IN_EVERY_MODE
+from splitlock.linux.versions import FLAG_IN_EVERY_MODE, KVM_SWITCHES_DEBUGCTL
 from splitlock.model.cpu import Access, Core, Processor, Trap, raises
 from splitlock.model.guest import Guest, takes
 from splitlock.model.hypervisor import TITLES, Kind, Sees, decide, goes_up, guest_core, in_guest, writes_plainly
@@ -128,7 +128,13 @@ def inside(host: Host, vm: VM, access: Access, locks: Locks) -> Result:
         return _executes(vm, access, locks, steps, found.fate, raised) if let_go_on else found
     if raised == "#DB":
         what = "runs the guest with the host's DEBUGCTL, and does not intercept #DB"
-        steps.append(Step(who=_name(lowest, 0), what=what, source="svm.c before 6.14: commit 433265870ab3"))
+        steps.append(
+            Step(
+                who=_name(lowest, 0),
+                what=what,
+                source=KVM_SWITCHES_DEBUGCTL.source,
+            )
+        )
         return _taken(host, vm, access, locks, steps, raised)
     return _executes(vm, access, locks, steps, "executed", raised)
 

@@ -13,13 +13,9 @@ from splitlock.model.hypervisor import EMULATES, TITLES, UNRELEASED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from splitlock.linux.versions import Version
     from splitlock.model.cpu import Access
     from splitlock.model.hypervisor import Kind
     from splitlock.model.machine import VM, Host
-
-_TDX_HOST: Version = (6, 16)  # KVM runs TDX guests: arch/x86/kvm/vmx/tdx.c
-_TDX_GUEST: Version = (5, 19)  # Linux is one: arch/x86/coco/tdx/tdx.c
 
 
 class Reason(NamedTuple):
@@ -82,10 +78,10 @@ def _tdx(host: Host, vm: VM) -> str:
         return "TDX is Intel's"
     if len(vm.layers) > 1:
         return "a TDX guest runs no guests, and in none"
-    if host.linux.release.series < _TDX_HOST:
-        return "KVM runs TDX guests from Linux 6.16 on"
-    if vm.guest.linux is not None and vm.guest.linux.release.series < _TDX_GUEST:
-        return "Linux can be a TDX guest from 5.19 on"
+    if not host.linux.knows(versions.TDX_HOST):
+        return f"KVM runs TDX guests from Linux {versions.TDX_HOST.first} on"
+    if vm.guest.linux is not None and not vm.guest.linux.knows(versions.TDX_GUEST):
+        return f"Linux can be a TDX guest from {versions.TDX_GUEST.first} on"
     return ""
 
 
@@ -102,7 +98,7 @@ def _shown(host: Host, vm: VM) -> Reason | None:
     if not host.processor.bus_locks:
         return Reason("shown", 'the host\'s processor has no "#DB" that a guest could be shown')
     if lowest == "kvm" and not host.linux.knows(versions.KVM_SHOWS_BUS_LOCKS):
-        return Reason("shown", 'KVM shows guests "#DB" from Linux 5.13 on')
+        return Reason("shown", f'KVM shows guests "#DB" from Linux {versions.KVM_SHOWS_BUS_LOCKS.first} on')
     return None
 
 
@@ -114,10 +110,11 @@ def _exits(host: Host, vm: VM) -> Reason | None:
         return Reason(key, f"it is QEMU's, of KVM; this guest runs in {TITLES[lowest]}")
     if not host.processor.bus_locks:
         return Reason(key, 'the processor must detect bus locks ("#DB") for KVM to leave the guest at each')
-    if lowest == "tdx" and not linux.knows(versions.TDX_BUS_LOCK_EXIT):
-        return Reason(key, "KVM can leave a TDX guest at a bus lock from Linux 7.4 (7.3.2) on")
-    if host.processor.amd and not linux.knows(versions.KVM_AMD_BUS_LOCK_EXIT):
-        return Reason(key, "KVM on AMD can leave a guest at a bus lock from Linux 6.16 on")
-    if not host.processor.amd and not linux.knows(versions.KVM_BUS_LOCK_EXIT):
-        return Reason(key, "KVM can leave a guest at a bus lock from Linux 5.12 on")
+    change, who = versions.KVM_BUS_LOCK_EXIT, "KVM can leave a guest"
+    if lowest == "tdx":
+        change, who = versions.TDX_BUS_LOCK_EXIT, "KVM can leave a TDX guest"
+    elif host.processor.amd:
+        change, who = versions.KVM_AMD_BUS_LOCK_EXIT, "KVM on AMD can leave a guest"
+    if not linux.knows(change):
+        return Reason(key, f"{who} at a bus lock from Linux {change.first} on")
     return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from splitlock.linux.versions import MISERY, MITIGATE
+from splitlock.linux.versions import AMD_BUS_LOCKS, MISERY, MITIGATE
 from splitlock.model.cpu import SPLIT_NS, Trap
 from splitlock.model.hypervisor import UNRELEASED
 from splitlock.model.kernel import Locks, asked, boot
@@ -78,7 +78,7 @@ class _Run:
         armed = boot(linux, self.host.processor)
         what = f"boots; mode in effect: {armed.mode}"
         if armed.mode == "off" and armed.line and asked(linux).mode != "off":
-            what += ". What it says is not so: before 6.13 it switches nothing on but Intel's"
+            what += f". What it says is not so: before {AMD_BUS_LOCKS.first} it switches nothing on but Intel's"
         elif armed.mode == "off" and not (self.host.used.split_locks or self.host.used.bus_locks):
             what += ": it has nothing to detect with"
         elif armed.ignored:

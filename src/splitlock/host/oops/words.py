@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 
+from splitlock.linux.versions import SPLIT_LOCKS
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Literal
@@ -115,7 +117,8 @@ def sentences(oops: Oops) -> list[str]:
         said.append(_misfit(oops))
     if not oops.detected:
         said.append(
-            "Kernels before 5.7 know nothing of split locks. This one got the exception #AC all the same, which in the"
+            f"Kernels before {SPLIT_LOCKS.first} know nothing of split locks. This one got the exception #AC all the"
+            " same, which in the"
             " kernel nothing but a split lock raises: it runs in a virtual machine, and the hypervisor has detection on"
             " and hands #AC on. The host must keep it from the guest, or run without detection."
         )
