@@ -70,7 +70,7 @@ def matters(line: bytes) -> bool:
     return (
         b"plit" in line or b"bus_lock" in line or b"suppress" in line or b"messages" in line or b"x86/s" in line
         or b"lignment" in line or b"traps:" in line or b"0x33" in line or b"Linux version" in line
-        or b"ommand line" in line or b"ypervisor det" in line
+        or b"ommand line" in line or b"ypervisor det" in line or b"tdx: " in line
     )  # fmt: skip
 
 
