@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 import pytest
 
+from splitlock.commands import main
 from splitlock.host.advise import advise, guest
 from splitlock.host.root import Root
 from splitlock.host.status import status
@@ -231,3 +232,36 @@ def test_every_machine(tmp_path: Path, release: str) -> None:
             assert {mode.verdict for mode in judged.modes} == {"nothing"}
         if cpu == AMD:
             assert judged.split_locks.known == "no"
+
+
+# -- exit statuses -----------------------------------------------------------------------------------------------
+
+_RUNS = {"proc/sys/kernel/osrelease": "6.8.0-60-generic\n"}
+_CPU = {"proc/cpuinfo": f"processor\t: 0\n{INTEL}flags\t\t: fpu vmx split_lock_detect\n\n"}
+_TOLD = {"proc/cmdline": "root=/dev/sda1 ro\n"}
+_BROKEN = {"lib/modules/6.8.0-60-generic/kernel/vmx86.ko": "\x7fELFgarbage"}
+#: Files, whether it is known what the mode in effect does, and what the reason must say of the mode.
+EXITS: list[tuple[dict[str, str], int, str]] = [
+    ({**_CPU, **_RUNS, **_TOLD}, 0, "the default"),  # no log at all: the mode is known
+    ({**_CPU, **_RUNS}, 2, "proc/cmdline"),
+    ({**_CPU}, 2, "no kernel is known to run"),
+    ({**_CPU, **_RUNS, **_TOLD, **_BROKEN}, 2, "the default"),
+    ({**_RUNS, **_TOLD}, 2, "whether this kernel can use"),
+]
+
+
+@pytest.mark.parametrize(("files", "right", "why"), EXITS)
+def test_exit(files: dict[str, str], right: int, why: str, tmp_path: Path) -> None:
+    """No 0 where it is not known which mode is in effect, or what it does; a mode's reason is the true one."""
+    place = tmp_path / "root"
+    for name, text in files.items():
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).write_text(text)
+    output = tmp_path / "advise.json"
+    assert main(["advise", "--root", str(place), "--format", "json", "-o", str(output)]) == right
+    told = json.loads(output.read_bytes())
+    assert (told["mode"] == "unknown") == (why != "the default")
+    found = status(Root(str(place)), NO_GUARD, scan=False).kernel
+    assert why in found.why
+    if files.keys() & _RUNS.keys():
+        assert "not run" not in found.why

@@ -74,7 +74,8 @@ def _found(report: Report) -> int:
     """The exit status: 1 the mode in effect breaks something, 2 that cannot be told."""
     now = {mode.verdict for mode in report.judgement.modes if mode.now}
     uses = {report.judgement.split_locks.known, report.judgement.bus_locks.known}
-    return 1 if "breaks" in now else 2 if "not-known" in now or ("yes" not in uses and "unknown" in uses) else 0
+    blind = not now or "not-known" in now or ("yes" not in uses and "unknown" in uses) or bool(report.unscanned)
+    return 1 if "breaks" in now else 2 if blind else 0
 
 
 def _status(args: argparse.Namespace) -> Status:

@@ -61,5 +61,6 @@ def advise(
         judgement=judgement,
         guests=guests,
         command_line=f"split_lock_detect={judgement.recommended}" if judgement.recommended else "",
+        unscanned=status.unscanned,
         interrupted=interrupted or status.interrupted,
     )

@@ -65,8 +65,10 @@ def _mode(
     said = _MODE.fullmatch(heard.mode or "")
     if said:
         return said[1], int(said[2] or 0), f"the kernel said so at boot ({heard.source})"  # type: ignore[return-value]
+    if command_line is None and release is None:
+        return "unknown", 0, "no kernel is known to run there: no command line, no log"
     if command_line is None:
-        return "unknown", 0, "it is not running: no command line, no log"
+        return "unknown", 0, "neither its command line (/proc/cmdline) nor a log of its boot is there"
     value = parameter.find(command_line)
     if "yes" not in (split.known, bus.known) and value != "off":
         return "unknown", 0, "whether this kernel can use #AC or #DB is not known"

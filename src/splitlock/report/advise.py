@@ -32,4 +32,5 @@ class Report(Document, kw_only=True):
     judgement: Judgement  #: as `splitlock status` has it
     guests: list[Guest]
     command_line: str  #: for the kernel; empty: nothing to turn on, or it is not known whether there is
+    unscanned: list[str]  #: modules that could not be looked into, and why
     interrupted: bool  #: a scan was, by Ctrl-C: there may be more hypervisors
