@@ -188,3 +188,24 @@ def test_the_table_does_not_contradict_itself(change: Change) -> None:
 def test_what_splitlock_run_starts_with_does_not_import_it() -> None:
     source = Path(versions.__file__).parents[1] / "process"
     assert not [path for path in source.rglob("*.py") if "linux.versions" in path.read_text(encoding="utf-8")]
+
+
+#: What answers as Linux does, by `uname -r` and /proc/version as it was seen.
+FOREIGN = [
+    ("4.19.0-gvisor", "", "gVisor"),
+    ("4.4.0", "Linux version 4.4.0 #1 SMP Sun Jan 10 15:06:54 PST 2016", "gVisor"),
+    ("4.4.0-19041-Microsoft", "", "WSL 1"),
+    ("4.4.0", "Linux version 4.4.0-17763-Microsoft (Microsoft@Microsoft.com) (gcc version 5.4.0 (GCC) )", "WSL 1"),
+    ("5.10.0", "Linux version 5.10.0 (BrandZ virtual linux) #1 SMP", "an LX zone of illumos"),
+    ("5.15.0", "Linux version 5.15.0 (des@freebsd.org) (gcc version 4.6.3) #4 Sun Dec 18 04:30:00 CET 1977",
+     "FreeBSD's Linux layer"),
+    ("4.19.43-microsoft-standard", "Linux version 4.19.43-microsoft-standard (oe-user@oe-host)", ""),
+    ("5.15.167.4-microsoft-standard-WSL2", "", ""),
+    ("6.8.0-1020-azure", "Linux version 6.8.0-1020-azure (buildd@lcy02-amd64-001) #23-Ubuntu SMP", ""),
+    ("6.1.0-25-amd64", "", ""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "version", "right"), FOREIGN)
+def test_what_is_no_linux(name: str, version: str, right: str) -> None:
+    assert versions.foreign(name, version) == right

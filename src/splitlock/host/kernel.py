@@ -14,7 +14,6 @@ from splitlock.report import status as report
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from splitlock.host.root import Root
-    from splitlock.linux.versions import Release
     from splitlock.report.status import Kernel, Mode, Processor
 
 _MODE = re.compile(r"(off|warn|fatal|ratelimit)(?::(\d+))?")
@@ -34,14 +33,24 @@ def running(root: Root, heard: Heard) -> str | None:
     return words[2] if len(words) > 2 else None
 
 
+def foreign(root: Root, heard: Heard, release: str | None) -> str:
+    """What answers in Linux's place, and is none; empty: a Linux."""
+    return versions.foreign(release or "", root.text("proc/version") or heard.boot)
+
+
 def kernel(root: Root, heard: Heard, release: str | None, processor: Processor) -> Kernel:
     """The kernel, and its mode: as it said at boot, else what its command line and the processor come to."""
     command_line = booted(root) or _command_line(heard.boot)
     mitigate = (root.text("proc/sys/kernel/split_lock_mitigate") or _sos_sysctl(root) or "").strip()
     known = versions.release(release or "")
-    mode, rate, why = _mode(heard, known, processor, command_line)
+    other = foreign(root, heard, release)
+    mode, rate, why = (
+        ("unknown", 0, f"{other} answers in Linux's place: the mode is that of the system below it")
+        if other else _mode(heard, release, processor, command_line)
+    )  # fmt: skip
     return report.Kernel(
         release=release,
+        foreign=other,
         installed=list(
             dict.fromkeys(n for top in MODULES for n in root.names(top) if root.exists(f"{top}/{n}/kernel"))
         ),
@@ -55,23 +64,22 @@ def kernel(root: Root, heard: Heard, release: str | None, processor: Processor) 
     )  # fmt: skip
 
 
-def _mode(
-    heard: Heard, release: Release | None, processor: Processor, command_line: str | None
-) -> tuple[Mode, int, str]:
-    """In effect now: the mode, bus locks a second in `ratelimit`, and how it is known."""
+def _mode(heard: Heard, name: str | None, processor: Processor, command_line: str | None) -> tuple[Mode, int, str]:
+    """In effect now: the mode, bus locks a second in `ratelimit`, and how it is known. `name`: the kernel's."""
     split, bus = processor.split_lock.used, processor.bus_lock.used
     if split.known == bus.known == "no":
         return "off", 0, split.why if split.why == bus.why else f"{split.why}; {bus.why}"
     said = _MODE.fullmatch(heard.mode or "")
     if said:
         return said[1], int(said[2] or 0), f"the kernel said so at boot ({heard.source})"  # type: ignore[return-value]
-    if command_line is None and release is None:
+    if command_line is None and name is None:
         return "unknown", 0, "no kernel is known to run there: no command line, no log"
     if command_line is None:
         return "unknown", 0, "neither its command line (/proc/cmdline) nor a log of its boot is there"
     value = parameter.find(command_line)
     if "yes" not in (split.known, bus.known) and value != "off":
         return "unknown", 0, "whether this kernel can use #AC or #DB is not known"
+    release = versions.release(name or "")
     asked = {
         parameter.setting(value, ratelimit=knows)
         for knows in ((True, False) if release is None else (versions.has(versions.RATELIMIT, release) != "no",))
@@ -115,4 +123,5 @@ def effective_mode() -> Mode:
     root = Root("/")
     heard = Heard(root)
     release = running(root, heard)
-    return kernel(root, heard, release, processor(root, heard, versions.release(release or ""))).mode
+    cpu = processor(root, heard, versions.release(release or ""), foreign(root, heard, release))
+    return kernel(root, heard, release, cpu).mode

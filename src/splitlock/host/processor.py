@@ -31,10 +31,10 @@ _OTHERS = re.compile(r"^(CPU implementer|CPU architecture|isa|cpu)\s*:", re.M)  
 _CONFIG = ("boot/config-{}", "lib/modules/{}/config", "usr/lib/modules/{}/config")
 
 
-def processor(root: Root, heard: Heard, release: Release | None) -> Processor:
-    """What is known of it. `release`: of the kernel that runs, None: not known."""
+def processor(root: Root, heard: Heard, release: Release | None, foreign: str = "") -> Processor:
+    """What is known of it. `release`: of the kernel that runs, None: unknown; `foreign`: what answers in its place."""
     info = _cpuinfo(root)
-    facts = _facts(root, heard, release, info)
+    facts = _facts(root, heard, release, foreign, info)
     online = [int(number) for number in re.findall(r"^processor\s*:\s*(\d+)", root.text("proc/cpuinfo") or "", re.M)]
     leaf = cpuid.leaf7() if root.live else None
     return Processor(
@@ -50,7 +50,7 @@ def processor(root: Root, heard: Heard, release: Release | None) -> Processor:
     )
 
 
-def _facts(root: Root, heard: Heard, release: Release | None, info: dict[str, str]) -> Facts:
+def _facts(root: Root, heard: Heard, release: Release | None, foreign: str, info: dict[str, str]) -> Facts:
     flags = frozenset(info["flags"].split()) if "flags" in info else None
     text = root.text("proc/cpuinfo") or ""
     names = [place.format(release.text) for place in _CONFIG] if release else []
@@ -61,6 +61,7 @@ def _facts(root: Root, heard: Heard, release: Release | None, info: dict[str, st
         flags=flags,
         x86=flags is not None or not _OTHERS.search(text),
         hypervisor=_hypervisor(root, flags or frozenset(), heard.boot),
+        foreign=foreign,
         release=release,
         value=parameter.find(booted(root)),
         said=heard.said,
@@ -90,7 +91,12 @@ def _has_split(leaf: tuple[int, ...] | None, facts: Facts, used: Use, online: li
         return ("yes" if next(iter(capable.values())) & _HAS_SPLIT else "no"), "IA32_CORE_CAPABILITIES[5]"
     if listed:
         return "yes", "its model"
-    all_models = facts.known(versions.ONLY_ANNOUNCED) == "yes" and not facts.hypervisor and facts.flags is not None
+    all_models = (
+        facts.known(versions.ONLY_ANNOUNCED) == "yes"
+        and not facts.foreign
+        and not facts.hypervisor
+        and facts.flags is not None
+    )
     if all_models and not any(line.kind == "mode" for line in facts.said):
         return "no", used.why
     if leaf is not None:

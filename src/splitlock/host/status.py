@@ -6,7 +6,7 @@ from splitlock.host import modules, tasks
 from splitlock.host.judgement import checks
 from splitlock.host.judgement.hypervisors import hypervisors
 from splitlock.host.judgement.judge import judge
-from splitlock.host.kernel import kernel, running
+from splitlock.host.kernel import foreign, kernel, running
 from splitlock.host.log.heard import Heard
 from splitlock.host.processor import processor
 from splitlock.linux import versions
@@ -34,7 +34,7 @@ def status(
     """The report on a machine. `scan`: look into its modules; `advance`: told how many more files are done."""
     heard = Heard(root)
     release = running(root, heard)
-    cpu = processor(root, heard, versions.release(release or ""))
+    cpu = processor(root, heard, versions.release(release or ""), foreign(root, heard, release))
     system = kernel(root, heard, release, cpu)
     places = modules.directories(root, system.release) if scan else []
     loaded = modules.loaded(root)

@@ -7,6 +7,7 @@ checked. This file imports typing: what `splitlock run` starts with takes its nu
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
@@ -76,6 +77,22 @@ def release(text: str) -> Release | None:
         if patch == 0 and text != number:
             patch = None
     return Release((int(parts[0]), int(parts[1])), patch, text)
+
+
+#: What answers as a Linux does, and is none: by its `uname -r`, or by its /proc/version. gVisor's pkg/sentry
+#: (LinuxVersion), WSL 1's lxcore.sys (WSL 2 is a Linux, and writes a small m), illumos' LX brand, FreeBSD's linprocfs.
+_FOREIGN = (
+    ("gVisor", re.compile(r"-gvisor"), re.compile("Sun Jan 10 15:06:54 PST 2016")),
+    ("WSL 1", re.compile(r"\d-Microsoft$"), re.compile(r"version \S+-Microsoft ")),
+    ("an LX zone of illumos", re.compile("BrandZ"), re.compile("BrandZ virtual linux")),
+    ("FreeBSD's Linux layer", re.compile("linuxulator", re.I), re.compile(r"@freebsd\.org\) ", re.I)),
+)
+
+
+def foreign(name: str, version: str) -> str:
+    """What answers in Linux's place; empty: a Linux. `name`: as `uname -r` has it; `version`: as /proc/version."""
+    found = (who for who, names, versions in _FOREIGN if names.search(name.strip()) or versions.search(version))
+    return next(found, "")
 
 
 def has(change: Change, release: Release) -> Literal["yes", "no", "unknown"]:

@@ -52,6 +52,7 @@ class Kernel(msgspec.Struct, kw_only=True):
     """The kernel and what it was told."""
 
     release: str | None  #: of the running one; null: none is known to run
+    foreign: str = ""  #: what answers in Linux's place and is none: gVisor, WSL 1; empty: it is a Linux
     installed: list[str]  #: releases that modules are there for
     parameter: str | None  #: split_lock_detect= of the running kernel's command line
     settings: list[Setting]  #: what is set, for this boot or the next, or in vain

@@ -69,7 +69,7 @@ def judge(status: Report, found: list[Hypervisor], guests: list[Guest]) -> Judge
 def worlds(status: Report) -> list[World]:
     """All that may be, as far as is known."""
     cpu = status.processor
-    release = versions.release(status.kernel.release or "")
+    release = None if status.kernel.foreign else versions.release(status.kernel.release or "")
     releases = [release] if release else [known for known in map(versions.release, _ANY) if known]
     shown = frozenset(
         {"SPLIT_LOCKS", "KVM_ASKS", "BUS_LOCKS", "AMD_BUS_LOCKS"} if release else ()

@@ -32,6 +32,7 @@ class Facts(NamedTuple):
     flags: frozenset[str] | None  #: of /proc/cpuinfo; None: there is none
     x86: bool  #: is it one, as far as is known?
     hypervisor: str | None  #: this machine is a guest of
+    foreign: str  #: what answers in Linux's place and is none; empty: a Linux
     release: Release | None
     value: str | None  #: of split_lock_detect=; None: not given, or not known
     said: list[Line]  #: the kernel's words about detection, at boot
@@ -52,6 +53,8 @@ def split_locks(facts: Facts) -> Use:
     """`#AC`: split_lock_setup()."""
     if none := _nowhere(facts):
         return Use(known="no", why=none)
+    if facts.foreign:
+        return _elsewhere(facts)
     if any(line.text == NO_MSR.template for line in facts.said):
         return Use(known="no", why="the kernel could not write TEST_CTRL (its log: MSR access failed)")
     if any(line.kind == "mode" and line.exception != "#DB" and line.detail != "off" for line in facts.said):
@@ -90,6 +93,8 @@ def bus_locks(facts: Facts) -> Use:
     """`#DB`: bus_lock_init()."""
     if none := _nowhere(facts):
         return Use(known="no", why=none)
+    if facts.foreign:
+        return _elsewhere(facts)
     if facts.flags is None:
         if facts.known(versions.BUS_LOCKS) == "no":
             return Use(known="no", why=f"{facts.linux} knows none: 5.13 is the first")
@@ -111,6 +116,10 @@ def bus_locks(facts: Facts) -> Use:
     if facts.booted and not facts.said and facts.value is None:
         return Use(known="unknown", why="the kernel said nothing of it at boot, as one built without it does")
     return Use(known="yes", why="/proc/cpuinfo's flag bus_lock_detect")
+
+
+def _elsewhere(facts: Facts) -> Use:
+    return Use(known="unknown", why=f"{facts.foreign} answers in Linux's place, and the system below it decides")
 
 
 def _nowhere(facts: Facts) -> str:
