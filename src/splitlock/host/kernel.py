@@ -44,10 +44,7 @@ def kernel(root: Root, heard: Heard, release: str | None, processor: Processor) 
     mitigate = (root.text("proc/sys/kernel/split_lock_mitigate") or _sos_sysctl(root) or "").strip()
     known = versions.release(release or "")
     other = foreign(root, heard, release)
-    mode, rate, why = (
-        ("unknown", 0, f"{other} answers in Linux's place: the mode is that of the system below it")
-        if other else _mode(heard, release, processor, command_line)
-    )  # fmt: skip
+    mode, rate, why = _mode(heard, release, other, processor, command_line)
     return report.Kernel(
         release=release,
         foreign=other,
@@ -64,8 +61,15 @@ def kernel(root: Root, heard: Heard, release: str | None, processor: Processor) 
     )  # fmt: skip
 
 
-def _mode(heard: Heard, name: str | None, processor: Processor, command_line: str | None) -> tuple[Mode, int, str]:
-    """In effect now: the mode, bus locks a second in `ratelimit`, and how it is known. `name`: the kernel's."""
+def _mode(
+    heard: Heard, name: str | None, other: str, processor: Processor, command_line: str | None
+) -> tuple[Mode, int, str]:
+    """In effect now: the mode, bus locks a second in `ratelimit`, and how it is known.
+
+    `name`: the kernel's release; `other`: what answers in Linux's place.
+    """
+    if other:
+        return "unknown", 0, f"{other} answers in Linux's place: the mode is that of the system below it"
     split, bus = processor.split_lock.used, processor.bus_lock.used
     if split.known == bus.known == "no":
         return "off", 0, split.why if split.why == bus.why else f"{split.why}; {bus.why}"
