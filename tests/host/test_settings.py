@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import random
 import re
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 from host import trees_read as read
 
+from splitlock.host import config
 from splitlock.host.root import Root
 from splitlock.host.settings import sysctl
 from splitlock.host.settings.audit import Setting, Unused, next_boot, settings
@@ -95,10 +97,26 @@ def test_older_kernels(tmp_path: Path) -> None:
 
 def test_built_in(tmp_path: Path) -> None:
     """CONFIG_CMDLINE: setup_arch() takes it in before sld_setup() from 6.10 on."""
-    config = 'CONFIG_CMDLINE_BOOL=y\nCONFIG_CMDLINE="quiet split_lock_detect=off"\n'
+    text = 'CONFIG_CMDLINE_BOOL=y\nCONFIG_CMDLINE="quiet split_lock_detect=off"\n'
     for number, right in (("6.12.48", "yes"), ("6.1.0-57-amd64", "unknown"), ("6.1.150", "no"), ("5.10.100", "no")):
-        root = made(tmp_path / number, {f"boot/config-{number}": config})
-        assert [s.counts for s in found(root, number)] == [right]
+        for where, content in ((f"boot/config-{number}", text), ("proc/config.gz", {"gzip": text})):
+            root = made(tmp_path / f"{number}-{where[:4]}", {where: content})
+            assert [(s.where, s.counts) for s in found(root, number)] == [(where, right)]
+
+
+@pytest.mark.parametrize("packed", [b"", b"\x1f\x8b", gzip.compress(b"CONFIG_X86=y\n")[:12], os.urandom(99)])
+def test_a_configuration_that_is_none(packed: bytes, tmp_path: Path) -> None:
+    """Broken, and the kernel's file in /boot is taken."""
+    root = made(tmp_path / "root", {"boot/config-6.12.48": "CONFIG_A=y\n", "proc/x": ""})
+    (tmp_path / "root/proc/config.gz").write_bytes(packed)
+    assert config.config(root, _NEW) == "CONFIG_A=y\n"
+
+
+def test_a_configuration_that_is_huge(tmp_path: Path) -> None:
+    """A bomb of zeros does not fill the memory."""
+    root = made(tmp_path / "root", {"proc/x": ""})
+    (tmp_path / "root/proc/config.gz").write_bytes(gzip.compress(bytes(1 << 28), 9)[: 1 << 20])
+    assert len(config.config(root, _NEW)) <= 4 << 20
 
 
 def test_bootconfig(tmp_path: Path) -> None:

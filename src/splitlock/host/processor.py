@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from splitlock.host import cpuid
+from splitlock.host.config import config, lacks_sysctl
 from splitlock.host.judgement import uses
 from splitlock.host.judgement.uses import Facts
 from splitlock.host.settings.command_lines import booted
@@ -28,7 +29,6 @@ _HYPERVISORS = {
     "prl hyperv  ": "Parallels", "IntelTDX    ": "TDX", "Jailhouse": "Jailhouse",
 }  # fmt: skip
 _OTHERS = re.compile(r"^(CPU implementer|CPU architecture|isa|cpu)\s*:", re.M)  # of /proc/cpuinfo elsewhere
-_CONFIG = ("boot/config-{}", "lib/modules/{}/config", "usr/lib/modules/{}/config")
 
 
 def processor(root: Root, heard: Heard, release: Release | None, foreign: str = "") -> Processor:
@@ -53,7 +53,6 @@ def processor(root: Root, heard: Heard, release: Release | None, foreign: str = 
 def _facts(root: Root, heard: Heard, release: Release | None, foreign: str, info: dict[str, str]) -> Facts:
     flags = frozenset(info["flags"].split()) if "flags" in info else None
     text = root.text("proc/cpuinfo") or ""
-    names = [place.format(release.text) for place in _CONFIG] if release else []
     return Facts(
         vendor=info.get("vendor_id"),
         family=_number(info, "cpu family"),
@@ -66,7 +65,8 @@ def _facts(root: Root, heard: Heard, release: Release | None, foreign: str, info
         value=parameter.find(booted(root)),
         said=heard.said,
         booted=heard.booted,
-        config=root.text(*names) if names else None,
+        config=config(root, release),
+        no_sysctl=lacks_sysctl(root),
     )
 
 

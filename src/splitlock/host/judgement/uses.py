@@ -37,7 +37,8 @@ class Facts(NamedTuple):
     value: str | None  #: of split_lock_detect=; None: not given, or not known
     said: list[Line]  #: the kernel's words about detection, at boot
     booted: bool  #: its log of the boot was read from the first line on
-    config: str | None  #: the kernel's configuration
+    config: str  #: the kernel's configuration; empty: not known
+    no_sysctl: bool  #: the kernel's sysctls are there, and kernel.split_lock_mitigate is not among them
 
     @property
     def linux(self) -> str:
@@ -126,5 +127,11 @@ def _nowhere(facts: Facts) -> str:
     """Why this kernel uses neither, whatever the processor; empty: it may."""
     if not facts.x86:
         return "this is no x86 processor: nothing of this applies"
-    words = (facts.config or "").splitlines()
-    return next((f"the kernel is built without it: {no.split()[1]} is not set" for no in _NOT_BUILT if no in words), "")
+    words = facts.config.splitlines()
+    if no := next((no for no in _NOT_BUILT if no in words), ""):
+        return f"the kernel is built without it: {no.split()[1]} is not set"
+    # sld_mitigate_sysctl_init(): whoever is built with it has the sysctl, whatever the processor
+    shown = facts.said or "split_lock_detect" in (facts.flags or ())
+    if facts.no_sysctl and not shown and not facts.foreign and facts.known(versions.MITIGATE) == "yes":
+        return f"the kernel is built without it: it has no kernel.split_lock_mitigate, which {facts.linux} would have"
+    return ""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from typing import Literal, NamedTuple
 
+from splitlock.host import config
 from splitlock.host.settings import sysctl
 from splitlock.host.settings.command_lines import Line, bootconfig, booted, command_lines
 from splitlock.linux import parameter, versions
@@ -126,15 +127,14 @@ def _built(setting: Setting, line: Line, read: list[Line], running: str) -> Sett
 
 def _built_in(root: Root, release: Release | None) -> list[Line]:
     """CONFIG_CMDLINE: words that the kernel was built with."""
-    where = f"boot/config-{release.text}" if release else ""
-    text = root.text(where) if where else None
-    if not release or not text or "CONFIG_CMDLINE_BOOL=y" not in text:
+    text = config.config(root, release)
+    if not release or "CONFIG_CMDLINE_BOOL=y" not in text:
         return []
     words = re.findall(r'^CONFIG_CMDLINE="(.*)"$', text, re.M)
     known = has(versions.BUILT_IN_COMMAND_LINE, release)
     why = {"no": "this kernel looks for it in the boot loader's words alone",
            "unknown": "whether this kernel looks there for it is not known"}.get(known, "")  # fmt: skip
-    return [Line(where, line.replace("\\", ""), known, why) for line in words]
+    return [Line(config.where(root, release), line.replace("\\", ""), known, why) for line in words]
 
 
 def _lacks(release: Release | None, change: Change) -> bool:
@@ -150,7 +150,7 @@ def _bootconfig(root: Root, release: Release | None, unused: Unused) -> list[Set
     early = (
         release
         and has(versions.BOOTCONFIG_COMMAND_LINE, release) == "yes"
-        and "CONFIG_CMDLINE_FROM_BOOTCONFIG=y" in (root.text(f"boot/config-{release.text}") or "")
+        and "CONFIG_CMDLINE_FROM_BOOTCONFIG=y" in config.config(root, release)
     )
     for key, value in bootconfig(root).items():
         if not _MEANT.search(key):
