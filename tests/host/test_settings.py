@@ -113,10 +113,10 @@ def test_a_configuration_that_is_none(packed: bytes, tmp_path: Path) -> None:
 
 
 def test_a_configuration_that_is_huge(tmp_path: Path) -> None:
-    """A bomb of zeros does not fill the memory."""
+    """A bomb of zeros is not unpacked whole, and none."""
     root = made(tmp_path / "root", {"proc/x": ""})
     (tmp_path / "root/proc/config.gz").write_bytes(gzip.compress(bytes(1 << 28), 9)[: 1 << 20])
-    assert len(config.config(root, _NEW)) <= 4 << 20
+    assert config.config(root, _NEW) == ""
 
 
 def test_bootconfig(tmp_path: Path) -> None:

@@ -43,9 +43,11 @@ def lacks_sysctl(root: Root) -> bool:
 
 
 def _unpacked(root: Root) -> str:
+    """The running kernel's own; empty where it is not there whole."""
+    packed = zlib.decompressobj(wbits=31)  # with gzip's header
     try:
         with root.open(_RUNNING) as file:
-            packed = file.read(_PACKED)
-        return zlib.decompressobj(wbits=31).decompress(packed, _LARGEST).decode("ascii", "replace")
+            text = packed.decompress(file.read(_PACKED), _LARGEST)
     except (OSError, zlib.error):
         return ""
+    return text.decode("ascii", "replace") if packed.eof else ""
