@@ -265,3 +265,46 @@ def test_exit(files: dict[str, str], right: int, why: str, tmp_path: Path) -> No
     assert why in found.why
     if files.keys() & _RUNS.keys():
         assert "not run" not in found.why
+
+
+# -- what the kernel was told ------------------------------------------------------------------------------------
+
+ICE_LAKE = "vendor_id\t: GenuineIntel\ncpu family\t: 6\nmodel\t\t: 106\nmodel name\t: Intel(R) Xeon(R) 8358\n"
+_BOOT = (
+    "[    0.000000] Linux version 5.10.0-28-amd64 (d@d) (gcc-10) #1 SMP Debian 5.10.209-2 (2024-01-31)\n"
+    "[    0.000000] Command line: BOOT_IMAGE=/vmlinuz root=/dev/sda1 ro {}\n{}[ 3600.000000] eth0: link up\n"
+)
+_SAID = "[    0.000000] x86/split lock detection: "
+_OFF = "split_lock_detect=off"
+#: Linux 5.10 shows its flag only while it detects: /proc/cmdline, the log of the boot, and what it comes to.
+#: split_lock_setup() of 5.10 says `disabled` where it has it, and was told `off`.
+TOLD: list[tuple[str | None, str | None, str, str]] = [
+    (None, _BOOT.format(_OFF, _SAID + "disabled\n"), "yes", "off"),
+    (None, _BOOT.format(_OFF, ""), "yes", "off"),  # a log of some levels
+    (None, "[    0.000000] Command line: ro split_lock_detect=off\n", "yes", "off"),
+    (None, _SAID + "disabled\n", "yes", "off"),
+    (None, None, "unknown", "unknown"),  # whether it was told so nobody knows
+    ("ro split_lock_detect=off", None, "yes", "off"),
+    ("ro", None, "no", "off"),  # it would show the flag
+    (None, "[    0.000000] Command line: ro quiet\n", "no", "off"),
+]
+
+
+@pytest.mark.parametrize(("words", "log", "used", "mode"), TOLD)
+def test_told_off(words: str | None, log: str | None, used: str, mode: str, tmp_path: Path) -> None:
+    """A command line that is not there is none that says nothing; the log has it too."""
+    files = {
+        "proc/cpuinfo": f"processor\t: 0\n{ICE_LAKE}flags\t\t: fpu vmx\n\n",
+        "proc/sys/kernel/osrelease": "5.10.0-28-amd64\n",
+        **({"proc/cmdline": words + "\n"} if words is not None else {}),
+        **({"dmesg": log} if log is not None else {}),
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    found = status(Root(str(tmp_path)), NO_GUARD, scan=False)
+    assert (found.processor.split_lock.used.known, found.kernel.mode) == (used, mode)
+    assert bool(found.judgement.recommended) == (used == "yes")
+    if _OFF in f"{words}{log}":
+        assert [one.text for one in found.kernel.settings if one.counts == "yes"] == [_OFF]
+        assert found.kernel.parameter == "off"

@@ -7,7 +7,7 @@ import re
 from splitlock.host.log.heard import Heard
 from splitlock.host.settings import audit as settings
 from splitlock.host.settings.audit import Unused
-from splitlock.host.settings.command_lines import booted
+from splitlock.host.settings.command_lines import given
 from splitlock.linux import parameter, versions
 from splitlock.report import status as report
 
@@ -40,7 +40,7 @@ def foreign(root: Root, heard: Heard, release: str | None) -> str:
 
 def kernel(root: Root, heard: Heard, release: str | None, processor: Processor) -> Kernel:
     """The kernel, and its mode: as it said at boot, else what its command line and the processor come to."""
-    command_line = booted(root) or _command_line(heard.boot)
+    command_line = given(root, heard.boot)
     mitigate = (root.text("proc/sys/kernel/split_lock_mitigate") or _sos_sysctl(root) or "").strip()
     known = versions.release(release or "")
     other = foreign(root, heard, release)
@@ -53,7 +53,7 @@ def kernel(root: Root, heard: Heard, release: str | None, processor: Processor) 
         ),
         parameter=parameter.find(command_line or ""),
         settings=[report.Setting(where=s.where, text=s.text, counts=s.counts, why=s.why)
-                  for s in settings.settings(root, known, _unused(processor))],
+                  for s in settings.settings(root, known, _unused(processor), command_line or "")],
         mode=mode,
         rate=rate or None,
         why=why,
@@ -96,12 +96,6 @@ def _mode(
     if found.ignored:
         return found.mode, 0, f"split_lock_detect={value}: {found.ignored}"
     return found.mode, found.rate, "its command line"
-
-
-def _command_line(boot: str) -> str | None:
-    """As the kernel logged it at boot."""
-    found = re.search(r"Command line: (.*)", boot)
-    return found[1] if found else None
 
 
 def _unused(processor: Processor) -> Unused:

@@ -8,8 +8,8 @@ from splitlock.host import cpuid
 from splitlock.host.config import config, lacks_sysctl
 from splitlock.host.judgement import uses
 from splitlock.host.judgement.uses import Facts
-from splitlock.host.settings.command_lines import booted
-from splitlock.linux import parameter, versions
+from splitlock.host.settings.command_lines import given
+from splitlock.linux import versions
 from splitlock.linux.detection import AMD
 from splitlock.linux.models import UNANNOUNCED
 from splitlock.report.status import Detection, Processor
@@ -62,7 +62,7 @@ def _facts(root: Root, heard: Heard, release: Release | None, foreign: str, info
         hypervisor=_hypervisor(root, flags or frozenset(), heard.boot),
         foreign=foreign,
         release=release,
-        value=parameter.find(booted(root)),
+        command_line=given(root, heard.boot),
         said=heard.said,
         booted=heard.booted,
         config=config(root, release),

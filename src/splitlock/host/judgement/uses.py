@@ -34,7 +34,7 @@ class Facts(NamedTuple):
     hypervisor: str | None  #: this machine is a guest of
     foreign: str  #: what answers in Linux's place and is none; empty: a Linux
     release: Release | None
-    value: str | None  #: of split_lock_detect=; None: not given, or not known
+    command_line: str | None  #: that this kernel was given; None: not known
     said: list[Line]  #: the kernel's words about detection, at boot
     booted: bool  #: its log of the boot was read from the first line on
     config: str  #: the kernel's configuration; empty: not known
@@ -44,6 +44,11 @@ class Facts(NamedTuple):
     def linux(self) -> str:
         """The kernel, in words."""
         return f"Linux {self.release.text}" if self.release else "this kernel"
+
+    @property
+    def value(self) -> str | None:
+        """Of split_lock_detect=; None: not given, or not known."""
+        return parameter.find(self.command_line or "")
 
     def known(self, change: Change) -> Known:
         """Has the kernel this change?"""
@@ -81,6 +86,11 @@ def _without_the_flag(facts: Facts) -> Use:
         return Use(known="no", why=f"/proc/cpuinfo has no flag split_lock_detect, which {facts.linux} {what}")
     if shows == "unknown":
         return Use(known="unknown", why=f"whether {facts.linux} has detection its name does not tell")
+    if any(line.detail == "off" and line.exception != "#DB" for line in facts.said):
+        return Use(known="yes", why=f"the kernel said at boot that it is off, which {facts.linux} says where it has it")
+    looks = facts.release and facts.family == 6 and facts.model and looked_at(facts.release, facts.model) != "no"
+    if facts.command_line is None and not facts.said and looks:
+        return Use(known="unknown", why=f"in mode off {facts.linux} does not show it; nothing tells its command line")
     if parameter.setting(facts.value).mode != "off":
         return Use(known="no", why="/proc/cpuinfo has no flag split_lock_detect, and the kernel was not told `off`")
     if facts.family == 6 and facts.model in UNANNOUNCED:

@@ -27,6 +27,7 @@ _KEY = MITIGATE.replace(".", "/")
 #: Whatever looks as if somebody meant one of the two.
 _MEANT = re.compile(r"split[-_.]?lock[-_.]?(detect|mitigat)", re.I)
 _RUNNING = "proc/cmdline"
+_LOGGED = "the log of the boot, Command line"
 _SYSCTL = re.compile(r"sysctl[./]kernel[./]split_lock_mitigate")
 
 
@@ -46,9 +47,17 @@ class Unused(NamedTuple):
     mitigate: str = ""  #: for kernel.split_lock_mitigate: nobody is delayed there
 
 
-def settings(root: Root, release: Release | None, unused: Unused) -> list[Setting]:
-    """All that is set, what is given to the running kernel first. `release`: of that kernel; None: not known."""
-    lines = [Line(_RUNNING, booted(root), "yes"), *_built_in(root, release), *command_lines(root)]
+def settings(root: Root, release: Release | None, unused: Unused, logged: str = "") -> list[Setting]:
+    """All that is set, what is given to the running kernel first. `release`: of that kernel; None: not known.
+
+    `logged`: its command line as its log has it, which counts where /proc/cmdline is not there.
+    """
+    running = booted(root)
+    lines = [
+        Line(_RUNNING, running, "yes") if running else Line(_LOGGED, logged, "yes"),
+        *_built_in(root, release),
+        *command_lines(root),
+    ]
     read = [line for line in lines[1:] if not line.builds and line.used == "yes"]
     found = []
     for line in lines:
@@ -63,7 +72,7 @@ def settings(root: Root, release: Release | None, unused: Unused) -> list[Settin
 
 def next_boot(found: list[Setting]) -> str | None:
     """The value of split_lock_detect= that the next boot will have; None: none, or it is not known."""
-    counting = [one for one in found if one.where != _RUNNING and one.counts == "yes"]
+    counting = [one for one in found if one.where not in (_RUNNING, _LOGGED) and one.counts == "yes"]
     return next((value for one in counting if (value := parameter.find(one.text)) is not None), None)
 
 

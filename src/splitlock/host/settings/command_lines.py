@@ -61,6 +61,14 @@ def booted(root: Root) -> str:
     return " ".join(words)
 
 
+def given(root: Root, logged: str) -> str | None:
+    """What the kernel that runs was given; None: nothing says it. `logged`: the lines of its boot."""
+    if root.text("proc/cmdline") is not None:
+        return booted(root)
+    found = re.search(r"Command line: (.*)", logged)  # setup_arch() says it before it has read a bootconfig
+    return found[1].strip() if found else None
+
+
 def bootconfig(root: Root) -> dict[str, str]:
     """/proc/bootconfig, by key (Documentation/admin-guide/bootconfig.rst)."""
     lines = (root.text("proc/bootconfig") or "").splitlines()
