@@ -108,6 +108,16 @@ def test_every_change_was_looked_for_in_the_trees() -> None:
         ("6.1.52-valve16-1-neptune-61", (6, 1), 52, True),
         ("6.11.11-valve24-2-neptune-611-g1a2b3c", (6, 11), 11, True),
         ("5.10.0-216.0.0.115.oe2203sp4.x86_64", (5, 10), None, True),
+        ("5.10.134-16.3.al8.x86_64", (5, 10), 134, True),  # Alibaba Cloud Linux 3
+        ("6.6.88-4.2.alnx4.x86_64", (6, 6), 88, True),
+        ("4.19.90-52.22.v2207.ky10.x86_64", (4, 19), 90, True),  # Kylin V10
+        ("5.10.0-182.0.0.95.r1941_123.hce2.x86_64", (5, 10), None, True),  # Huawei Cloud EulerOS 2
+        ("5.10.0-136.12.0.88.ctl3.x86_64", (5, 10), None, True),  # CTyunOS
+        ("5.4.119-1-tlinux4-0010", (5, 4), 119, True),
+        ("5.10.223-212.873.amzn2.x86_64", (5, 10), 223, False),
+        ("6.1.109-118.189.amzn2023.x86_64", (6, 1), 109, False),
+        ("6.6.57.1-2.azl3", (6, 6), 57, False),
+        ("6.6.77-1.qubes.fc37.x86_64", (6, 6), 77, False),
         ("6.1.0", (6, 1), 0, False),  # mainline's own first release
         ("7.3-rc7", (7, 3), None, False),
         ("7.3.0-rc7", (7, 3), None, False),

@@ -24,7 +24,8 @@ class Release(NamedTuple):
     @property
     def patched(self) -> bool:
         """Is it a distribution's kernel to which so much was taken back that its number says only what it has?"""
-        return any(mark in self.text for mark in _PATCHED)
+        tag = _TAG.search(self.text)
+        return any(mark in self.text for mark in _PATCHED) or (tag is not None and tag[1] not in _STABLE)
 
 
 class Change(NamedTuple):
@@ -51,8 +52,12 @@ _LONGEST = 64  # bytes: __NEW_UTS_LEN
 # RHEL and its kin, SUSE's enterprise kernels, Oracle's, openEuler, Anolis, TencentOS, SteamOS.
 _PATCHED = (
     ".el7", ".el8", ".el9", ".el10", "-1500", "-1501", "-1502", "-1503", "-1504", "-1505", "-1506", "-1507",
-    "-1600", "uek", ".oe", ".an7", ".an8", ".an23", ".tl2", ".tl3", ".tl4", "valve", "neptune",
+    "-1600", "uek", ".oe", ".an7", ".an8", ".an23", ".tl2", ".tl3", ".tl4", "tlinux", "valve", "neptune",
 )  # fmt: skip
+#: The tag of a distribution that an RPM's release ends with: .al8, .ky10, .hce2. Whoever is not known to follow the
+#: stable releases may have taken back anything.
+_TAG = re.compile(r"\.([a-z]+)\d\w*(?:\.(?:x86_64|i[3-6]86))?$")
+_STABLE = ("fc", "amzn", "azl", "cm", "mga", "ph")  # Fedora, Amazon, Azure Linux and before, Mageia, Photon
 
 
 def release(text: str) -> Release | None:

@@ -115,14 +115,12 @@ def bus_locks(facts: Facts) -> Use:
         return Use(known="unknown", why="there is no /proc/cpuinfo, and the log does not tell")
     if "bus_lock_detect" not in facts.flags:
         return Use(known="no", why="/proc/cpuinfo has no flag bus_lock_detect")
-    intel = facts.vendor == "GenuineIntel"
-    known = facts.known(versions.BUS_LOCKS if intel else versions.AMD_BUS_LOCKS)
+    # on Intel the flag came with its use, so that it shows a kernel that took both back; on AMD it came long before
+    known = "yes" if facts.vendor == "GenuineIntel" else facts.known(versions.AMD_BUS_LOCKS)
     if known == "no":
-        first = (
-            "5.13 is the first" if intel else "6.13 is the first that does, though older ones say at boot they would"
-        )
+        first = "6.13 is the first that does, though older ones say at boot they would"
         return Use(known="no", why=f"{facts.linux} does not use this processor's: {first}")
-    if known == "unknown" and not intel:
+    if known == "unknown":
         return Use(known="unknown", why=f"whether {facts.linux} has what came with 6.13 its name does not tell")
     if facts.booted and not facts.said and facts.value is None:
         return Use(known="unknown", why="the kernel said nothing of it at boot, as one built without it does")
