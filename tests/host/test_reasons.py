@@ -467,6 +467,21 @@ def test_an_image_and_a_base(program: Path) -> None:
     )
 
 
+def test_in_the_middle_of_an_instruction(tmp_path: Path) -> None:
+    """45 87 11 is xchg [r9], r10d; from its second byte on it would be xchg [rcx], edx, where no fault can be."""
+    source = '.globl f; .type f, @function; f: .byte 0x45, 0x87, 0x11; ret; .size f, .-f; .section .note.GNU-stack,""'
+    image = tmp_path / "f.so"
+    subprocess.run(
+        ["gcc", "-shared", "-nostdlib", "-x", "assembler", "-o", image, "-"], input=source.encode(), check=True
+    )
+    listed = subprocess.run(["nm", image], capture_output=True, text=True, check=True).stdout
+    at = next(int(row.split()[0], 16) for row in listed.splitlines() if row.endswith(" f"))
+    right = explain(line(1, 0x10000 + at), Based(str(image), 0x10000))
+    assert right.place
+    assert right.place.instruction == "xchg [r9], r10d"
+    said(explain(line(1, 0x10000 + at + 1), Based(str(image), 0x10000)), "other-code", "another version")
+
+
 def test_the_texts_are_all_different() -> None:
     """No two causes share a sentence, and each names what to do, or that nothing can be."""
     error = OSError(13, "Permission denied")

@@ -40,10 +40,10 @@ def _here(image: Loaded, place: int) -> int | None:
     if logged.at(image.read(place, _LONGEST), place, image.bits) is None:
         return None
     start = image.start(place + 1)
-    return place if start is None or _begins(image, start, place) else None
+    return place if start is None or begins(image, start, place) else None
 
 
-def _begins(image: Loaded, start: int, place: int) -> bool:
+def begins(image: Loaded, start: int, place: int) -> bool:
     """Does an instruction begin there, by a sweep from the function's start?"""
     return any(found.ip == place for found in Decoder(image.bits, image.read(start, place - start + 1), ip=start))
 

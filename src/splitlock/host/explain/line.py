@@ -6,6 +6,7 @@ import re
 
 from splitlock.host import tasks
 from splitlock.host.explain import reasons
+from splitlock.host.explain.likely import begins
 from splitlock.host.explain.reasons import Reason
 from splitlock.host.explain.space import Live, Saved, frames
 from splitlock.report.frames import own
@@ -151,6 +152,13 @@ def _place(found: Found, address: int, exception: str, space: Saved) -> tuple[Pl
     else:
         code = space.read(address, _LONGEST) or (image.read(first, _LONGEST) if image and first is not None else b"")
         instruction, certain = logged.at(code, here, found.bits), True
+        if (
+            image
+            and first is not None
+            and (start := image.start(first + 1)) is not None
+            and not begins(image, start, first)
+        ):
+            instruction = None  # in the middle of another one: no fault of this file's code has such an address
     back = instruction.len if instruction and exception == "#DB" else 0
     place = None if first is None else first - back
     known = frames(image, place) if image and place is not None else []
