@@ -173,3 +173,26 @@ def test_mistakes(words: list[str | Path], said: str) -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert said in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000,
+        '{"schema":"splitlock/status/1","x":' + "[" * 100_000 + "]" * 100_000 + "}",
+        '{"a":"\\ud800"}',
+        "\udcff",
+        "",
+        "null",
+    ],
+)
+@pytest.mark.parametrize("option", ["--status", "--guest-report"])
+def test_no_report_is_one_line(tmp_path: Path, option: str, text: str) -> None:
+    """Whatever else it is."""
+    (tmp_path / "x.json").write_text(text, errors="surrogateescape")
+    done = run(option, tmp_path / "x.json")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert (
+        f"{option} {tmp_path}/x.json: no report of splitlock {'status' if option == '--status' else 'guest'}: "
+        in done.stderr
+    )

@@ -293,3 +293,62 @@ def test_errors_drive_no_terminal(tmp_path: Path) -> None:
     assert done.stderr[:-1].isprintable()
     assert "\\x1b]0;owned\\x07\\nsplitlock: all is well: no such directory" in done.stderr
     assert run("\x1b[2J\n").stderr[:-1].isprintable()
+
+
+STRANGE = ["²", "٣", "1" * 5000, "9" * 20, "-1", "1_0", "", "a\0b", "\ud800", "\x1b[m", "..", "a/../b", "[", "\n\n"]
+WHERE = {
+    "proc/sys/kernel/split_lock_mitigate": "{}\n",
+    "proc/sys/kernel/osrelease": "{}\n",
+    "proc/sys/kernel/hostname": "{}\n",
+    "proc/version": "Linux version {} (x) y\n",
+    "proc/cmdline": "ro split_lock_detect=ratelimit:{}\n",
+    "proc/modules": "{} 1 0 - Live 0x0\n",
+    "proc/7/status": "Tgid:\t{}\n",
+    "proc/bootconfig": "kernel.{} = {}\n",
+    "ps": "USER PID\nroot {} 0 0 0 0 ? S 1 0:0 kvm -name {}\n",
+    "var/log/kern.log": "[{}] x86/split lock detection: #AC: a/{} took a split_lock trap at address: 0x{}\n",
+    "etc/sysctl.d/a.conf": "kernel.split_lock_mitigate = {}\n",
+    "boot/grub/grub.cfg": 'set default="{}"\nmenuentry "{}" {{\n linux /vmlinuz {}\n}}\n',
+    "boot/loader/entries/a.conf": "version {}\noptions ro {}\n",
+    "etc/default/grub": "GRUB_CMDLINE_LINUX={}\n",
+}
+
+
+@pytest.mark.parametrize("strange", STRANGE)
+def test_nothing_written_there_ends_it(tmp_path: Path, strange: str) -> None:
+    """The same in every file that is read, and as processor, family, model, stepping: a report, or one line."""
+    from splitlock.host.root import Root
+    from splitlock.host.status import status
+    from splitlock.report.status import Guard
+
+    keys = ("processor", "vendor_id", "cpu family", "model", "model name", "stepping", "flags")
+    cpuinfo = "".join(f"{key}\t: {{}}\n" for key in keys)
+    known = {"proc/cpuinfo": ICE_LAKE.format(flags=" split_lock_detect"), "proc/sys/kernel/osrelease": "6.8.0\n"}
+    for number, more in enumerate(({"proc/cpuinfo": cpuinfo}, known)):
+        root = tmp_path / str(number)
+        files = {**WHERE, "proc/7/comm": "kvm\n", "proc/7/cgroup": "0::/\n", **more}
+        for file, text in files.items():
+            (root / file).parent.mkdir(parents=True, exist_ok=True)
+            (root / file).write_text(text.replace("{}", strange), errors="surrogatepass")
+        if strange.strip("./") and "/" not in strange and "\0" not in strange and len(strange) < 256:
+            for place in ("proc", "etc/sysctl.d", "lib/modules", "boot/loader/entries"):
+                name = place.encode() + b"/" + strange.encode(errors="surrogatepass")
+                (root / os.fsdecode(name)).mkdir(parents=True)
+        made = status(Root(str(root)), Guard(up="unknown", why=""))
+        jsonschema.validate(json.loads(made.to_json()), SCHEMA)
+        assert Report.from_json(made.to_json()).processor.count in (None, 1, 2)
+        render(made, verbose=True)
+
+
+def test_names_that_are_no_text(tmp_path: Path) -> None:
+    """Every byte but those that no name has: as JSON and as text, escapes alike."""
+    root = write(tmp_path / "a", {"proc/cmdline": "ro\n"})
+    for byte in sorted(set(range(1, 256)) - {ord("/")}):
+        name = os.fsencode(root) + b"/etc/sysctl.d/" + bytes([byte]) + b"x.conf"
+        os.makedirs(os.path.dirname(name), exist_ok=True)
+        with open(name, "w") as file:
+            file.write("kernel.split_lock_mitigate = 0\n")
+    found = report("--root", root, status=2)
+    assert len(found["kernel"]["settings"]) >= 254
+    assert any(setting["where"] == "etc/sysctl.d/\\udcffx.conf" for setting in found["kernel"]["settings"])
+    assert "etc/sysctl.d/\\udcffx.conf" in run("--root", root).stdout

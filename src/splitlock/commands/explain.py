@@ -74,7 +74,9 @@ def run(args: argparse.Namespace) -> int:
             if args.format == "json":
                 import msgspec
 
-                out.write(msgspec.json.format(msgspec.json.encode(event), indent=2) + b"\n")
+                from splitlock.report.document import encoded
+
+                out.write(msgspec.json.format(encoded(event), indent=2) + b"\n")
             else:
                 from splitlock.report.watch_text import render
 

@@ -132,12 +132,13 @@ def _status(args: argparse.Namespace) -> int:
 
     from splitlock.guard import kernel
     from splitlock.guard.status import status
+    from splitlock.report.document import encoded
     from splitlock.report.guard_text import render_status
 
     kernel.check_root("status")
     found = status()
     if args.format == "json":
-        _write(msgspec.json.format(msgspec.json.encode(found), indent=2).decode() + "\n")
+        _write(msgspec.json.format(encoded(found), indent=2).decode() + "\n")
     else:
         _write(render_status(found))
     return 0 if found.live else 1

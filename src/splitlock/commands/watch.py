@@ -153,9 +153,9 @@ class _Shown:
         if self.args.quiet:
             return
         if self.args.format == "json":
-            import msgspec
+            from splitlock.report.document import encoded
 
-            self.out.write(msgspec.json.encode(event) + b"\n")
+            self.out.write(encoded(event) + b"\n")
         elif self.args.verbose or self._new(event):
             from splitlock.report.watch_text import render
 
@@ -174,9 +174,9 @@ class _Shown:
         if self.args.quiet and not status:
             return status
         if self.args.format == "json":
-            import msgspec
+            from splitlock.report.document import encoded
 
-            self.out.write(msgspec.json.encode(summary) + b"\n")
+            self.out.write(encoded(summary) + b"\n")
         else:
             self.out.write(render_summary(summary, verbose=self.args.verbose).encode("utf-8", "replace"))
         return status

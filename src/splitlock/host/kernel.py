@@ -9,6 +9,7 @@ from splitlock.host.settings import audit as settings
 from splitlock.host.settings.audit import Unused
 from splitlock.host.settings.command_lines import given
 from splitlock.linux import parameter, versions
+from splitlock.linux.text import number
 from splitlock.report import status as report
 
 TYPE_CHECKING = False
@@ -57,7 +58,7 @@ def kernel(root: Root, heard: Heard, release: str | None, processor: Processor) 
         mode=mode,
         rate=rate or None,
         why=why,
-        mitigate=int(mitigate) if mitigate.isdigit() else None,
+        mitigate=number(mitigate),
     )  # fmt: skip
 
 
@@ -75,7 +76,8 @@ def _mode(
         return "off", 0, split.why if split.why == bus.why else f"{split.why}; {bus.why}"
     said = _MODE.fullmatch(heard.mode or "")
     if said:
-        return said[1], int(said[2] or 0), f"the kernel said so at boot ({heard.source})"  # type: ignore[return-value]
+        rate = number(said[2] or "") or 0
+        return said[1], rate, f"the kernel said so at boot ({heard.source})"  # type: ignore[return-value]
     if command_line is None and name is None:
         return "unknown", 0, "no kernel is known to run there: no command line, no log"
     if command_line is None:

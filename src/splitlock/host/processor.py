@@ -12,6 +12,7 @@ from splitlock.host.settings.command_lines import given
 from splitlock.linux import versions
 from splitlock.linux.detection import AMD
 from splitlock.linux.models import UNANNOUNCED
+from splitlock.linux.text import number
 from splitlock.report.status import Detection, Processor
 
 TYPE_CHECKING = False
@@ -34,15 +35,16 @@ _OTHERS = re.compile(r"^(CPU implementer|CPU architecture|isa|cpu)\s*:", re.M)  
 def processor(root: Root, heard: Heard, release: Release | None, foreign: str = "") -> Processor:
     """What is known of it. `release`: of the kernel that runs, None: unknown; `foreign`: what answers in its place."""
     info = _cpuinfo(root)
+    text = root.text("proc/cpuinfo") or ""
     facts = _facts(root, heard, release, foreign, info)
-    online = [int(number) for number in re.findall(r"^processor\s*:\s*(\d+)", root.text("proc/cpuinfo") or "", re.M)]
+    online = [n for n in map(number, re.findall(r"^processor\s*:\s*(\d+)", text, re.M)) if n is not None]
     leaf = cpuid.leaf7() if root.live else None
     return Processor(
         name=info.get("model name"),
         vendor=facts.vendor,
         family=facts.family,
         model=facts.model,
-        stepping=_number(info, "stepping"),
+        stepping=number(info.get("stepping", "")),
         count=len(online) or None,
         split_lock=_split(root, leaf, facts, online),
         bus_lock=_bus(root, leaf, facts, online),
@@ -55,8 +57,8 @@ def _facts(root: Root, heard: Heard, release: Release | None, foreign: str, info
     text = root.text("proc/cpuinfo") or ""
     return Facts(
         vendor=info.get("vendor_id"),
-        family=_number(info, "cpu family"),
-        model=_number(info, "model"),
+        family=number(info.get("cpu family", "")),
+        model=number(info.get("model", "")),
         flags=flags,
         x86=flags is not None or not _OTHERS.search(text),
         hypervisor=_hypervisor(root, flags or frozenset(), heard.boot),
@@ -141,11 +143,6 @@ def _cpuinfo(root: Root) -> dict[str, str]:
     first = (root.text("proc/cpuinfo") or "").split("\n\n", 1)[0]
     pairs = (line.partition(":") for line in first.splitlines())
     return {key.strip(): value.strip() for key, colon, value in pairs if colon}
-
-
-def _number(info: dict[str, str], key: str) -> int | None:
-    value = info.get(key, "")
-    return int(value) if value.isascii() and value.isdigit() else None
 
 
 def _hypervisor(root: Root, flags: frozenset[str], log: str) -> str | None:

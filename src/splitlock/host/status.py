@@ -10,6 +10,7 @@ from splitlock.host.kernel import foreign, kernel, running
 from splitlock.host.log.heard import Heard
 from splitlock.host.processor import processor
 from splitlock.linux import versions
+from splitlock.linux.text import number
 from splitlock.report.judgement import Judgement, Use
 from splitlock.report.status import Report, Vmm
 
@@ -63,19 +64,19 @@ def status(
 def vmms(root: Root) -> list[Vmm] | None:
     """The programs that run virtual machines now: by /proc, or by a list of processes; None where there is neither."""
     found = []
-    processes = [name for name in root.names("proc") if name.isdigit()]
+    processes = [pid for pid in map(number, root.names("proc")) if pid is not None]
     listed = root.text(*_PS)
     if not processes and listed is None:
         return None
-    for name in processes:
-        process = tasks.process(int(name), root=root)
+    for pid in processes:
+        process = tasks.process(pid, root=root)
         if process and process.vmm:
             found.append(Vmm(pid=process.pid, name=process.vmm, vm=process.vm))
     if not found:
         for line in (listed or "").splitlines():
-            for word in line.split()[10:11]:
-                vmm = tasks.vmm_by_name(word.rpartition("/")[2])
-                if vmm:
-                    command = line.split()[10:]
-                    found.append(Vmm(pid=int(line.split()[1]), name=vmm, vm=tasks.vm_name(command, "", vmm)))
+            words = line.split()
+            command, listed_pid = words[10:], number("".join(words[1:2]))
+            vmm = tasks.vmm_by_name(command[0].rpartition("/")[2]) if command else None
+            if vmm and listed_pid is not None:
+                found.append(Vmm(pid=listed_pid, name=vmm, vm=tasks.vm_name(command, "", vmm)))
     return found

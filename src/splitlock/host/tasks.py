@@ -9,6 +9,7 @@ from itertools import pairwise
 
 from splitlock.host.root import Root
 from splitlock.linux.sentences import COMM
+from splitlock.linux.text import number
 from splitlock.report.watch import Process
 
 # Containers: as runtimes name their control groups (systemd scopes, cgroupfs, LXC); the kernel gives the path.
@@ -100,10 +101,12 @@ def process(tid: int, root: Root = HERE) -> Process | None:
     try:
         status = _read(root, f"proc/{tid}/status")
         comm = _read(root, f"proc/{tid}/comm").rstrip("\n")
-        pid = int(next(line for line in status.splitlines() if line.startswith("Tgid:")).split()[1])
+        pid = number(next(line for line in status.splitlines() if line.startswith("Tgid:")).split()[1])
         command = _read(root, f"proc/{pid}/cmdline").rstrip("\0").split("\0")
         groups = _read(root, f"proc/{tid}/cgroup")
-    except (OSError, StopIteration, ValueError):
+    except (OSError, StopIteration, IndexError):
+        return None
+    if pid is None:
         return None
     vmm = _vmm(pid, command, comm, root)
     return Process(

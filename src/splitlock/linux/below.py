@@ -50,6 +50,8 @@ def handle(directory: str, name: str, *, follow: bool = True) -> int:
     `directory`: what the name's / is, and cannot be left; "": this process's own, and names relative to where it is.
     `follow`: what the name's last part links to, not the link.
     """
+    if "\0" in name:
+        raise FileNotFoundError(errno.ENOENT, "no file's name has a NUL in it", name)
     flags = os.O_PATH | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
     if directory in ("", "/"):
         return os.open(directory + name, flags)
@@ -57,8 +59,6 @@ def handle(directory: str, name: str, *, follow: bool = True) -> int:
     try:
         how = _How(flags, 0, _IN_ROOT | _NO_MAGICLINKS)
         path = os.fsencode(name) or b"."
-        if b"\0" in path:
-            raise ValueError("embedded null byte")
         for _ in range(_TRIES):
             found = _libc.syscall(_OPENAT2, top, path, ctypes.byref(how), ctypes.c_size_t(ctypes.sizeof(how)))
             if found >= 0:

@@ -6,6 +6,8 @@ from typing import Literal
 
 import msgspec
 
+from splitlock.report.document import encoded
+
 SCHEMA = "splitlock/guard/1"
 
 
@@ -55,7 +57,7 @@ class Decision(msgspec.Struct, kw_only=True):
 
     def to_json(self) -> bytes:
         """As one line, with its end."""
-        return msgspec.json.encode(self) + b"\n"
+        return encoded(self) + b"\n"
 
 
 class Status(msgspec.Struct, kw_only=True):

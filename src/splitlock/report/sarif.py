@@ -7,6 +7,8 @@ from urllib.parse import quote
 
 import msgspec
 
+from splitlock.report.document import encoded
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -44,8 +46,8 @@ class Sarif:
                 for name, text in self.rules
             ],
         }
-        head = msgspec.json.encode({"$schema": _SCHEMA, "version": VERSION})[:-1]
-        return head + b',"runs":[{"tool":' + msgspec.json.encode({"driver": driver}) + b',"results":['
+        head = encoded({"$schema": _SCHEMA, "version": VERSION})[:-1]
+        return head + b',"runs":[{"tool":' + encoded({"driver": driver}) + b',"results":['
 
     def file(self, file: File) -> bytes:
         """A result for each finding; for a verdict that has none, one for the file."""
@@ -56,7 +58,7 @@ class Sarif:
         results = [self._result(file, finding) for finding in file.findings]
         if file.verdict != "allow" and not any(finding.kind in file.because for finding in file.findings):
             results.append(self._of(file, _MODULE, file.reason, where, f"{file.sha256}:{_MODULE}"))
-        raw = [msgspec.json.encode(result) for result in results]
+        raw = [encoded(result) for result in results]
         text = (b"," if self.results and raw else b"") + b",\n".join(raw)
         self.results += len(raw)
         return text
@@ -67,7 +69,7 @@ class Sarif:
         if self.failures:
             run["toolExecutionNotifications"] = self.failures  # type: ignore[assignment]
         properties = {"policy": self.policy, "summary": msgspec.to_builtins(summary)}
-        tail = msgspec.json.encode({"invocations": [run], "properties": properties})
+        tail = encoded({"invocations": [run], "properties": properties})
         return b"]," + tail[1:] + b"]}\n"
 
     def _result(self, file: File, finding: Finding) -> dict[str, Any]:

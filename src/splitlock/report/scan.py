@@ -6,7 +6,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from splitlock.report.document import Document
+from splitlock.report.document import Document, encoded
 
 SCHEMA: Final = "splitlock/scan/1"
 
@@ -107,18 +107,18 @@ class Json:
 
     def begin(self) -> bytes:
         """Up to the first file."""
-        head = msgspec.json.encode({"schema": SCHEMA, "policy": self.policy})
+        head = encoded({"schema": SCHEMA, "policy": self.policy})
         return b"{" + _indented(head)[1:-2] + b',\n  "files": ['
 
     def file(self, file: File) -> bytes:
         """The next file."""
         self.files += 1
-        return (b",\n    " if self.files > 1 else b"\n    ") + _indented(msgspec.json.encode(file), b"    ")
+        return (b",\n    " if self.files > 1 else b"\n    ") + _indented(encoded(file), b"    ")
 
     def end(self, summary: Summary) -> bytes:
         """The rest, with a newline at the end."""
         closing = b"\n  ],\n" if self.files else b"],\n"
-        return closing + b'  "summary": ' + _indented(msgspec.json.encode(summary), b"  ") + b"\n}\n"
+        return closing + b'  "summary": ' + _indented(encoded(summary), b"  ") + b"\n}\n"
 
 
 def _indented(raw: bytes, by: bytes = b"") -> bytes:
