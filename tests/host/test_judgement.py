@@ -308,3 +308,35 @@ def test_told_off(words: str | None, log: str | None, used: str, mode: str, tmp_
     if _OFF in f"{words}{log}":
         assert [one.text for one in found.kernel.settings if one.counts == "yes"] == [_OFF]
         assert found.kernel.parameter == "off"
+
+
+#: Nothing is armed on AMD before 6.13; DR6's first value was mended in 6.16, 6.6.97, 6.12.36 and 6.15.5
+#: (5f465c148c61): kernel, flag of /proc/cpuinfo, and whether `fatal` may kill who takes another #DB.
+FALSE = [
+    ("5.12.9", "bus_lock_detect", False),  # it has no handle_bus_lock()
+    ("5.15.100", "bus_lock_detect", True),
+    ("6.1.0-25-amd64", "bus_lock_detect", True),
+    ("6.6.50", "bus_lock_detect", True),
+    ("6.6.97", "bus_lock_detect", False),
+    ("6.8.0-60-generic", "bus_lock_detect", True),
+    ("6.12.35", "bus_lock_detect", True),
+    ("6.12.36", "bus_lock_detect", False),
+    ("6.8.0-60-generic", "", False),
+]
+
+
+@pytest.mark.parametrize(("release", "flag", "may"), FALSE)
+def test_false_signals(release: str, flag: str, may: bool, tmp_path: Path) -> None:
+    """`fatal` where nothing is armed: no bus lock is found, and another #DB may be taken for one."""
+    found = machine(tmp_path, flag, cpu=AMD, release=release, words="split_lock_detect=fatal")
+    assert (found.kernel.mode, found.judgement.recommended) == ("off", "")
+    fatal = modes(found)["fatal"]
+    assert fate(fatal, "program") == "nothing"
+    assert ("SIGBUS" in fatal.what) == may
+    assert any("SIGBUS" in line for line in found.judgement.first) == may
+    assert not any("SIGBUS" in modes(found)[mode].what for mode in ("off", "warn", "ratelimit"))
+    built = tmp_path / f"boot/config-{release}"
+    built.parent.mkdir()
+    built.write_text("# CONFIG_CPU_SUP_INTEL is not set\n")
+    bare = machine(tmp_path, flag, cpu=AMD, release=release, words="split_lock_detect=fatal")
+    assert "SIGBUS" not in modes(bare)["fatal"].what

@@ -30,6 +30,23 @@ def programs(log: Log, exception: str = "") -> list[str]:
     return sorted(found)
 
 
+#: Of mode fatal where nothing is armed, and the kernel takes another #DB for a bus lock.
+FALSE_SIGBUS = (
+    "yet the first #DB of any kind on a core (a debugger's single step, say) may be taken for a bus lock, and kill its "
+    "program (SIGBUS)"
+)
+
+
+def false_traps(status: Report) -> bool:
+    """May this kernel take another #DB for a bus lock though it detects none? docs/linux.md, "False lines"."""
+    cpu, release = status.processor, versions.release(status.kernel.release or "")
+    if status.kernel.foreign or release is None or cpu.bus_lock.supported != "yes":
+        return False
+    if cpu.split_lock.used.why == cpu.bus_lock.used.why:  # built without it: there is no handle_bus_lock()
+        return False
+    return has(versions.BUS_LOCKS, release) != "no" and has(versions.DR6_BUS_LOCK, release) != "yes"
+
+
 def mode(mode: Mode, verdict: Verdict, status: Report) -> str:
     """A whole mode in a sentence."""
     split, bus = status.processor.split_lock.used.known, status.processor.bus_lock.used.known
@@ -38,7 +55,8 @@ def mode(mode: Mode, verdict: Verdict, status: Report) -> str:
     if mode == "off":
         return "detects nothing: any program can stall the whole machine, and nobody is told"
     if split == bus == "no":
-        return "has no effect here: this kernel has nothing to detect with"
+        may = f"; {FALSE_SIGBUS}" if mode == "fatal" and false_traps(status) else ""
+        return f"has no effect here: this kernel has nothing to detect with{may}"
     if mode == "ratelimit" and bus == "no" and verdict == "nothing":
         return "detects nothing here: only #DB can limit the rate, and this kernel has none"
     said: dict[Verdict, str] = {
@@ -120,6 +138,8 @@ def remedies(status: Report) -> list[str]:
             "on the host of this virtual machine: split_lock_detect=off or ratelimit:N, which turn #AC off; in a TDX "
             "guest nothing else helps before Linux 7.4's bus-lock exits"
         )
+    if split == bus == "no" and status.kernel.parameter == "fatal" and false_traps(status):
+        said.append(f"take split_lock_detect=fatal off: it detects nothing here, {FALSE_SIGBUS}")
     if split == "yes" and (waiting or guests) and status.kernel.mode == "warn":
         who = ", ".join([*waiting[:4], *(["the virtual machines"] if guests else [])])
         if status.kernel.mitigate:
