@@ -21,6 +21,7 @@ from splitlock.host.settings import sysctl
 from splitlock.host.settings.audit import Setting, Unused, next_boot, settings
 from splitlock.host.settings.command_lines import booted, command_lines
 from splitlock.host.settings.version_order import compare
+from splitlock.linux import parameter
 from splitlock.linux.versions import release
 
 TREES = read.trees()
@@ -130,6 +131,31 @@ def test_bootconfig(tmp_path: Path) -> None:
     assert [(s.where, s.counts) for s in found(root)] == [("proc/bootconfig", "no"), ("proc/bootconfig", "yes")]
     made(tmp_path, {"boot/config-7.3.0": "CONFIG_CMDLINE_FROM_BOOTCONFIG=y\n"})
     assert [s.counts for s in found(root, "7.3.0")] == ["unknown", "yes"]  # the embedded one alone is read early
+
+
+#: /proc/bootconfig, /proc/cmdline, and what of it the boot loader gave: xbc_snprint_cmdline() writes each value of
+#: each key below `kernel`, in quotes (before 6.9: always), and puts that before the loader's words.
+BOOTED = [
+    ('kernel.split_lock_detect = "warn"\n', 'split_lock_detect="warn" split_lock_detect=off root=a', "off"),
+    ('kernel.split_lock_detect = "warn"\n', "split_lock_detect=warn split_lock_detect=off root=a", "off"),
+    ('kernel.split_lock_detect = "warn"\n', "split_lock_detect=warn root=a", None),
+    ('kernel.split_lock_detect = "warn", "fatal"\n',
+     'split_lock_detect="warn" split_lock_detect="fatal" split_lock_detect=off', "off"),
+    ('kernel.a = "x y"\nkernel.split_lock_detect = "fatal"\ninit.b = "1"\n',
+     'a="x y" split_lock_detect="fatal" root=a split_lock_detect=off -- b', "off"),
+    ('kernel.quiet = ""\nkernel.split_lock_detect = "fatal"\n', 'quiet split_lock_detect="fatal" quiet root=a', None),
+    ('kernel.split_lock_detect = "fatal"\n# Parameters from bootloader:\n# ro split_lock_detect=off\n',
+     "split_lock_detect=fatal ro split_lock_detect=off", "off"),
+    ('init.split_lock_detect = "warn"\n', "split_lock_detect=off root=a -- split_lock_detect=warn", "warn"),
+    ("", "split_lock_detect=off split_lock_detect=warn", "warn"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("bootconfig", "words", "right"), BOOTED)
+def test_bootconfig_and_the_loader(bootconfig: str, words: str, right: str | None, tmp_path: Path) -> None:
+    """Both may name the parameter: the loader's counts."""
+    root = made(tmp_path, {"proc/bootconfig": bootconfig, "proc/cmdline": words + "\n"})
+    assert parameter.find(booted(root)) == right
 
 
 # -- sysctl.d: systemd reads the same files ---------------------------------------------------------------------------

@@ -161,7 +161,7 @@ def _bootconfig(root: Root, release: Release | None, unused: Unused) -> list[Set
         and has(versions.BOOTCONFIG_COMMAND_LINE, release) == "yes"
         and "CONFIG_CMDLINE_FROM_BOOTCONFIG=y" in config.config(root, release)
     )
-    for key, value in bootconfig(root).items():
+    for key, value in bootconfig(root):
         if not _MEANT.search(key):
             continue
         detect = key == f"kernel.{parameter.NAME}"

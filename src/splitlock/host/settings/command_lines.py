@@ -52,13 +52,24 @@ def command_lines(root: Root) -> list[Line]:
 def booted(root: Root) -> str:
     """What the boot loader gave to the kernel that runs: /proc/cmdline without bootconfig's part, which is before it.
 
-    init/main.c setup_command_line(); the kernel looks for split_lock_detect before it has read that part.
+    init/main.c setup_command_line(), xbc_snprint_cmdline(): each key of bootconfig once, in their order, so that what
+    stands behind is the boot loader's even if it has the same name. The kernel looks for split_lock_detect before it
+    has read that part. Where /proc/bootconfig says what the loader gave (6.10 on), that is it.
     """
-    words = (root.text("proc/cmdline") or "").strip().split(" ")
-    keys = {key.removeprefix("kernel.") for key in bootconfig(root) if key.startswith("kernel.")}
-    while words and words[0].partition("=")[0] in keys:
-        words.pop(0)
-    return " ".join(words)
+    text = (root.text("proc/cmdline") or "").strip()
+    said = re.search(r"^# Parameters from bootloader:\n# (.*)", root.text("proc/bootconfig") or "", re.M)
+    if said:
+        return said[1].strip()
+    for key, value in bootconfig(root):
+        if not key.startswith("kernel."):
+            continue
+        name = key.removeprefix("kernel.")
+        words = (f'{name}="{value}"', f"{name}={value}", *(() if value else (name,)))
+        word = next((word for word in words if f"{text} ".startswith(f"{word} ")), None)
+        if word is None:
+            break
+        text = text[len(word) :].lstrip(" ")
+    return text
 
 
 def given(root: Root, logged: str) -> str | None:
@@ -69,11 +80,15 @@ def given(root: Root, logged: str) -> str | None:
     return found[1].strip() if found else None
 
 
-def bootconfig(root: Root) -> dict[str, str]:
-    """/proc/bootconfig, by key (Documentation/admin-guide/bootconfig.rst)."""
-    lines = (root.text("proc/bootconfig") or "").splitlines()
-    pairs = (line.partition("=") for line in lines if not line.startswith("#"))
-    return {key.strip(): value.strip().strip("\"'") for key, equals, value in pairs if equals}
+def bootconfig(root: Root) -> list[tuple[str, str]]:
+    """/proc/bootconfig: keys and values, an array's key once for each (fs/proc/bootconfig.c)."""
+    found = []
+    for line in (root.text("proc/bootconfig") or "").splitlines():
+        key, equals, rest = line.partition("=")
+        if equals and not line.startswith("#"):
+            values = re.findall(r"""\s*(?:"([^"]*)"|'([^']*)'|([^\s,"']+))\s*(?:,|$)""", rest) or [("", "", "")]
+            found += [(key.strip(), one or other or bare) for one, other, bare in values]
+    return found
 
 
 def _machine(root: Root) -> _Machine:
