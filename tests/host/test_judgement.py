@@ -142,6 +142,17 @@ def test_hypervisors_that_nobody_knows(tmp_path: Path) -> None:
         assert modes(report)["off"].verdict == "nothing"
 
 
+def test_a_sysctl_that_is_not_seen(tmp_path: Path) -> None:
+    """Where a file sets it to 0 and nobody sees what it is now, no delay is promised, and none is ruled out."""
+    assert fate(modes(machine(tmp_path))["warn"], "program") == "slowed"
+    (tmp_path / "etc/sysctl.d").mkdir(parents=True)
+    (tmp_path / "etc/sysctl.d/90.conf").write_text("kernel.split_lock_mitigate = 0\n")
+    said = modes(machine(tmp_path))["warn"]
+    assert (fate(said, "program"), said.verdict) == ("not-known", "slows")
+    assert fate(modes(machine(tmp_path, mitigate="1\n"))["warn"], "program") == "slowed"
+    assert fate(modes(machine(tmp_path, mitigate="0\n"))["warn"], "program") == "goes-on"
+
+
 def test_a_processor_that_is_not_known(tmp_path: Path) -> None:
     (tmp_path / "etc").mkdir()
     found = status(Root(str(tmp_path)), NO_GUARD, scan=False)

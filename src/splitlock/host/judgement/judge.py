@@ -43,6 +43,7 @@ class World(NamedTuple):
 
     kernel: Kernel
     processor: Processor
+    mitigate: bool  #: kernel.split_lock_mitigate
 
     def armed(self, mode: parameter.Mode) -> Armed:
         """What the kernel makes of a mode here."""
@@ -76,11 +77,19 @@ def worlds(status: Report) -> list[World]:
     )  # `used` has weighed these
     shown |= {"MISERY", "MITIGATE"} if status.kernel.mitigate is not None else set()
     return [
-        World(Kernel(one, assume, shown), Processor(split, bus, cpu.vendor in AMD))
-        for one, assume, split, bus in product(
-            releases, (True, False), _either(cpu.split_lock.used), _either(cpu.bus_lock.used)
+        World(Kernel(one, assume, shown), Processor(split, bus, cpu.vendor in AMD), mitigate)
+        for one, assume, split, bus, mitigate in product(
+            releases, (True, False), _either(cpu.split_lock.used), _either(cpu.bus_lock.used), _mitigate(status)
         )
     ]
+
+
+def _mitigate(status: Report) -> tuple[bool, ...]:
+    """What kernel.split_lock_mitigate may be now: 1 unless it is seen to be 0, or something sets it to that."""
+    if status.kernel.mitigate is not None:
+        return (status.kernel.mitigate != 0,)
+    sets = [one for one in status.kernel.settings if "mitigat" in one.text and one.counts != "no"]
+    return (True, False) if any(one.text.strip().endswith("0") for one in sets) else (True,)
 
 
 def _either(use: Use) -> tuple[bool, ...]:
@@ -144,7 +153,7 @@ def _asked(world: World, mode: parameter.Mode, place: Place, status: Report) -> 
     armed = world.armed(mode)
     if armed.trap is None or (armed.trap == "#DB" and place != "program"):
         return None
-    return detection.effect(world.kernel, armed.trap, armed.mode, place, mitigate=status.kernel.mitigate != 0)
+    return detection.effect(world.kernel, armed.trap, armed.mode, place, mitigate=world.mitigate)
 
 
 def _guest(one: Hypervisor, mode: parameter.Mode, status: Report, possible: list[World], guests: list[Guest]) -> Effect:
