@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from splitlock.linux.log import lines
+from splitlock.linux.others import Others
 
 _LINES = 400  # of one dump that are read: two stacks and a list of modules have some 150
 _QUIET = 60  # lines in a row that say nothing to us: the rest of the dump is lost
@@ -120,6 +121,7 @@ class Dump:
     modules    loaded ones, each with its own letters; `listed`: whether the list was there
     ended      the dump was read to its end; False: the log breaks off, or other lines took its place
     panic      why the whole machine stopped; None: it went on, as far as the log says
+    mixed      lines of another dump stood within it, and were left out
     """
 
     head: Head
@@ -144,6 +146,7 @@ class Dump:
     listed: bool = False
     ended: bool = False
     panic: str | None = None
+    mixed: bool = False
 
 
 def head(text: str) -> Head | None:
@@ -184,8 +187,9 @@ class Collector:
         self.dump = Dump(found[0])
         self.done = False
         self._fed = self._quiet = 0
-        self._tracing = self._closing = self._listing = self._coding = False
+        self._tracing = self._closing = self._listing = self._coding = self._again = False
         self._context = ""
+        self._others = Others()
         caller = _CALLER.search(text[:_NAME])
         self._caller = caller[1] if caller else None
         self._take(found[1])
@@ -217,6 +221,9 @@ class Collector:
 
     def _line(self, line: str) -> bool:
         dump = self.dump
+        if self._others.take(line, dump, traced=self._tracing or bool(dump.frames)):
+            dump.mixed, self._listing, self._coding = True, False, False
+            return True
         listing, self._listing = self._listing, False
         if self._coding and _HEX.match(line):
             return self._opcodes(line, first=False)
@@ -281,6 +288,9 @@ class Collector:
         if found["cs"] and int(found["cs"], 16) & 3:  # a program's, whom the kernel worked for: the trace has begun
             self._tracing = self._tracing or not self._closing
             return
+        if self._closing and dump.mixed and not self._again:  # said once more, with none of another's before it
+            dump.place, dump.code, dump.at, self._again = None, b"", None, True
+            dump.registers.clear()
         if not self._own or dump.place is not None:
             return
         where = found["where"].strip()

@@ -77,6 +77,8 @@ def explain(dump: Dump, files: Files | None = None) -> report.Oops:
     )
     if made.place is None:
         missing.append("which function it was: the log has no line with RIP")
+    if dump.mixed:
+        missing.append("whether these are all callers: lines of another dump stand within this one, and were left out")
     if files:
         missing += files.missing(dump)
     made.says, made.means, made.report = summary(made), sentences(made), report_to(made)

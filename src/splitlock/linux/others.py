@@ -1,0 +1,85 @@
+"""Whose is a line within an oops's dump? What other processors dump at the same time, line by line.
+
+The order of lines, which tells: a warning has its modules, `CPU:`, registers, trace, `end trace` (kernel/panic.c:
+__warn); a lockup the same without an end (kernel/watchdog.c); a hung task a trace alone (kernel/sched/core.c:
+sched_show_task). Where a second trace does not say where it ends, what follows is taken for its own.
+"""
+
+from __future__ import annotations
+
+import re
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from splitlock.linux.oops import Dump
+
+_WARNING = re.compile(r"\[ cut here \]|\bWARNING: (?:CPU: \d+ |possible |\S+:\d+ at )")
+_LOCKUP = re.compile(r"\bBUG: |\brcu: INFO: |\bINFO: rcu|\bNMI backtrace for cpu|\bINFO: NMI handler")
+_TASK = re.compile(r"\bINFO: task |\btask:.{1,32} state:\w")
+_CPU = re.compile(r"\bCPU: (\d+) (?:UID: \d+ )?PID: (\d+) Comm: ")
+_PLACE = re.compile(r"\b[RE]IP: ")
+_VALUES = re.compile(r"\bCode: |\b(?:[RE][A-D]X|[RE][SD]I|[RE][BS]P|R\d\d|[CD]R\d|[FG]S|EFLAGS): *[0-9a-fA-F]|\bPKRU: ")
+_FRAME = re.compile(r"\+0x[0-9a-fA-F]+/0x|</?[A-Z]+>|\b0x[0-9a-f]{4,16}$|\(\S+:\d+\)")
+
+
+class Others:
+    """Follows the dumps of others within one: `take` says of each line whether it is theirs."""
+
+    def __init__(self) -> None:
+        self._begin("")
+        self._tail = False  # an `end trace` of theirs is still to come
+
+    def _begin(self, kind: str) -> None:
+        self._kind, self._known, self._placed, self._tracing = kind, False, False, False
+
+    def take(self, line: str, dump: Dump, *, traced: bool) -> bool:
+        """Is this line another's? `traced`: the oops's own trace has begun."""
+        for kind, words in (("warning", _WARNING), ("lockup", _LOCKUP), ("task", _TASK)):
+            if words.search(line):
+                self._begin(kind)
+                return True
+        if "---[ end trace " in line:
+            return self._ends()
+        if not self._kind:
+            if traced and "Call Trace:" in line:
+                self._begin("task")
+                self._tracing = True
+            return bool(self._kind)
+        return self._within(line, dump, traced)
+
+    def _ends(self) -> bool:
+        theirs = self._tail or (self._kind == "warning" and (self._known or self._tracing))
+        self._begin("")
+        self._tail = False
+        return theirs
+
+    def _within(self, line: str, dump: Dump, traced: bool) -> bool:
+        if found := _CPU.search(line):
+            mine = (int(found[1]), int(found[2])) == (dump.cpu, dump.pid)
+            again = dump.cpu is None and self._known
+            self._begin("" if mine or again else self._kind)
+            self._known = bool(self._kind)
+            return self._known
+        if "Call Trace:" in line:
+            return self._or_back(self._kind == "task" or self._known or traced, traces=True)
+        if "Modules linked in:" in line:
+            return self._or_back(self._kind != "task" and not self._known)
+        if _PLACE.search(line):
+            theirs = self._tracing or (self._known and not self._placed)
+            self._placed = True
+            return self._or_back(theirs)
+        if _VALUES.search(line):
+            return self._placed or self._tracing
+        if self._tracing and _FRAME.search(line):
+            if "</TASK>" in line:  # the outermost stack, the last of a trace
+                self._tail = self._kind == "warning"
+                self._begin("")
+            return True
+        return self._known and ("Hardware name: " in line or "Workqueue: " in line or "Tainted: [" in line)
+
+    def _or_back(self, theirs: bool, *, traces: bool = False) -> bool:
+        """Theirs; or else theirs has ended, and the oops's own goes on."""
+        if not theirs:
+            self._begin("")
+        self._tracing = theirs and (self._tracing or traces)
+        return theirs
