@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from splitlock.linux.versions import Change, Release
     from splitlock.report.judgement import Known
 
-_NOT_BUILT = ("# CONFIG_X86_BUS_LOCK_DETECT is not set", "# CONFIG_CPU_SUP_INTEL is not set")
+#: arch/x86/Kconfig: the option by itself since versions.BUS_LOCK_CONFIG; before, a part of the support of Intel's.
+_OPTION, _BEFORE = "CONFIG_X86_BUS_LOCK_DETECT", "CONFIG_CPU_SUP_INTEL"
 
 
 class Facts(NamedTuple):
@@ -72,7 +73,9 @@ def split_locks(facts: Facts) -> Use:
     if facts.flags is not None and "split_lock_detect" in facts.flags:
         return Use(known="yes", why="/proc/cpuinfo's flag split_lock_detect")
     if facts.known(versions.SPLIT_LOCKS) == "no":
-        return Use(known="no", why=f"{facts.linux} has no split-lock detection: 5.7 is the first")
+        return Use(
+            known="no", why=f"{facts.linux} has no split-lock detection: {versions.SPLIT_LOCKS.first} is the first"
+        )
     if facts.flags is None:
         return Use(known="unknown", why="there is no /proc/cpuinfo, and the log does not tell")
     return _without_the_flag(facts)
@@ -108,7 +111,7 @@ def bus_locks(facts: Facts) -> Use:
         return _elsewhere(facts)
     if facts.flags is None:
         if facts.known(versions.BUS_LOCKS) == "no":
-            return Use(known="no", why=f"{facts.linux} knows none: 5.13 is the first")
+            return Use(known="no", why=f"{facts.linux} knows none: {versions.BUS_LOCKS.first} is the first")
         said = any(line.exception == "#DB" and line.kind == "mode" for line in facts.said)
         if said and facts.known(versions.AMD_BUS_LOCKS) == "yes":
             return Use(known="yes", why="the kernel said so at boot")
@@ -116,12 +119,16 @@ def bus_locks(facts: Facts) -> Use:
     if "bus_lock_detect" not in facts.flags:
         return Use(known="no", why="/proc/cpuinfo has no flag bus_lock_detect")
     # on Intel the flag came with its use, so that it shows a kernel that took both back; on AMD it came long before
-    known = "yes" if facts.vendor == "GenuineIntel" else facts.known(versions.AMD_BUS_LOCKS)
+    built = f"{_OPTION}=y" in facts.config.splitlines()  # the option came with AMD's
+    known = "yes" if facts.vendor == "GenuineIntel" or built else facts.known(versions.AMD_BUS_LOCKS)
     if known == "no":
-        first = "6.13 is the first that does, though older ones say at boot they would"
+        first = f"{versions.AMD_BUS_LOCKS.first} is the first that does, though older ones say at boot they would"
         return Use(known="no", why=f"{facts.linux} does not use this processor's: {first}")
     if known == "unknown":
-        return Use(known="unknown", why=f"whether {facts.linux} has what came with 6.13 its name does not tell")
+        return Use(
+            known="unknown",
+            why=f"the name of {facts.linux} does not tell whether it has what came with {versions.AMD_BUS_LOCKS.first}",
+        )
     if facts.booted and not facts.said and facts.value is None:
         return Use(known="unknown", why="the kernel said nothing of it at boot, as one built without it does")
     return Use(known="yes", why="/proc/cpuinfo's flag bus_lock_detect")
@@ -136,8 +143,9 @@ def _nowhere(facts: Facts) -> str:
     if not facts.x86:
         return "this is no x86 processor: nothing of this applies"
     words = facts.config.splitlines()
-    if no := next((no for no in _NOT_BUILT if no in words), ""):
-        return f"the kernel is built without it: {no.split()[1]} is not set"
+    for option, asked in ((_OPTION, True), (_BEFORE, facts.known(versions.BUS_LOCK_CONFIG) == "no")):
+        if asked and f"# {option} is not set" in words and f"{_OPTION}=y" not in words:
+            return f"the kernel is built without it: {option} is not set"
     # sld_mitigate_sysctl_init(): whoever is built with it has the sysctl, whatever the processor
     shown = facts.said or "split_lock_detect" in (facts.flags or ())
     if facts.no_sysctl and not shown and not facts.foreign and facts.known(versions.MITIGATE) == "yes":

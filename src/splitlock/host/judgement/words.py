@@ -148,7 +148,9 @@ def remedies(status: Report) -> list[str]:
                 "keeps the log line; it does not help VirtualBox's KVM backend"
             )
         elif release and status.kernel.mitigate is None and has(versions.MISERY, release) == "yes":
-            said.append(f"{who} wait at each trap; a kernel from 6.2 on has kernel.split_lock_mitigate=0 against it")
+            said.append(
+                f"{who} wait at each trap; a kernel from {versions.MITIGATE.first} on has kernel.split_lock_mitigate=0 against it"
+            )
     if any(task.exception == "#DB" for task in status.log.tasks):
         said.append(
             "kernel.split_lock_mitigate changes nothing about #DB: the program is not slowed by the kernel but by its "
