@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from host.dumps import HERE, read, real
+from host.dumps import DATA, HERE, read, real
 
 from splitlock._errors import SplitlockError
 from splitlock.host.causes import Causes
@@ -36,6 +36,33 @@ def test_the_known_causes_fit_what_they_were_found_with() -> None:
     assert cause(real("xdp-7.1.8")) == ["xdp-on-loopback"]  # the bug itself, in a guest
     razer = "Split lock detected\nRIP: 0010:razer_raw_event+0x34d/0x5b0 [razerkbd]\n"
     assert cause(explain(read(razer), HERE)) == ["openrazer-keyboard"]
+
+
+# By its own versions in words: Linux 6.9 to 7.2; fixed in 7.3, in 6.12.115 and in 7.2.13.
+@pytest.mark.parametrize(
+    ("release", "shown"),
+    [
+        ("5.15.0-100-generic", False), ("6.8.0-60-generic", False), ("6.8.12", False), ("6.1.0-37-amd64", False),
+        ("6.9.0", True), ("6.11.0-21-generic", True), ("6.12.114+deb13-amd64", True), ("6.12.115+deb13-amd64", False),
+        ("6.12.117+deb12-cloud-amd64", False), ("6.12.0-1-amd64", True), ("7.1.8+deb13-cloud-amd64", True),
+        ("7.2.12-arch1-1", True), ("7.2.13+deb14-amd64", False), ("7.2.13", False), ("7.3.0-rc4", False),
+        ("7.3.5-1-default", False), ("8.0.1", False), ("5.14.0-503.el9.x86_64", True), ("nonsense", True),
+    ],
+)  # fmt: skip
+def test_a_cause_is_none_of_a_kernel_that_does_not_have_it(release: str, shown: bool) -> None:
+    text = (DATA / "oops-xdp-7.1.8.txt").read_text()
+    assert "7.1.8+deb13-cloud-amd64" in text
+    oops = explain(read(text.replace("7.1.8+deb13-cloud-amd64", release)), HERE)
+    assert cause(oops) == (["xdp-on-loopback"] if shown else [])
+
+
+def test_a_suspected_module_and_a_fault_of_linux_are_not_both_shown() -> None:
+    text = (DATA / "oops-xdp-7.1.8.txt").read_text().replace("Modules linked in:", "Modules linked in: drv(OE)")
+    for letters, shown in (("OE", []), ("", ["xdp-on-loopback"])):
+        called = text.replace(" <IRQ>", " <IRQ>\n drv_poll+0x1/0x20 [drv]").replace("drv(OE)", f"drv({letters})")
+        oops = explain(read(called.replace("drv()", "drv")), HERE)
+        assert ("suspect that module first" in oops.means[0]) is (not shown)
+        assert cause(oops) == shown
 
 
 @pytest.mark.parametrize(
@@ -94,6 +121,8 @@ def test_more_causes_from_a_file(tmp_path: Path) -> None:
         (('fix = "f"\n', ""), "fix"),
         (('"mine"', '"steam-client"'), "steam-client"),
         (('what = "w"', "what = 3"), "what"),
+        (("links", 'fixed = ["soon"]\nlinks'), "soon"),
+        (("links", 'since = "6"\nlinks'), "no release"),
         (("[[cause]]", "[[causes]]"), "cause"),
         (('what = "w"', "what = "), "more.toml"),
     ],

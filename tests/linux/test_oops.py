@@ -203,6 +203,20 @@ def test_another_s_dump_ends_this_one() -> None:
     assert (dump.pid, dump.ended, dump.frames) == (143, False, [])
 
 
+@pytest.mark.parametrize("comm", ["a Not tainted 1", "Tainted: P 9.9", "x Tainted: G 1", "Comm: y PID: 7", " ", "a  b"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_task_s_name_is_no_word_of_the_kernel_s(name: str, comm: str) -> None:
+    """15 bytes, whatever they read like."""
+    plain = lines(name)
+    full = one(plain)
+    at = next(number for number, line in enumerate(plain) if " Comm: " in line)
+    changed = plain[at].replace(f" Comm: {full.comm} ", f" Comm: {comm} ")
+    dump = one([*plain[:at], changed, *plain[at + 1 :]])
+    assert dump.comm == comm.strip()
+    assert (dump.taint, dump.release, dump.version) == (full.taint, full.release, full.version)
+    assert (dump.cpu, dump.pid) == (full.cpu, full.pid)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_without_any_one_line(name: str) -> None:
     """A line that is lost costs what it said, and no more: the registers and the code stand there twice."""

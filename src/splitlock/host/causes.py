@@ -9,6 +9,8 @@ from typing import Literal
 import msgspec
 
 from splitlock._errors import SplitlockError
+from splitlock.host.oops.words import foreign_caller
+from splitlock.linux.versions import Change, Release, Version, has, release
 from splitlock.report.oops import KnownCause
 
 TYPE_CHECKING = False
@@ -23,11 +25,14 @@ _LARGEST = 1 << 20  # bytes of a file
 
 
 class _Entry(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """A [[cause]] as it is written."""
+    """A [[cause]] as it is written. `since`: the first Linux that has it; `fixed`: those that no longer do, mainline's
+    first, then the first of each stable series."""
 
     name: str
     what: str
     versions: str = ""
+    since: str = ""
+    fixed: list[str] = []
     fix: str
     links: list[str]
     comms: list[str] = []
@@ -62,10 +67,11 @@ class Causes:
         return [_shown(entry, "task") for entry in self._entries if _matches(entry.comms, comm)]
 
     def of_oops(self, oops: Oops) -> list[KnownCause]:
-        """Those that an oops's function, module and callers fit. Callers marked as unreliable do not count."""
+        """Those that an oops's function, module and callers fit. Callers marked as unreliable do not count. Where a
+        module from outside Linux is among the callers, it is suspected first, and no fault of Linux's is shown."""
         if oops.place is None:
             return []
-        callers = [frame.function for frame in oops.frames if frame.reliable]
+        callers, kernel = [frame.function for frame in oops.frames if frame.reliable], release(oops.release)
         return [
             _shown(entry, "oops")
             for entry in self._entries
@@ -73,7 +79,27 @@ class Causes:
             and (not entry.functions or _matches(entry.functions, oops.place.function))
             and (not entry.modules or _matches(entry.modules, oops.place.module or ""))
             and (not entry.callers or any(_matches(entry.callers, caller) for caller in callers))
+            and not (kernel and _excludes(entry, kernel))
+            and (entry.modules or foreign_caller(oops) is None)
         ]
+
+
+def _excludes(entry: _Entry, kernel: Release) -> bool:
+    """Is it certain that a kernel does not have the cause? A kernel whose name does not tell may have it."""
+    if entry.since and has(Change(entry.name, "the fault", _series(entry.since), ""), kernel) == "no":
+        return True
+    if not entry.fixed:
+        return False
+    mainline, *others = entry.fixed
+    stable = {found.series: found.patch for each in others if (found := release(each)) and found.patch is not None}
+    mended = Change(entry.name, "the fix", _series(mainline), "", stable=stable, fix=True)
+    return has(mended, kernel) == "yes"
+
+
+def _series(text: str) -> Version:
+    found = release(text)
+    assert found is not None  # _check has seen to it
+    return found.series
 
 
 def _matches(patterns: list[str], name: str) -> bool:
@@ -107,6 +133,9 @@ def _check(path: str, entry: _Entry) -> None:
         raise SplitlockError(f"{path}: cause {entry.name!r} fits nothing; give it comms, modules or functions", 2)
     if entry.callers and not (entry.modules or entry.functions):
         raise SplitlockError(f"{path}: cause {entry.name!r}: callers go with functions or modules; add one", 2)
+    for number in (entry.since, *entry.fixed):
+        if number and (not all(part.isdigit() for part in number.split(".")) or release(number) is None):
+            raise SplitlockError(f"{path}: cause {entry.name!r}: {number!r} is no release of Linux; write 6.9", 2)
     for link in entry.links:
         if not link.startswith("https://"):
             raise SplitlockError(f"{path}: cause {entry.name!r}: {link!r} is no link; write https://...", 2)

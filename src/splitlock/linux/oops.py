@@ -51,15 +51,15 @@ _UNREADABLE = re.compile(
     r"\bCode: +(?:Unable to access opcode bytes at (?:RIP )?(?:0x(?P<start>[0-9a-f]{1,16}))?|Bad RIP)"
 )
 _PROLOGUE = 42  # bytes before the instruction that `Code:` begins with
-_TASK = re.compile(
-    r"\bCPU: (?P<cpu>\d+) (?:UID: \d+ )?PID: (?P<pid>\d+) Comm: (?P<comm>.{0,20}?) +(?:Kdump: loaded )?"
+_TASK = re.compile(  # a name may read like what follows it ("a Not tainted 1"): the last that does is the kernel's
+    r"\bCPU: (?P<cpu>\d+) (?:UID: \d+ )?PID: (?P<pid>\d+) Comm: (?P<comm>.{0,60}) +(?:Kdump: loaded )?"
     r"(?P<taint>Not tainted|Tainted: [A-Z -]+?) +(?P<release>\d[^\s]*)(?: (?P<version>.*))?"
 )
 _HARDWARE = re.compile(r"\bHardware name: (.*)")
 _WORK = re.compile(r"\bWorkqueue: (.*)")
 _LINKED = re.compile(r"\bModules linked in:(?P<names>.*)")
 _LINKED_ON = re.compile(
-    r"(?:^|[\]:]) *([\w-]+(?:\([A-Z+-]+\))?(?: [\w-]+(?:\([A-Z+-]+\))?)*)(?: *\[last unloaded:.*)?$"
+    r"(?:^|\]|\bkernel:) *([\w-]+(?:\([A-Z+-]+\))?(?: [\w-]+(?:\([A-Z+-]+\))?)*)(?: *\[last unloaded:.*)?$"
 )
 _LOADED = re.compile(r"([\w-]+)(?:\(([A-Z+-]+)\))?(?: |$)")
 _TRACE = re.compile(r"\bCall Trace:")
