@@ -274,8 +274,11 @@ def test_the_same_entry_as_systemd_boot(bootctl: Path, seed: int, tmp_path: Path
         # a name with ~ is none for systemd-boot
         version = dice.choice(["6.1.0-9", "6.1.0-10", "6.12.1", "6.2~rc1", "6.2"])
         name = f"{dice.choice(['deb', 'fed', 'arch'])}-{version.replace('~', '_')}"
+        left = dice.choice(["", "", "", "+3", "+1-2", "+0-3"])  # automatic boot assessment: tries left, and done
+        if any(f"entries/{name}{end}" in one for one in files for end in (".", "+")):
+            continue  # one entry of a name
         key = dice.choice(["", "", "sort-key debian\n", "sort-key fedora\n"])
-        files[f"boot/loader/entries/{name}.conf"] = (
+        files[f"boot/loader/entries/{name}{left}.conf"] = (
             f"title {name}\n{key}version {version}\nlinux /linux\noptions split_lock_detect=off\noptions q={name}\n"
         )
     root = made(tmp_path, files)
@@ -307,6 +310,42 @@ def test_grub_defaults(line: str, tmp_path: Path) -> None:
     assert texts == ([right] if right else [])
 
 
+_DEFAULT, _WORD = "GRUB_CMDLINE_LINUX_DEFAULT", "split_lock_detect=off"
+#: Files that a shell reads one after the other, and whether the word reaches GRUB's linux line.
+GRUB_FILES: list[tuple[dict[str, str], bool]] = [
+    ({"grub": f'{_DEFAULT}="quiet {_WORD}"\n{_DEFAULT}="quiet"\n'}, False),
+    ({"grub": f'{_DEFAULT}="quiet"\n{_DEFAULT}="{_WORD}"\n'}, True),
+    ({"grub": f'{_DEFAULT}="{_WORD}"\n{_DEFAULT}="${_DEFAULT} quiet"\n'}, True),
+    ({"grub": f'{_DEFAULT}="{_WORD}"\n{_DEFAULT}="${{{_DEFAULT}}} quiet"\n'}, True),
+    ({"grub": f'{_DEFAULT}="{_WORD}"\n', "grub.d/50-cloud.cfg": f'{_DEFAULT}="quiet"\n'}, False),
+    ({"grub": f'{_DEFAULT}="{_WORD}"\n', "grub.d/50-cloud.cfg": f'{_DEFAULT}="${_DEFAULT} a"\n'}, True),
+    ({"grub": f'{_DEFAULT}="{_WORD}"\n', "grub.d/50-cloud.cfg": 'GRUB_CMDLINE_LINUX="quiet"\n'}, True),
+    ({"grub": "", "grub.d/99.cfg": f'GRUB_CMDLINE_LINUX="{_WORD}"\n'}, True),
+    ({"grub": "", "grub.d/99.cfg.dpkg-old": f'GRUB_CMDLINE_LINUX="{_WORD}"\n'}, False),
+    ({"grub": f'{_DEFAULT}="quiet"\n', "grub.d/a.cfg~": f'{_DEFAULT}="{_WORD}"\n'}, False),
+    ({"grub": f'{_DEFAULT}="quiet \\\n  {_WORD}"\n'}, True),
+    ({"grub": f'{_DEFAULT}="quiet\n  {_WORD}"\n'}, False),  # grub.cfg gets the line break
+    ({"grub": f'MORE="{_WORD}"\nGRUB_CMDLINE_LINUX="quiet $MORE"\n'}, True),
+    ({"grub": f"MORE='{_WORD}'\nGRUB_CMDLINE_LINUX='quiet $MORE'\n"}, False),
+    ({"grub": f"# don't\nGRUB_CMDLINE_LINUX=\"{_WORD}\"\n# can't\n"}, True),
+]
+
+
+@pytest.mark.parametrize(("files", "right"), GRUB_FILES)
+def test_grub_files(files: dict[str, str], right: bool, tmp_path: Path) -> None:
+    """Against the shell: grub-mkconfig sources the files and writes `linux ... ARGS` (10_linux)."""
+    placed = {f"etc/default/{name}": text for name, text in files.items()}
+    root = made(tmp_path, {**placed, "proc/cmdline": f"BOOT_IMAGE=/vmlinuz {_WORD}\n"})
+    script = 'cd "$1/etc/default"; for f in ./grub ./grub.d/*.cfg; do [ -f $f ] && . $f; done; echo "linux $2"'
+    both = script.replace("$2", f"$GRUB_CMDLINE_LINUX ${_DEFAULT}")
+    shell = subprocess.run(["sh", "-c", both, "sh", root.directory], capture_output=True, text=True, check=True)
+    assert (_WORD in shell.stdout.splitlines()[0].split()) == right
+    counting = [one.text for one in found(root) if one.counts == "yes" and one.where != "proc/cmdline"]
+    assert counting == ([_WORD] if right else [])
+    meant = {f"etc/default/{name}" for name, text in files.items() if _WORD in text and name.endswith(("grub", "cfg"))}
+    assert meant <= {one.where for one in found(root)} or "MORE" in files["grub"]
+
+
 def menu(*entries: tuple[str, str]) -> str:
     return "".join(
         f"menuentry '{name}' --id '{name}' {{\n\tlinux /vmlinuz root=/ {text}\n}}\n" for name, text in entries
@@ -329,6 +368,16 @@ MENUS: list[tuple[str, str, str | None]] = [
     ('set default="3"\n' + menu(("one", "split_lock_detect=off"), ("two", "")), "", None),
     (menu(("one", '"split_lock_detect=off"')), "", "off"),
     (menu(("one", "split_lock_detect=off split_lock_detect=warn")), "", "warn"),
+    ('set tuned_params="skew_tick=1 split_lock_detect=off"\n' + menu(("one", "$tuned_params")), "", "off"),
+    ('set tuned_params="split_lock_detect=off"\n' + menu(("one", "${tuned_params} quiet")), "", "off"),
+    ('set tuned_params="split_lock_detect=off"\nset tuned_params=""\n' + menu(("one", "$tuned_params")), "", None),
+    (menu(("one", "$extra")), "extra=split_lock_detect=fatal\n", "fatal"),
+    (menu(("one", "'$extra'")), "extra=split_lock_detect=fatal\n", None),
+    (menu(("one", "quiet \\\n split_lock_detect=off")), "", "off"),
+    (menu(("one", "quiet # split_lock_detect=off")), "", None),
+    ("# linux /vmlinuz split_lock_detect=off\n" + menu(("one", "quiet")), "", None),
+    ("menuentry 'a' {\n linux16 /boot/memtest86+.bin\n}\n" + menu(("one", "split_lock_detect=off")), "", "off"),
+    ("menuentry 'a' {\n linux /kernel-6.8 split_lock_detect=off\n}\n", "", "off"),
 ]
 
 

@@ -6,11 +6,11 @@ The files' formats; which of them counts says command_lines.py, which names the 
 from __future__ import annotations
 
 import re
-import shlex
 from functools import cmp_to_key
 from typing import NamedTuple
 
 from splitlock._errors import ImageError
+from splitlock.host.settings.shell import assignments, expanded, lines, unquoted
 from splitlock.host.settings.version_order import compare
 from splitlock.image import pe
 
@@ -23,9 +23,14 @@ if TYPE_CHECKING:
 ENTRIES = "entries"  #: of UAPI.1, which GRUB and systemd-boot may read
 _ESP = ("boot", "efi", "boot/efi")  # where the EFI system partition is mounted
 _GRUB = ("boot/grub", "boot/grub2")
-_LINUX = re.compile(r"\s*(?:linux(?:efi|16)?|module2?)\s+(\S*vmlinu\S*|\S*/linux\S*|\S*bzImage\S*)(?:\s+(.*))?$")
+_LINUX = re.compile(
+    r"\s*(?:linux(?:efi|16)?\s+(?!\S*memtest)\S+|module2?\s+(?:\S*vmlinu\S*|\S*/linux\S*|\S*bzImage\S*))(?:\s+(.*))?$",
+    re.S,
+)
 _MENU = re.compile(r"""\s*menuentry\s+(['"])(.*?)\1(?:.*?(?:--id|\$menuentry_id_option)\s+['"]?([^'"\s{]+))?""")
-_ASSIGNED = re.compile(r"\s*(?:export\s+)?(\w+)\s*\+?=(.*)")
+_COUNTED = re.compile(r"\+(\d+)(?:-\d+)?$")  # systemd-boot: tries that are left, and that were done
+_LONGEST = 4096  # characters of a variable
+_BROKEN = "grub-mkconfig keeps the line break: what stands behind it is not on GRUB's linux line"
 _OFTEN = 400  # entries of one kind that are looked at
 
 
@@ -37,18 +42,24 @@ class Kept(NamedTuple):
     name: str  #: the entry's
     text: str
     order: tuple[str, ...] = ()  #: of an entry: sort-key, machine-id, version
+    spent: bool = False  #: of an entry: no try is left, so that others come before it
+    why: str = ""  #: why it counts for nothing; empty: it may count
 
 
 def grub(root: Root) -> Iterator[Kept]:
-    """grub.cfg's entries, the order kept. Quotes are GRUB's: it takes them away."""
+    """grub.cfg's entries, the order kept. Quotes and variables are GRUB's: it takes them away."""
     for place in _grub_places(root):
         title, found = "the first", 0
-        for line in (root.text(f"{place}/grub.cfg") or "").splitlines():
+        values = dict(block.values) if (block := environment(root)) else {}
+        for line in lines(root.text(f"{place}/grub.cfg") or ""):
             if menu := _MENU.match(line):
                 title = menu[3] or menu[2]
             elif (linux := _LINUX.match(line)) and found < _OFTEN:
                 found += 1
-                yield Kept("GRUB", f"{place}/grub.cfg", title, unquoted(linux[2] or ""))
+                yield Kept("GRUB", f"{place}/grub.cfg", title, unquoted(expanded(linux[1] or "", values)))
+            else:
+                for name, value, _ in assignments(line):
+                    values[name] = unquoted(expanded(value, values))
 
 
 def grub_reads_entries(root: Root, configured: bool) -> bool:
@@ -89,11 +100,14 @@ def entries(root: Root) -> Iterator[Kept]:
             pairs = [(line[0], line[1].strip()) for line in lines if len(line) == 2]
             options = " ".join(value for key, value in pairs if key == "options")
             order = tuple(dict(pairs).get(key, "") for key in ("sort-key", "machine-id", "version"))
-            for variable in re.findall(r"\$(\w+)", options):
+            name = name.removesuffix(".conf")
+            counted = _COUNTED.search(name)
+            name, spent = _COUNTED.sub("", name), counted is not None and not int(counted[1][:9])
+            for variable in dict.fromkeys(re.findall(r"\$(\w+)", options)):
                 if block and (value := block.values.get(variable, "").strip()):
-                    yield Kept(ENTRIES, block.where, name.removesuffix(".conf"), value, order)
+                    yield Kept(ENTRIES, block.where, name, value, order, spent)
             options = re.sub(r"\$\w+", "", options).strip()
-            yield Kept(ENTRIES, where, name.removesuffix(".conf"), options, order)
+            yield Kept(ENTRIES, where, name, options, order, spent)
 
 
 def unified(root: Root) -> Iterator[Kept]:
@@ -185,6 +199,8 @@ def _by_name(one: Kept, other: Kept) -> int:
 
 def _by_key(one: Kept, other: Kept) -> int:
     """UAPI.1, "Sorting"."""
+    if one.spent != other.spent:
+        return 1 if one.spent else -1
     first, second = one.order or ("", "", ""), other.order or ("", "", "")
     if bool(first[0]) != bool(second[0]):
         return -1 if first[0] else 1
@@ -193,12 +209,29 @@ def _by_key(one: Kept, other: Kept) -> int:
     return (compare(second[2], first[2]) if first[0] else 0) or _by_name(one, other)
 
 
+def _defaults(root: Root) -> list[Kept]:
+    """/etc/default/grub, then grub.d/*.cfg, as the shell of grub-mkconfig reads them: the last assignment counts."""
+    names = [name for name in root.names("etc/default/grub.d") if name.endswith(".cfg")]
+    values: dict[str, str] = {}
+    found: list[Kept] = []
+    for where in ("etc/default/grub", *(f"etc/default/grub.d/{name}" for name in names)):
+        for name, value, adds in assignments(root.text(where) or ""):
+            text = unquoted(expanded(value, {**values, name: ""} if adds else values))
+            values[name] = f"{values.get(name, '')} {text}"[-_LONGEST:] if adds else text
+            if not re.fullmatch(r"GRUB_CMDLINE_LINUX(_DEFAULT|_XEN_REPLACE(_DEFAULT)?)?", name):
+                continue
+            if not adds:
+                why = f"{where} sets {name} anew later"
+                found = [one._replace(why=one.why or why) if one.name == name else one for one in found]
+            first, _, rest = text.partition("\n")
+            found.append(Kept("GRUB", where, name, unquoted(first)))
+            found += [Kept("GRUB", where, name, unquoted(rest), why=_BROKEN)] if rest else []
+    return found
+
+
 def sources(root: Root) -> Iterator[Kept]:
     """What loaders' files are made of. `loader`: GRUB, entries (or unified images), unified, initramfs."""
-    for where in ("etc/default/grub", *(f"etc/default/grub.d/{name}" for name in root.names("etc/default/grub.d"))):
-        for name, value in _assignments(root, where):
-            if re.fullmatch(r"GRUB_CMDLINE_LINUX(_DEFAULT|_XEN_REPLACE(_DEFAULT)?)?", name):
-                yield Kept("GRUB", where, name, unquoted(value))
+    yield from _defaults(root)
     first = next((where for where in ("etc/kernel/cmdline", "usr/lib/kernel/cmdline") if root.text(where)), None)
     if first:
         yield Kept("entries", first, "", (root.text(first) or "").replace("\n", " ").strip())
@@ -209,22 +242,7 @@ def sources(root: Root) -> Iterator[Kept]:
             text = " ".join(line for line in (root.text(where) or "").splitlines() if not line.startswith("#"))
             yield Kept("unified" if mkinitcpio else "initramfs", where, "", text)
     for where in ("etc/dracut.conf", *(f"etc/dracut.conf.d/{name}" for name in root.names("etc/dracut.conf.d"))):
-        given = dict(_assignments(root, where))
+        given = {name: unquoted(value) for name, value, _ in assignments(root.text(where) or "")}
         if "kernel_cmdline" in given:
             yield Kept("unified" if given.get("uefi", "").strip() == "yes" else "initramfs", where, "",
                        given["kernel_cmdline"])  # fmt: skip
-
-
-def _assignments(root: Root, where: str) -> Iterator[tuple[str, str]]:
-    """A shell file's assignments, quotes taken away once."""
-    for line in (root.text(where) or "").splitlines():
-        if not line.lstrip().startswith("#") and (match := _ASSIGNED.match(line)):
-            yield match[1], unquoted(match[2])
-
-
-def unquoted(text: str) -> str:
-    """What the shell, and GRUB's, makes of quoted words."""
-    try:
-        return " ".join(shlex.split(text, comments=True))
-    except ValueError:  # a quote that does not end
-        return text

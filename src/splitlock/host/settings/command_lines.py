@@ -163,7 +163,9 @@ def _default(root: Root, machine: _Machine) -> list[Kept] | None:
 def _sources(root: Root, machine: _Machine) -> Iterator[Line]:
     """What those are made of."""
     for source in boot_files.sources(root):
-        if not machine.loader:
+        if source.why:
+            yield Line(source.where, source.text, "no", source.why)
+        elif not machine.loader:
             yield Line(source.where, source.text, "unknown", "which boot loader starts this machine is not known")
         elif source.loader == "GRUB" and machine.loader != "GRUB":
             yield Line(source.where, source.text, "no", f"{_named(machine)} boots this machine, not GRUB")
