@@ -149,7 +149,8 @@ def remedies(status: Report) -> list[str]:
             )
         elif release and status.kernel.mitigate is None and has(versions.MISERY, release) == "yes":
             said.append(
-                f"{who} wait at each trap; a kernel from {versions.MITIGATE.first} on has kernel.split_lock_mitigate=0 against it"
+                f"{who} wait at each trap; a kernel from {versions.MITIGATE.first} on has "
+                "kernel.split_lock_mitigate=0 against it"
             )
     if any(task.exception == "#DB" for task in status.log.tasks):
         said.append(
