@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from splitlock.host import modules, tasks
+from splitlock.host import modules
 from splitlock.host.judgement import checks
 from splitlock.host.judgement.hypervisors import hypervisors
 from splitlock.host.judgement.judge import judge
 from splitlock.host.kernel import foreign, kernel, running
 from splitlock.host.log.heard import Heard
 from splitlock.host.processor import processor
+from splitlock.host.vmms import vmms
 from splitlock.linux import versions
-from splitlock.linux.text import number
 from splitlock.report.judgement import Judgement, Use
-from splitlock.report.status import Report, Vmm
+from splitlock.report.status import Report
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ _UNJUDGED = Judgement(
     split_locks=Use(known="unknown", why=""), bus_locks=Use(known="unknown", why=""), hypervisors=[], modes=[],
     recommended="", because="", first=[], unknown=[],
 )  # fmt: skip
-_PS = ("ps", "sos_commands/process/ps_auxwwwm", "sos_commands/process/ps_auxwww")
 
 
 def status(
@@ -40,6 +39,7 @@ def status(
     places = modules.directories(root, system.release) if scan else []
     loaded = modules.loaded(root)
     scanned = modules.hypervisors(root, places, loaded, advance) if scan else modules.Scanned([], 0, [], False)
+    running_vmms = vmms(root)
     made = Report(
         root=root.directory,
         machine=(root.text("proc/sys/kernel/hostname", "etc/hostname", "hostname") or "").strip() or None,
@@ -50,7 +50,8 @@ def status(
         scanned=scanned.files if scan else None,
         unscanned=scanned.failed,
         interrupted=scanned.interrupted,
-        vmms=vmms(root),
+        vmms=running_vmms.vmms,
+        vmms_why=running_vmms.why,
         guard=guard,
         judgement=_UNJUDGED,
         checks=[],
@@ -59,24 +60,3 @@ def status(
     made.judgement = judge(made, hypervisors(made.modules, cpu.vendor), [])
     made.checks = checks.checks(made)
     return made
-
-
-def vmms(root: Root) -> list[Vmm] | None:
-    """The programs that run virtual machines now: by /proc, or by a list of processes; None where there is neither."""
-    found = []
-    processes = [pid for pid in map(number, root.names("proc")) if pid is not None]
-    listed = root.text(*_PS)
-    if not processes and listed is None:
-        return None
-    for pid in processes:
-        process = tasks.process(pid, root=root)
-        if process and process.vmm:
-            found.append(Vmm(pid=process.pid, name=process.vmm, vm=process.vm))
-    if not found:
-        for line in (listed or "").splitlines():
-            words = line.split()
-            command, listed_pid = words[10:], number("".join(words[1:2]))
-            vmm = tasks.vmm_by_name(command[0].rpartition("/")[2]) if command else None
-            if vmm and listed_pid is not None:
-                found.append(Vmm(pid=listed_pid, name=vmm, vm=tasks.vm_name(command, "", vmm)))
-    return found

@@ -29,6 +29,7 @@ _PROGRAMS = (
     ("qemu-system", "QEMU"), ("qemu-kvm", "QEMU"), ("kvm", "QEMU"), ("VBoxHeadless", "VirtualBox"),
     ("VirtualBoxVM", "VirtualBox"), ("VBoxSDL", "VirtualBox"), ("vmware-vmx", "VMware"), ("firecracker", "Firecracker"),
     ("cloud-hypervis", "cloud-hypervisor"), ("crosvm", "crosvm"), ("acrn-dm", "ACRN"), ("bochs", "Bochs"),
+    ("lkvm", "kvmtool"), ("stratovirt", "StratoVirt"),
 )  # fmt: skip
 
 
@@ -52,10 +53,10 @@ def vmm_by_name(comm: str) -> str | None:
     )
 
 
-def name(tid: int) -> str | None:
+def name(tid: int, root: Root = HERE) -> str | None:
     """What a task is called now; None when it is gone."""
     try:
-        return _read(HERE, f"proc/{tid}/comm").rstrip("\n")
+        return _read(root, f"proc/{tid}/comm").rstrip("\n")
     except OSError:
         return None
 
@@ -116,6 +117,17 @@ def process(tid: int, root: Root = HERE) -> Process | None:
         vm=vm_name(command, groups, vmm),
         vmm=vmm,
     )
+
+
+def descriptors_hidden(pid: int, root: Root) -> bool:
+    """Are the files that a process has open not ours to see? Who holds a KVM virtual processor is known by these."""
+    try:
+        next(root.links(f"proc/{pid}/fd"), None)
+    except PermissionError:
+        return True
+    except OSError:
+        pass
+    return False
 
 
 def container(groups: str) -> str | None:

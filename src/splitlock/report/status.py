@@ -147,7 +147,8 @@ class Report(Document, kw_only=True):
     scanned: int | None  #: module files looked into; null: none were to be
     unscanned: list[str]  #: what could not be looked into, and why
     interrupted: bool  #: the scan was, by Ctrl-C: there may be more modules
-    vmms: list[Vmm] | None  #: null: no list of processes is there
+    vmms: list[Vmm] | None  #: null: none was seen, and it is not known whether any runs
+    vmms_why: str = ""  #: why that is not known, or why there may be more than those seen; may be empty
     guard: Guard
     judgement: Judgement
     checks: list[str]  #: what to look at first

@@ -44,8 +44,9 @@ def render(report: Report, *, verbose: bool = False) -> str:
 
 def _vms(report: Report) -> str:
     if report.vmms is None:
-        return "not known: no list of processes is there"
-    return ", ".join(f"{v.name} {v.pid}{f' ({v.vm})' if v.vm else ''}" for v in report.vmms) or "none running"
+        return f"not known: {report.vmms_why}"
+    found = ", ".join(f"{v.name} {v.pid}{f' ({v.vm})' if v.vm else ''}" for v in report.vmms) or "none running"
+    return f"{found}; whether there are more is not known: {report.vmms_why}" if report.vmms_why else found
 
 
 def _field(label: str, text: str) -> list[str]:

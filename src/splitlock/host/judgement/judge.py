@@ -256,8 +256,9 @@ def _unknown(status: Report, found: list[Hypervisor], guests: list[Guest]) -> li
     named = status.log.whole and status.kernel.mode in ("warn", "fatal")
     if not named and not programs(status.log):
         lines.append("which of this host's programs take split locks: `splitlock run` tells, on any processor")
-    if status.vmms is None:
-        lines.append("whether virtual machines run: no list of processes is there")
+    if status.vmms_why:
+        more = "other " if status.vmms else ""
+        lines.append(f"whether {more}virtual machines run: {status.vmms_why}")
     if found and not guests:
         lines.append(
             "which guests take split locks: `splitlock guest --disk IMAGE --format json -o FILE`, then "
