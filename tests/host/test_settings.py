@@ -201,6 +201,17 @@ LINES: list[tuple[list[str], int | None]] = [
     (["kernel.split_lock_mitigate"], None),
     (["split_lock_mitigate=0"], None),
     (["kernel.split.lock.mitigate=0"], None),
+    (["kernel.split_lock_m?tigate=0"], 0),
+    (["kernel.split_lock_m[a-z]tigate=0"], 0),
+    (["kernel.split_lock_m[!a-z]tigate=0"], None),
+    (["kernel.split_lock_m[^x]tigate=0"], 0),
+    (["*/split_lock_mitigate=0"], 0),
+    (["kernel*mitigate=0"], None),  # no pattern goes over a separator
+    (["*=0"], None),
+    (["kernel.split_lock_mitigate=0", "kernel.split_lock_?itigate=1"], 0),
+    (["-kernel.split_lock_mitigate", "kernel.split_lock_m?tigate=0"], None),
+    (["kernel.split_lock_mitigate = 0 # no misery"], 0),
+    (["=0", "-", "-=0", " = "], None),
 ]
 
 
@@ -215,6 +226,20 @@ def test_without_systemd(tmp_path: Path) -> None:
     """OpenRC's and others' sysctl(8) reads /etc/sysctl.conf, last."""
     files = {"etc/alpine-release": "3.22\n", "etc/sysctl.conf": "kernel.split_lock_mitigate=0\n"}
     assert [s.counts for s in found(made(tmp_path, files))] == ["yes"]
+
+
+#: What proc_get_long() and proc_douintvec_minmax() take for 0 or 1.
+VALUES = {
+    "0": True, "1": True, "00": True, "01": True, "0x0": True, "0X1": True, "0 # no misery": True, "0\tx": True,
+    "2": False, "02": False, "0x2": False, "-0": False, "-1": False, "+0": False, "": False, "off": False, "0b0": False,
+    "0,1": False, '"0"': False, "0x": False, "\u00b2": False, "\u0660": False, "0" * 5000: False, "10": False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("value", VALUES, ids=lambda value: repr(value[:9]))
+def test_values_of_the_sysctl(value: str, tmp_path: Path) -> None:
+    root = made(tmp_path, {"etc/sysctl.d/a.conf": f"kernel.split_lock_mitigate={value}\n"})
+    assert [one.counts for one in found(root)] == [_NOT[VALUES[value]]]
 
 
 # -- versions: systemd compares the same -----------------------------------------------------------------------------
@@ -431,6 +456,14 @@ _LONG = {
     f"boot/loader/entries/{'9' * 120}{i}.conf": f"version {'9' * 6000}\nsort-key a\noptions {i}\n" for i in range(9)
 }
 HOSTILE: list[dict[str, Any]] = [
+    {"etc/sysctl.d/a.conf": ("kernel.split_lock_mitigate" + " " * 200_000 + "x\n") * 2},
+    {"etc/default/grub": "GRUB_CMDLINE_LINUX=" + "'\"\\" * 100_000 + "\n" + "a='\n" * 100_001},
+    {"etc/default/grub": 'A="$A$A$A$A x"\n' * 5000 + 'GRUB_CMDLINE_LINUX="$A"\n' * 500},
+    {"boot/grub/grub.cfg": ("set a=$a$a$a$ab\n linux /vmlinuz " + "$a " * 5000 + "\n") * 40},
+    {
+        "boot/loader/entries/a.conf": "options " + "$a " * 20_000 + "\n",
+        "boot/grub/grubenv": "a=" + "b " * 50_000 + "\n",
+    },
     {"proc/bootconfig": "= x\n\n#k = 1\nkernel.split_lock_detect\n", "proc/cmdline": "\0 split_lock_detect=\n"},
     {"boot/grub/grub.cfg": "menuentry 'x' --id " * 5000 + "\nlinux /vmlinuz " + "'" * 100001},
     {"boot/grub/grub.cfg": _ENTRY * 20000},

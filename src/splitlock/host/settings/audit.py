@@ -26,6 +26,10 @@ MITIGATE = "kernel.split_lock_mitigate"
 _KEY = MITIGATE.replace(".", "/")
 #: Whatever looks as if somebody meant one of the two.
 _MEANT = re.compile(r"split[-_.]?lock[-_.]?(detect|mitigat)", re.I)
+#: kernel/sysctl.c, proc_get_long(): strtoul() of base 0, so that 00 and 0x1 are numbers; what stands behind a blank is
+#: not looked at; a number has at most 20 characters.
+_NUMBER = re.compile(r"\s*(0[xX]0*[01]|0*[01])(?:\s.*)?", re.S)
+_DIGITS = 20
 _RUNNING = "proc/cmdline"
 _LOGGED = "the log of the boot, Command line"
 _SYSCTL = re.compile(r"sysctl[./]kernel[./]split_lock_mitigate")
@@ -119,7 +123,8 @@ def _wrong(word: str, release: Release | None) -> str:
 
 
 def _out_of_range(value: str) -> str:
-    return "" if value in ("0", "1") else f"{value or 'nothing'} is not taken: the kernel allows 0 and 1"
+    taken = _NUMBER.fullmatch(value)
+    return "" if taken and len(taken[1]) <= _DIGITS else f"{value or 'nothing'} is not taken: the kernel allows 0 and 1"
 
 
 def _built(setting: Setting, line: Line, read: list[Line], running: str) -> Setting:

@@ -6,11 +6,11 @@ Source: sysctl.d(5), systemd-sysctl.service(8); sysctl(8) for /etc/sysctl.conf.
 from __future__ import annotations
 
 import fnmatch
-import re
 from typing import Literal, NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import re
     from collections.abc import Iterator
 
     from splitlock.host.root import Root
@@ -20,7 +20,6 @@ _PLACES = ("etc/sysctl.d", "run/sysctl.d", "usr/local/lib/sysctl.d", "usr/lib/sy
 _OLD = "etc/sysctl.conf"
 #: What starts a system without systemd: then it is sysctl(8) that sets, and it reads /etc/sysctl.conf too.
 _OTHERS = ("sbin/openrc", "sbin/openrc-run", "etc/runit", "etc/s6", "etc/alpine-release", "etc/inittab")
-_ASSIGNED = re.compile(r"\s*(-?)\s*([\w.*?/\[\]-]+)\s*(?:=\s*(.*?)\s*)?$")
 
 
 class Assignment(NamedTuple):
@@ -92,17 +91,28 @@ def _same(root: Root, one: str, other: str) -> bool:
 
 def _lines(root: Root, where: str, text: str | None) -> Iterator[_Line]:
     for line in (text or "").splitlines():
-        if line.lstrip()[:1] in ("", "#", ";") or not (match := _ASSIGNED.match(line)):
+        line = line.strip()
+        name, equals, value = line.partition("=")
+        name = name.strip()
+        keeps_out = name.startswith("-")  # from patterns; of an assignment: a failure of it is none
+        name = name.removeprefix("-").strip()
+        if not name or line[0] in "#;" or not (equals or keeps_out):
             continue
-        name = match[2]
         if (slash := name.find("/")) < 0 or 0 <= name.find(".") < slash:  # the first separator decides
             name = name.translate(str.maketrans("./", "/."))
-        if match[3] is not None or match[1]:
-            yield _Line(where, line.strip(), name, match[3])
+        yield _Line(where, line, name, value.strip() if equals else None)
 
 
 def _sets(line: _Line, key: str) -> bool:
-    return line.value is not None and (line.key == key or ("*" in line.key and fnmatch.fnmatchcase(key, line.key)))
+    return line.value is not None and (line.key == key or _fits(line.key, key))
+
+
+def _fits(pattern: str, key: str) -> bool:
+    """glob(7): a pattern has *, ? or [, none of which stands for a /."""
+    if not any(letter in pattern for letter in "*?["):
+        return False
+    parts, names = pattern.replace("[^", "[!").split("/"), key.split("/")
+    return len(parts) == len(names) and all(map(fnmatch.fnmatchcase, names, parts))
 
 
 def _winner(lines: list[_Line], key: str) -> _Line | None:
