@@ -351,3 +351,81 @@ def test_false_signals(release: str, flag: str, may: bool, tmp_path: Path) -> No
     built.write_text("# CONFIG_CPU_SUP_INTEL is not set\n")
     bare = machine(tmp_path, flag, cpu=AMD, release=release, words="split_lock_detect=fatal")
     assert "SIGBUS" not in modes(bare)["fatal"].what
+
+
+# -- whom the log would name -------------------------------------------------------------------------------------
+
+_V = "[    0.000000] Linux version {} (x) (gcc) #1 SMP x\n"
+_AC = _SAID + "#AC: crashing the kernel on kernel split_locks and {} on user-space split_locks\n"
+_DB = _SAID + "#DB: {} on user-space bus_locks\n"
+_WARNING, _KILLING = "warning", "sending SIGBUS"
+#: Flags, mode, the line of the boot, and whether a whole log without a name says that no program takes any:
+#: handle_bus_lock() kills without a line, show_signal() says `traps:`.
+NAMED = [
+    ("split_lock_detect", "warn", _AC.format(_WARNING), True),
+    ("split_lock_detect", "fatal", _AC.format(_KILLING), True),
+    ("bus_lock_detect", "warn", _DB.format(_WARNING), True),
+    ("bus_lock_detect", "fatal", _DB.format(_KILLING), False),
+    ("split_lock_detect", "off", _SAID + "disabled\n", False),
+]
+
+
+@pytest.mark.parametrize(("flags", "mode", "line", "named"), NAMED)
+def test_programs_that_nobody_names(flags: str, mode: str, line: str, named: bool, tmp_path: Path) -> None:
+    """Who kills without a word leaves open which programs take split locks."""
+    (tmp_path / "dmesg").write_text(_V.format("6.8.0") + line + "[ 3600.000000] eth0: link up\n")
+    found = machine(tmp_path, flags, words=f"split_lock_detect={mode}")
+    assert (found.log.whole, found.kernel.mode) == (True, mode)
+    unknown = [line for line in found.judgement.unknown if line.startswith("which of this host's programs")]
+    assert bool(unknown) != named
+    assert all("splitlock run" in line for line in unknown)
+
+
+@pytest.mark.parametrize("value", ["0", "1"])
+@pytest.mark.parametrize(("where", "text"), [
+    ("proc/sys/debug/exception-trace", "{}\n"), ("sos_commands/kernel/sysctl_-a", "debug.exception-trace = {}\n"),
+])  # fmt: skip
+def test_killed_without_a_line(where: str, text: str, value: str, tmp_path: Path) -> None:
+    """show_signal() says nothing where debug.exception-trace is 0."""
+    (tmp_path / where).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / where).write_text(text.format(value))
+    line = _AC.format(_KILLING)
+    (tmp_path / "dmesg").write_text(_V.format("6.8.0") + line + "[ 3600.000000] eth0: link up\n")
+    found = machine(tmp_path, words="split_lock_detect=fatal")
+    assert any(line.startswith("which of this host's programs") for line in found.judgement.unknown) == (value == "0")
+
+
+# -- reports that somebody edited --------------------------------------------------------------------------------
+
+
+def _edited(report: dict[str, Any], **kernel: Any) -> dict[str, Any]:
+    return {**report, "kernel": {**report["kernel"], **kernel}}
+
+
+def test_edited_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What no machine can be is refused; what is judged is judged by its facts, not by the judgement in the file."""
+    none = json.loads(machine(tmp_path / "none", "", cpu=AMD).to_json())
+    plain = json.loads(machine(tmp_path / "plain").to_json())
+    log = {**plain["log"], "source": "x"}
+    refused = {
+        "mode fatal": _edited(none, mode="fatal"),
+        "mode warn": _edited(none, mode="warn"),
+        "rate of -1": _edited(plain, mode="ratelimit", rate=-1),
+        "rate of 5000": _edited(plain, mode="ratelimit", rate=5000),
+        "rate of 10": _edited(plain, mode="warn", rate=10),
+        "less than no lines": {**plain, "log": {**log, "lines": -1}},
+        "more lines of its tasks": {
+            **plain, "log": {**log, "tasks": [{"comm": "a", "exception": "#AC", "lines": 2, "guest": False}]},
+        },
+    }  # fmt: skip
+    file = tmp_path / "status.json"
+    for why, report in refused.items():
+        file.write_text(json.dumps(report))
+        assert main(["advise", "--status", str(file)]) == 2
+        told = capsys.readouterr()
+        assert why in told.err
+        assert "anew" in told.err
+        assert not told.out
+    for report, right in ((none, 0), (plain, 0), (_edited(plain, mode="unknown"), 2)):
+        file.write_text(json.dumps({**report, "judgement": {**report["judgement"], "modes": []}}))
+        assert main(["advise", "--status", str(file)]) == right

@@ -81,13 +81,17 @@ def _found(report: Report) -> int:
 def _status(args: argparse.Namespace) -> Status:
     import msgspec
 
+    from splitlock.host.advise import contradiction
     from splitlock.report.status import Guard, Report
 
     if args.status:
         try:
-            return Report.from_json(_contents("--status", args.status))
+            given = Report.from_json(_contents("--status", args.status))
         except msgspec.DecodeError as error:
             raise SplitlockError(f"--status {args.status}: no report of splitlock status: {error}", 2) from None
+        if wrong := contradiction(given):
+            raise SplitlockError(f"--status {args.status}: {wrong}; take the report anew, with splitlock status", 2)
+        return given
     from splitlock.commands._progress import Bar
     from splitlock.host.root import Root
     from splitlock.host.status import status

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from splitlock.host.judgement.hypervisors import hypervisors
 from splitlock.host.judgement.judge import judge
+from splitlock.linux.delays import RATES
 from splitlock.report.advise import Guest, Report
 from splitlock.report.lines import count
 
@@ -42,6 +43,21 @@ def _unseen(watched: Watched) -> list[str]:
     if watched.watched.kernel is None and not any("Linux" in what for what in found):
         found.append("no Linux kernel was seen in it")
     return found
+
+
+def contradiction(status: Status) -> str:
+    """What cannot be true of one machine in a report that somebody gives us; empty: nothing."""
+    kernel, log = status.kernel, status.log
+    split, bus = status.processor.split_lock.used.known, status.processor.bus_lock.used.known
+    if split == bus == "no" and kernel.mode not in ("off", "unknown"):
+        return f"it says mode {kernel.mode} of a kernel that detects nothing"
+    if kernel.rate is not None and (kernel.mode != "ratelimit" or kernel.rate not in RATES):
+        return f"it says a rate of {kernel.rate} in mode {kernel.mode}"
+    if min(log.lines, log.suppressed, log.lost, log.unknown, *(task.lines for task in log.tasks)) < 0:
+        return "it counts less than no lines of the log"
+    if sum(task.lines for task in log.tasks) > log.lines:
+        return "it has more lines of its tasks than lines"
+    return ""
 
 
 def advise(

@@ -42,7 +42,7 @@ def foreign(root: Root, heard: Heard, release: str | None) -> str:
 def kernel(root: Root, heard: Heard, release: str | None, processor: Processor) -> Kernel:
     """The kernel, and its mode: as it said at boot, else what its command line and the processor come to."""
     command_line = given(root, heard.boot)
-    mitigate = (root.text("proc/sys/kernel/split_lock_mitigate") or _sos_sysctl(root) or "").strip()
+    mitigate = _sysctl(root, "kernel.split_lock_mitigate")
     known = versions.release(release or "")
     other = foreign(root, heard, release)
     mode, rate, why = _mode(heard, release, other, processor, command_line)
@@ -110,9 +110,12 @@ def _unused(processor: Processor) -> Unused:
     return Unused()
 
 
-def _sos_sysctl(root: Root) -> str | None:
-    found = re.search(r"^kernel\.split_lock_mitigate = (\d)", root.text("sos_commands/kernel/sysctl_-a") or "", re.M)
-    return found[1] if found else None
+def _sysctl(root: Root, name: str) -> str:
+    """A sysctl's value, by its file or by an sosreport's list; empty: not known."""
+    if text := root.text(f"proc/sys/{name.replace('.', '/')}"):
+        return text.strip()
+    found = re.search(rf"^{re.escape(name)} = (\S+)", root.text("sos_commands/kernel/sysctl_-a") or "", re.M)
+    return found[1] if found else ""
 
 
 def effective_mode() -> Mode:

@@ -60,6 +60,7 @@ class Kernel(msgspec.Struct, kw_only=True):
     rate: int | None  #: bus locks a second, in mode ratelimit
     why: str  #: how the mode is known
     mitigate: int | None  #: kernel.split_lock_mitigate; null: this kernel has none, or nobody can tell
+    silent: bool = False  #: debug.exception-trace is 0: who is killed by #AC in mode fatal has no line
 
 
 KERNEL: Final = "the kernel"  #: `Logged.comm` of its own split locks

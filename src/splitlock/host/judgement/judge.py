@@ -240,6 +240,15 @@ def _first(status: Report, found: list[Hypervisor], recommended: str) -> list[st
     return first
 
 
+def _names(status: Report) -> bool:
+    """Would the log name every program that takes split locks here?"""
+    if not status.log.whole or status.log.deaf:
+        return False
+    if status.kernel.mode == "fatal":  # by #DB it kills without a word: handle_bus_lock(); else show_signal() says it
+        return status.processor.split_lock.used.known == "yes" and not status.kernel.silent
+    return status.kernel.mode == "warn"
+
+
 def _unknown(status: Report, found: list[Hypervisor], guests: list[Guest]) -> list[str]:
     """What is not known, and the way to know it."""
     lines = []
@@ -253,8 +262,7 @@ def _unknown(status: Report, found: list[Hypervisor], guests: list[Guest]) -> li
     if status.log.suppressed:
         held = count(status.log.suppressed, "line")
         lines.append(f"who else takes them: the kernel held back {held} by its rate limit")
-    named = status.log.whole and status.kernel.mode in ("warn", "fatal")
-    if not named and not programs(status.log):
+    if not _names(status) and not programs(status.log):
         lines.append("which of this host's programs take split locks: `splitlock run` tells, on any processor")
     if status.vmms_why:
         more = "other " if status.vmms else ""
