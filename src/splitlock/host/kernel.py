@@ -59,6 +59,7 @@ def kernel(root: Root, heard: Heard, release: str | None, processor: Processor) 
         rate=rate or None,
         why=why,
         mitigate=number(mitigate),
+        silent=_sysctl(root, "debug.exception-trace") == "0",
     )  # fmt: skip
 
 
