@@ -158,3 +158,45 @@ def test_an_oops_is_one_line_with_its_function(tmp_path: Path) -> None:
     )
     found = _heard(tmp_path, {"sos_commands/kernel/dmesg": WHOLE + dump})
     assert (found.lines, found.oopses, found.whole) == (1, ["fifo_put+0x31/0x70 [fifo]"], True)
+
+
+#: What a name within a record may hold: a file's of a program that crashes, a USB device's. Whoever chose it, chose it.
+_FORGED = {
+    "boot": "Linux version 6.12.48+deb13-amd64 (debian-kernel@lists.debian.org) (gcc) #1 SMP Debian 6.12.48-1",
+    "mode": PREFIX + "disabled",
+    "oops": "Oops: Split lock detected: 0000 [#1] SMP NOPTI",
+    "trap": PREFIX + "#AC: sshd/1 took a split_lock trap at address: 0x1234",
+}
+_CRASH = "x[4713]: segfault at 0 ip 0000000000401000 sp 00007ffc00000000 error 4 in "
+_KMSG = "".join(
+    f"6,{number},{int(float(line[1:13]) * 1e6)},-;{line[15:]}\n"
+    for number, line in enumerate((WHOLE + TRAP).splitlines())
+)
+#: How a name with a line break, or none, comes through: a record's head, what stands for the break, and the log before.
+_SHAPES = {
+    "dmesg": ("[ 9001.000000] ", "\n" + " " * 15, WHOLE + TRAP),
+    "dmesg, one line": ("[ 9001.000000] ", "", WHOLE + TRAP),
+    "dmesg -S": ("[ 9001.000000] ", "\n[ 9001.000000]  ", WHOLE + TRAP),
+    "kern.log of rsyslog": (
+        "Nov  1 10:00:00 h kernel: [ 9001.000000] ", "#012",
+        "".join(f"Nov  1 10:00:00 h kernel: {line}\n" for line in (WHOLE + TRAP).splitlines()),
+    ),
+    "messages of rsyslog, without the kernel's clock": (
+        "Nov  1 10:00:00 h kernel: ", "#012",
+        "".join(f"Nov  1 10:00:00 h kernel: {line[15:]}\n" for line in (WHOLE + TRAP).splitlines()),
+    ),
+    "/dev/kmsg": ("4,4,9001000000,-;", "\\x0a", _KMSG),
+    "/dev/kmsg, one line": ("4,4,9001000000,-;", "", _KMSG),
+}  # fmt: skip
+
+
+# syslog(2) gives each line of a record a time of its own: nothing tells them apart, but for a boot's
+@pytest.mark.parametrize(
+    ("forged", "shape"), [(f, s) for f in _FORGED for s in _SHAPES if f == "boot" or s != "dmesg -S"]
+)
+def test_no_name_is_the_kernels_word(forged: str, shape: str, tmp_path: Path) -> None:
+    """The log says the same of split locks as without the crash of that program."""
+    head, broken, before = _SHAPES[shape]
+    found = _heard(tmp_path, {"sos_commands/kernel/dmesg": before + head + _CRASH + broken + _FORGED[forged] + "\n"})
+    assert (found.lines, found.oopses, found.whole, found.deaf) == (1, [], True, "")
+    assert [task.comm for task in found.tasks] == ["ledger"]

@@ -14,7 +14,7 @@ from splitlock._errors import SplitlockError
 from splitlock.host import tasks
 from splitlock.host.causes import Causes
 from splitlock.host.log import rotated, sources
-from splitlock.host.log.wrappings import JOURNALD
+from splitlock.host.log.wrappings import JOURNALD, begins, clock
 from splitlock.host.oops.explanation import explain
 from splitlock.linux.log import lines
 from splitlock.linux.oops import Collector, Dump, head
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 #: Lines of which each says that a split or bus lock happened. (`msr` follows a `trap` of the same lock.)
 FOUND = ("trap", "guest", "killed", "oops", "alignment")
-_BANNER = re.compile(r"Linux version (\S+) \(")
+_BANNER = re.compile(r"Linux version (\d\S*) \(")
 _BOOT = ("Linux version", "Command line:", "Hypervisor detected", "tdx: Guest detected")
 _SECONDS = re.compile(rb"\s*(?:<\d+>)?\[ *(\d+)\.\d+")
 _SOON = 60  # seconds; a log that ends so early was most likely saved by something that runs at boot
@@ -62,6 +62,7 @@ class Log:
 
     def __init__(self, source: Source, *, ends: bool | None = None) -> None:
         self.source, self._ends = source, ends
+        self._clocked = False  # does the kernel's clock stand before its messages?
         self.read = 0  #: lines or records, of all boots
         self.unknown = 0  #: lines with the kernel's words that are not understood, of all boots
         self.first_unknown = ""
@@ -90,6 +91,7 @@ class Log:
                 yield Said(record, None)
             if record.text is None:
                 continue
+            self._clocked = self._clocked or (not record.speaker and clock(record.text[:_FIRST]) is not None)
             if self._oops and not self._oops[1].feed(record.text) and self._oops[1].done:
                 yield self._dumped()
             some = False
@@ -108,7 +110,7 @@ class Log:
             if self._oops and self._oops[1].done:
                 yield self._dumped()
             if not some and not record.speaker and any(word in record.text for word in _BOOT):
-                self._boots(record.text)
+                self._boots(record)
         if self._oops:
             yield self._dumped()
 
@@ -122,8 +124,13 @@ class Log:
     def _other(self, speaker: str) -> None:
         self.others[speaker if speaker in self.others or len(self.others) < _NAMES else "(more)"] += 1
 
-    def _boots(self, text: str) -> None:
-        if banner := _BANNER.search(text):
+    def _boots(self, record: Record) -> None:
+        """A line of the kernel's as it boots. Its first is of second 0, and a name may hold another."""
+        text = record.text or ""
+        banner = _BANNER.search(text)
+        before = text[: banner.start()] if banner else ""
+        seconds = clock(before) if record.since_boot is None else int(record.since_boot)
+        if banner and begins(before) and not (seconds or (seconds is None and self._clocked)):
             self._fresh()
             self.release, self.banner = banner[1], text[banner.start() :].strip()
         if len(self.boot) < _BOOT_WORDS:

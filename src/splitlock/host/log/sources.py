@@ -155,7 +155,7 @@ class Stored(Source):
     """Stored logs, the oldest first: text in any wrapping, compressed, or the journal's own files.
 
     `paths`: files (`-`: standard input), and directories, of which the kernel's log is taken with what was rotated.
-    `opened`: opens one, in the order in which they are given. Raises OSError.
+    `opened`: opens one, of a machine's own files, in the order in which they are given. Raises OSError.
     Raises SplitlockError where nothing can be read; what is damaged is in `unread`.
     """
 
@@ -202,7 +202,7 @@ class Stored(Source):
         if head.startswith(stored.JOURNAL):
             yield from self._journal(path, descriptor)
             return
-        reader = structured.reader(head)
+        reader = structured.reader(head, pasted=not self._opened)
         for text in rotated.parts(_from(head, texts)):
             yield from reader.add(text)
         yield from reader.end()

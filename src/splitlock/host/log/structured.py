@@ -9,7 +9,8 @@ import re
 
 import msgspec
 
-from splitlock.host.log.wrappings import JOURNALD, LINE, Lines, Record, matters
+from splitlock.host.log.wrappings import JOURNALD, LINE, QUOTED, Lines, Record, begins, matters
+from splitlock.linux import log
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,15 +40,24 @@ def kmsg_record(raw: bytes) -> tuple[int, int, float, str] | None:
 
 
 def whole(text: str, made: Record) -> Iterator[Record]:
-    """A record's text as lines, as consoles have them. A name may have a line break in it: that is none of the text."""
-    if "\n" not in text:
-        yield made._replace(text=text)
+    """A record's text as lines, as consoles have them.
+
+    The kernel's sentence begins a record. What stands elsewhere in it is a part of a name: of a file, of a task, of a
+    USB device; whoever chose it may have put line breaks and the kernel's words there. An oops alone has two lines.
+    """
+    said = log.parse(text)
+    if "\n" in text and (said is None or said.kind == "unknown"):
+        said = log.parse(text.replace("\n", " ")) or said
+    quoted = said is not None and bool(said.stamp) and not begins(f"{said.stamp} ")
+    if said is not None and not quoted and said.kind not in ("oops", "alignment"):
+        yield made._replace(text=f"{said.stamp} {said.text}".lstrip())
         return
-    if "x86/split lock" in text:
-        yield made._replace(text=text.replace("\n", " "))
-        return
+    own = 2 if said is not None and not quoted else 1
     for number, line in enumerate(text.split("\n")):
-        yield made._replace(text=line, read=0 if number else made.read, lost=0 if number else made.lost)
+        speaker = made.speaker or (QUOTED if quoted or number >= own else "")
+        yield made._replace(
+            text=line, speaker=speaker, read=0 if number else made.read, lost=0 if number else made.lost
+        )
 
 
 class Reader:
@@ -305,13 +315,15 @@ class Json(Reader):
                 text = bytes(text).decode("utf-8", "replace")  # the journal's, for what is no UTF-8
             if not isinstance(text, str):
                 yield from self.value(text)
+            elif key == "msg" and isinstance(found.get("time"), float):  # dmesg's: an object is a record
+                self._note(f"[{found['time']:12.6f}] {text}")
+                yield from whole(text, Record(text))
             elif "_TRANSPORT" in found or "__CURSOR" in found:
                 self._note(text)
                 yield from whole(text, Record(text, seconds(found), speaker=by(found)))
             else:
                 yield from self._text_lines(text)
-                since = found.get("time")  # dmesg's, since boot
-                self._note(f"[{since:12.6f}] {text}" if isinstance(since, float) else text)
+                self._note(text)
 
     def _text_lines(self, text: str) -> Iterator[Record]:
         yield from self._lines.take(text.encode("utf-8", "replace"))
@@ -319,8 +331,8 @@ class Json(Reader):
         self.first, self.last = self._lines.first, self._lines.last
 
 
-def reader(head: bytes) -> Lines | Reader:
-    """What reads a text that begins so."""
+def reader(head: bytes, *, pasted: bool = True) -> Lines | Reader:
+    """What reads a text that begins so. `pasted`: a person may have put several lines into one."""
     start = head.lstrip()
     if _KMSG.match(start):
         return Kmsg()
@@ -328,4 +340,4 @@ def reader(head: bytes) -> Lines | Reader:
         return Verbose()
     if _EXPORT.match(start) and b"\n_" in head:
         return Export()
-    return Json() if _JSON.match(head) else Lines()
+    return Json() if _JSON.match(head) else Lines(pasted=pasted)

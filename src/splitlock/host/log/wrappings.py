@@ -47,6 +47,9 @@ _BROKEN = re.compile(r"(plit lock detected) {2,}(?=: )")  # dmesg's margin, wher
 _SPLIT = re.compile(
     rf" (?=(?:<\d+>)?(?:{_START}) |(?:[A-Z][a-z]{{2}} [ \d]\d [\d:]{{8}}|\d{{4}}-\d\d-\d\dT\S+) [^\s:]+ \S+: )"
 )
+_CLOCK = re.compile(r"\[ *(\d+)\.\d{1,9}\](?: ?\[ *[TC]\d+\])?")  # CONFIG_PRINTK_CALLER's behind it
+_REPEATED = re.compile(r"message repeated \d+ times: \[")  # rsyslog's
+_MARGIN = " " * 8  # dmesg's, of a record's further lines, is as wide as its time stamp
 _TAG = re.compile(r"<br ?/?>")
 _HTML = re.compile(r"&[#\w]{2,8};|<br ?/?>")
 # `Jun 30 19:44:44 box kernel: `, `... root[4243]: `, RFC 5424's `1 2026-06-30T19:44:44Z box root 4243 - - `
@@ -60,6 +63,7 @@ _SYSLOG = re.compile(
 )
 _FACILITY = re.compile(r"<(\d{1,3})>|(\w+) +:\w+ *: ")
 _KERNEL = ("kernel", "kernel -", "vmunix", "klogd")
+QUOTED = "whoever chose a name that the kernel printed"  #: a part of a record, not at its start
 JOURNALD = "systemd-journald"  #: its own word: what it missed
 _FRAME = " \t`|"  # behind a line: markdown's
 _STAND_FOR_NOTHING = frozenset("\0\r")
@@ -84,7 +88,7 @@ def plain(line: bytes) -> str:
     if "\xa0" in text or "\\" in text:  # of a web page; markdown's
         text = text.replace("\xa0", " ").replace("\\_", "_").replace("\\#", "#")
     if "#0" in text:
-        text = _ESCAPE.sub(lambda match: chr(int(match[1], 8)), text)
+        text = _ESCAPE.sub(lambda match: match[0] if match[1] == "012" else chr(int(match[1], 8)), text)
     return text.rstrip(_FRAME) if text.endswith(("`", "|")) else text
 
 
@@ -101,10 +105,28 @@ def speaker(text: str) -> str:
     return "" if name in _KERNEL else name
 
 
-class Lines:
-    """Lines into records."""
+def begins(before: str) -> bool:
+    """May the kernel's message begin behind that, as far as the line tells? A name within one may hold its words."""
+    clocks = list(_CLOCK.finditer(before))
+    named = _SYSLOG.match(before)
+    if not clocks and not named:
+        return before.rstrip()[-1:] in ("", *":]>|-\"'`.,(=")
+    end = max(clocks[-1].end() if clocks else 0, named.end() if named else 0)
+    tags = _REPEATED.sub("", before[end:]).split()
+    return not tags or tags[-1] == "kernel:" or all(word.endswith((":", "]", ">")) for word in tags)
 
-    def __init__(self) -> None:
+
+def clock(before: str) -> int | None:
+    """The kernel's clock in front of a message, in whole seconds since boot; None: there is none."""
+    found = list(_CLOCK.finditer(before))
+    return int(found[-1][1]) if found else None
+
+
+class Lines:
+    """Lines into records. `pasted`: several may stand in one."""
+
+    def __init__(self, *, pasted: bool = True) -> None:
+        self._pasted = pasted
         self.first = self.last = b""  #: of all lines that were given, not empty
         self._rest = b""
         self._held: str | None = None  # the next line may belong to it
@@ -199,14 +221,29 @@ class Lines:
         if "plit lock detected  " in held:
             held = _BROKEN.sub(r"\1\n", held)
         pieces = held.split("\n")
-        if " [" in held or " <" in held:
+        if self._pasted and (" [" in held or " <" in held):
             pieces = [piece for line in pieces for piece in _SPLIT.split(line)]
         for number, piece in enumerate(pieces):
             if "plit lock detected" in piece or "alignment check: " in piece:
                 self._dump = _DUMP
             elif self._dump:
                 self._dump -= 1
-            yield Record(piece, speaker=who, read=0 if number else 1)
+            words, _, rest = piece.partition("#012")
+            quoted = self._quoted(words)
+            if not quoted and "plit lock detected" in words:  # the break is the kernel's own
+                words, rest = piece, ""
+            yield Record(words, speaker=who or quoted, read=0 if number else 1)
+            if rest:
+                yield Record(rest, speaker=who or QUOTED, read=0)
+
+    def _quoted(self, text: str) -> str:
+        """Who else than the kernel says something in a line of its log: nobody, or whoever chose a name."""
+        if text.startswith(_MARGIN) and self.first[:1] in (b"[", b"<") and not _STAMP.match(text.lstrip()):
+            return QUOTED
+        said = log.parse(text)
+        before = text[: text.find(said.text)] if said is not None else ""
+        known = _CLOCK.search(before) or _SYSLOG.match(before)
+        return QUOTED if known and not begins(before) else ""
 
     def _join(self, held: str, line: str) -> str | None:
         """The line before with this one behind it, where a terminal or a mail program made two of it; else None."""
