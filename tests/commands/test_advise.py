@@ -196,3 +196,23 @@ def test_no_report_is_one_line(tmp_path: Path, option: str, text: str) -> None:
         f"{option} {tmp_path}/x.json: no report of splitlock {'status' if option == '--status' else 'guest'}: "
         in done.stderr
     )
+
+
+@pytest.mark.parametrize("kind", ["empty", "text", "fifo", "device", "directory", "ko", "r0", "elf"])
+def test_scan_of_no_module_is_an_error(tmp_path: Path, kind: str) -> None:
+    """Who names something wants it looked into: what is no module says so, and what to name."""
+    path = tmp_path / {"ko": "x.ko", "r0": "VMMR0.r0"}.get(kind, "x")
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "directory":
+        path.mkdir()
+        (path / "README").write_text("no module")
+    elif kind == "device":
+        path = Path("/dev/null")
+    else:
+        path.write_bytes({"empty": b"", "text": b"words\n"}.get(kind, b"\x7fELFgarbage"))
+    (tmp_path / "root").mkdir()
+    done = run("--root", tmp_path / "root", "--scan", path)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert f"--scan {path}: " in done.stderr
+    assert "; name " in done.stderr

@@ -112,10 +112,17 @@ def _scanned(args: argparse.Namespace) -> tuple[list[Module], bool]:
         if not os.path.exists(path):
             raise SplitlockError(f"--scan {path}: No such file or directory; name modules, packages or directories", 2)
     running = None if args.status else loaded(Root(args.root))  # there, where they may be loaded
-    found = hypervisors(Root("/"), [os.path.abspath(path) for path in paths], running)
-    if found.failed:
-        raise SplitlockError(f"--scan {found.failed[0]}", 2)
-    return found.modules, found.interrupted
+    modules: list[Module] = []
+    for path in paths:
+        found = hypervisors(Root("/"), [os.path.abspath(path)], running)
+        modules += found.modules
+        if found.interrupted:
+            return modules, True
+        if found.failed:
+            raise SplitlockError(f"--scan {found.failed[0]}; name kernel modules that can be read", 2)
+        if not found.files:
+            raise SplitlockError(f"--scan {path}: no kernel module is in it; name modules, packages or directories", 2)
+    return modules, False
 
 
 def _guests(paths: list[str]) -> list[Guest]:

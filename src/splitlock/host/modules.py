@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from contextlib import closing
 from typing import NamedTuple
@@ -56,20 +57,32 @@ def loaded(root: Root) -> set[str] | None:
     """The modules that are loaded; None where nobody can tell."""
     text = root.text(*_LSMOD)
     if text is None:
-        return set() if root.exists("proc/modules") or (root.live and root.exists("proc/version")) else None
+        there = root.exists("proc/modules")
+        empty = there and root.unreadable("proc/modules") is None
+        return set() if empty or (not there and root.live and root.exists("proc/version")) else None
     return {line.split()[0] for line in text.splitlines() if line.strip() and not line.startswith("Module ")}
+
+
+def hidden(root: Root) -> list[str]:
+    """What would tell of modules, is there, and cannot be read; and why."""
+    places = [*MODULES, *_FOREIGN, "proc/modules"]
+    found = ((place, root.unreadable(place)) for place in places)
+    return [f"/{place}: {why}" for place, why in found if why]
+
+
+def foreign(root: Root) -> list[str]:
+    """Files of ring-0 code that are no modules."""
+    return [f"{place}/{name}" for place in _FOREIGN for name in root.names(place) if name.endswith(".r0")]
 
 
 def hypervisors(
     root: Root, places: list[str], running: set[str] | None, advance: Callable[[int], None] | None = None
 ) -> Scanned:
-    """The hypervisors among the modules below `places`.
+    """The hypervisors among what is in `places`: directories and files.
 
     `running`: the modules that are loaded, None where nobody can tell; `advance` is told how many more files are done.
     """
     paths = [f"/{place.lstrip('/')}" for place in places]
-    for directory in _FOREIGN:
-        paths += [f"/{directory}/{name}" for name in root.names(directory) if name.endswith(".r0")]
     job = Job(load("refuse"), _LOOKED_FOR)
     found: dict[str, Module] = {}
     scanned, failed = 0, []
@@ -83,7 +96,8 @@ def hypervisors(
                 for file in batch.files:
                     if file.verdict == "error":
                         # links, .dep files and the like of a kernel's directory are no modules
-                        if ".ko" in os.path.basename(file.path):
+                        expected = any(end in os.path.basename(file.path) for end in (".ko", ".r0"))
+                        if expected or file.path in paths or file.reason == os.strerror(errno.EACCES):
                             failed.append(f"{file.path}: {file.reason}")
                     elif _is_hypervisor(file):
                         found[file.path] = _module(file, running)

@@ -6,6 +6,7 @@ its links, and may have put a FIFO or a device where a file is looked for.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 
@@ -65,6 +66,14 @@ class Root:
     def exists(self, name: str) -> bool:
         """Is it there?"""
         return self._status(name) is not None
+
+    def unreadable(self, name: str) -> str | None:
+        """Why what is there, a regular file or a directory, cannot be read; None: it can, or nothing is there."""
+        try:
+            os.close(below.opened(self.below, f"/{name}", folder=self.is_directory(name)))
+        except OSError as error:
+            return None if error.errno in (errno.ENOENT, errno.ENOTDIR) else error.strerror
+        return None
 
     def is_directory(self, name: str) -> bool:
         """Is it a directory?"""

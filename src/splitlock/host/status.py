@@ -38,6 +38,7 @@ def status(
     system = kernel(root, heard, release, cpu)
     places = modules.directories(root, system.release) if scan else []
     loaded = modules.loaded(root)
+    places += modules.foreign(root) if scan else []
     scanned = modules.hypervisors(root, places, loaded, advance) if scan else modules.Scanned([], 0, [], False)
     running_vmms = vmms(root)
     made = Report(
@@ -48,7 +49,7 @@ def status(
         log=heard.report(),
         modules=modules.unseen(root, system.release, loaded, scanned.modules) + scanned.modules if scan else [],
         scanned=scanned.files if scan else None,
-        unscanned=scanned.failed,
+        unscanned=modules.hidden(root) + scanned.failed if scan else [],
         interrupted=scanned.interrupted,
         vmms=running_vmms.vmms,
         vmms_why=running_vmms.why,

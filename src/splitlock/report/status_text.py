@@ -119,7 +119,8 @@ def _modules(report: Report, verbose: bool) -> list[str]:
     scanned = f"{count(report.scanned, 'file')} scanned{' until interrupted' if report.interrupted else ''}"
     if not report.modules:
         some = report.scanned or report.interrupted
-        lines = _field("modules", f"{scanned}: no hypervisor" if some else "none are there")
+        nothing = "not known" if report.unscanned else "none are there"
+        lines = _field("modules", f"{scanned}: no hypervisor" if some else nothing)
     else:
         lines = _field("modules", f"{scanned}: {count(len(report.modules), 'hypervisor')}")
     most = len(report.modules) if verbose else _MODULES
@@ -128,13 +129,14 @@ def _modules(report: Report, verbose: bool) -> list[str]:
     if len(report.modules) > most:
         lines += _field("", f"and {len(report.modules) - most:,} more (-v lists all)")
     if report.unscanned:
-        lines += _field("", f"could not be looked into: {count(len(report.unscanned), 'file')}")
+        number = count(len(report.unscanned), "file or directory", "files or directories")
+        lines += _field("", f"could not be looked into: {number}")
         lines += [cut(f"{'':{_LABEL}}  {line}") for line in report.unscanned] if verbose else []
     return lines
 
 
 def _module(module: Module) -> str:
-    state = {"yes": "loaded", "no": "installed", "unknown": "installed"}[module.loaded]
+    state = {"yes": "loaded", "no": "installed", "unknown": "installed, perhaps loaded"}[module.loaded]
     aware = "SLD-aware" if module.aware else "marked sld_safe" if module.marked else "not known to be SLD-aware"
     if "VMRUN" in module.evidence and not module.aware:
         aware = "AMD's, which have no split-lock #AC"
