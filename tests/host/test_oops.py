@@ -195,6 +195,31 @@ def test_an_instruction_that_cannot_raise_it(tmp_path: Path) -> None:
     assert any("does not fit" in said for said in oops.means)
 
 
+def test_bytes_that_are_no_instruction() -> None:
+    oops = explain(read(made(b"\xf0\xf0\xf0\xf0" + b"\xc3" * 17, {"rdi": 62})), HERE)
+    assert (oops.instruction, oops.operand, oops.fits) == (None, None, "no")
+    assert "(bad)" not in "".join(oops_lines(oops))
+
+
+def test_a_locked_instruction_that_cannot_split(tmp_path: Path) -> None:
+    (code,) = assembled(tmp_path, ["lock cmpxchg16b [rdi]"])  # raises #GP where it is not aligned: the SDM
+    oops = explain(read(made(code, {"rdi": 62})), HERE)
+    assert oops.fits == "no"
+    assert not any("not a locked one" in said for said in oops.means)
+
+
+def test_reasons_are_true() -> None:
+    text = made(b"\xf0\xff\x07" + b"\xc3" * 18, {"rdi": 62})
+    for lost, words in (("<f0>", "no byte is marked"), ("Code:", "no line that begins with Code:")):
+        oops = explain(read("\n".join(line.replace("<f0>", "f0") if lost == "<f0>" else line for line in
+                                      text.splitlines() if lost != "Code:" or "Code:" not in line)), HERE)  # fmt: skip
+        assert any(words in missing for missing in oops.missing), lost
+    backwards = (DATA / "oops-6.12-module.txt").read_text().splitlines()[::-1]
+    missing = " ".join(explain(read("\n".join(backwards)), HERE).missing)
+    assert "journalctl -r" in missing
+    assert "no line with RIP" not in missing
+
+
 def test_code_that_is_cut_within_the_instruction() -> None:
     oops = explain(read(made(b"\xf0\xff", {"rdi": 62})), HERE)
     assert (oops.instruction, oops.fits) == (None, "unknown")

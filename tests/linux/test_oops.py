@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from pathlib import Path
 
@@ -248,6 +249,49 @@ def test_bytes_broken_by_a_pager() -> None:
         broken += [line[: at + 80].rstrip(), line[at + 80 :].strip()] if at > 0 else [line]
     assert one(broken).code == one(lines("6.12-module")).code
     assert one(broken).at == 42
+
+
+@pytest.mark.parametrize("width", [72, 80, 100, 132])
+@pytest.mark.parametrize("name", ["6.12-module", "6.12-timer", "7.2-mutex", "xdp-7.1.8"])
+def test_a_terminal_breaks_every_line(name: str, width: int) -> None:
+    """At its width, in the midst of words; blanks at an end of line are lost."""
+    plain = lines(name)
+    full = one(plain)
+    broken = [line[at : at + width].rstrip() for line in plain for at in range(0, len(line), width)]
+    dump = one(broken)
+    assert (dump.code, dump.at, dump.place) == (full.code, full.at, full.place)
+    assert all(full.registers[register] == value for register, value in dump.registers.items())
+    assert dump.registers.keys() >= {register for register in full.registers if register[0] == "R"}
+    if dump.release:
+        assert (dump.cpu, dump.pid, dump.comm, dump.taint) == (full.cpu, full.pid, full.comm, full.taint)
+        assert full.release.startswith(dump.release)
+    assert all(frame.module in ("", "splitoops") for frame in dump.frames)
+
+
+@pytest.mark.parametrize("name", ["6.1-module", "6.12-skb", "7.2-timer"])
+def test_a_mark_that_was_lost(name: str) -> None:
+    """The kernel prints 42 bytes before the instruction, and 64 in all: arch/x86/kernel/dumpstack.c."""
+    plain = lines(name)
+    full = one(plain)
+    dump = one([line.replace("<", "").replace(">", "") if "Code:" in line else line for line in plain])
+    assert (dump.code, dump.at) == (full.code, full.at)
+    eaten = one([line.replace(" <f0>", "") if "Code:" in line else line for line in plain])
+    assert (len(eaten.code), eaten.at) == (63, None)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_digits_in_upper_case(name: str) -> None:
+    plain = lines(name)
+
+    def upper(line: str) -> str:
+        words = ("Code: ", "RIP: ", "RAX", "RDX", "RBP", "R10", "R13", "FS: ", "CR2")
+        if not any(f"] {word}" in line for word in words) or "Unable" in line:
+            return line
+        return re.sub(r"(?<=[ :(<])(?=[0-9a-f]*\d?)[0-9a-f]{2,16}(?=[ )>(]|$)", lambda found: found[0].upper(), line)
+
+    changed = [upper(line) for line in plain]
+    assert changed != plain
+    assert one(changed) == one(plain)
 
 
 def test_names_put_in_by_decode_stacktrace() -> None:

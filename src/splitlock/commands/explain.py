@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from splitlock.report.watch import Event
 
 _EPILOG = """\
-exit status: 0 the locked instruction was found, 1 it was not, 2 it could not be
-looked for, or wrong usage.
+exit status: 0 the locked instruction was found, 1 it was not, or an oops's dump does
+not fit, 2 it could not be looked for, or wrong usage.
 
 examples:
   splitlock explain --pid 4185 "$(dmesg | grep split_lock | tail -n 1)"
@@ -82,7 +82,8 @@ def run(args: argparse.Namespace) -> int:
 
                 out.write(render(event, verbose=args.verbose).encode("utf-8", "replace"))
     found = event.oops or event.place
-    return 0 if found and found.instruction else 1
+    fits = event.oops is None or event.oops.fits != "no"
+    return 0 if found and found.instruction and fits else 1
 
 
 def _event(said: Said, args: argparse.Namespace) -> Event:

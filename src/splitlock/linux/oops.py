@@ -27,30 +27,37 @@ _COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _BREAK = re.compile(r"\\x0a|\\n|#012|\n")  # /dev/kmsg and journalctl; JSON; rsyslog; a record with a break in it
 _CALLER = re.compile(r"\[ *([CT]\d+)\]")  # CONFIG_PRINTK_CALLER: which CPU or task wrote the line
 
-_NUMBER = re.compile(r": [0-9a-f]{4} \[#(?P<number>\d+)\]")
+_NUMBER = re.compile(r": [0-9a-fA-F]{4} \[#(?P<number>\d+)\]")
 
-_MODULE = r"(?: \[(?P<module>[\w-]{1,64})(?: (?P<build>[0-9a-f]+))?\])?"
-_SYMBOL = r"(?P<symbol>[\w.$]{1,512})\+0x(?P<offset>[0-9a-f]{1,16})/0x(?P<size>[0-9a-f]{1,16})"
+_MODULE = r"(?: \[(?P<module>[\w-]{1,64})(?: (?P<build>[0-9a-fA-F]+))?\])?"
+_SYMBOL = r"(?P<symbol>[\w.$]{1,512})\+0x(?P<offset>[0-9a-fA-F]{1,16})/0x(?P<size>[0-9a-fA-F]{1,16})"
 _SOURCE = (  # scripts/decode_stacktrace.sh
     r"(?P<decoded>[\w.$]{1,512}) \((?P<source>[^()\s:]{1,255}:\d{1,7})[^()]{0,255}(?:\([^()]{0,40}\))?[^()]{0,9}\)"
 )
-_PLACE = re.compile(rf"(?:{_SYMBOL}|(?P<address>0x[0-9a-f]{{1,16}})|{_SOURCE}){_MODULE}")
+_PLACE = re.compile(rf"(?:{_SYMBOL}|(?P<address>0x[0-9a-fA-F]{{1,16}})|{_SOURCE}){_MODULE}")
 _FRAME = re.compile(
-    rf"(?:^|[\s\]>])(?P<guess>\? +)?(?:\[<[0-9a-f]*>\] +(?P<guess2>\? +)?)?"
-    rf"(?:{_SYMBOL}|(?P<address>0x[0-9a-f]{{4,16}})|{_SOURCE}){_MODULE}$"
+    rf"(?:^|[\s\]>])(?P<guess>\? +)?(?:\[<[0-9a-fA-F]*>\] +(?P<guess2>\? +)?)?"
+    rf"(?:{_SYMBOL}|(?P<address>0x[0-9a-fA-F]{{4,16}})|{_SOURCE}){_MODULE}$"
 )
-_IP = re.compile(r"\b(?P<name>[RE]IP): (?:(?P<cs>[0-9a-f]{4}):)?(?:\[<[0-9a-f]*>\] *)*(?P<where>.*)")
+_IP = re.compile(r"\b(?P<name>[RE]IP): (?:(?P<cs>[0-9a-fA-F]{4}):)?(?:\[<[0-9a-fA-F]*>\] *)*(?P<where>.*)")
 _CONTEXT = re.compile(r"(?:^|\s)<(?P<end>/?)(?P<name>[A-Z#][A-Z#0-9_]{1,15})>(?P<rest>.*)$")
 _REGISTER = re.compile(  # of all their digits: a line that was cut off has fewer
-    r"\b(?:(R[A-D]X|R[SD]I|R[BS]P|R\d\d|[CD]R\d|FS|GS|knlGS): *(?:[0-9a-f]{4}:)?([0-9a-f]{16})"
-    r"|(E[A-D]X|E[SD]I|E[BS]P|EFLAGS|[CD]R\d): *([0-9a-f]{8}))\b"
+    r"\b(?:(R[A-D]X|R[SD]I|R[BS]P|R\d\d|[CD]R\d|FS|GS|knlGS): *(?:[0-9a-fA-F]{4}:)?([0-9a-fA-F]{16})"
+    r"|(E[A-D]X|E[SD]I|E[BS]P|EFLAGS|[CD]R\d): *([0-9a-fA-F]{8}))\b"
 )
-_OPCODES = re.compile(r"\bCode: (?P<bytes>(?:[<(]?[0-9a-f]{2}[>)]?(?: |$))+)")
-_HEX = re.compile(r"^(?:[<(]?[0-9a-f]{2}[>)]?(?: |$))+$")
+_OPCODES = re.compile(r"\bCode: (?P<bytes>[<(]?[0-9a-fA-F]{2}(?![0-9a-fA-F])[0-9a-fA-F<>() ]*)")
+_MORE = re.compile(r"(?: *[<(]?[0-9a-fA-F]{0,2}[>)]?(?: |$))+")  # of it, where a terminal has broken the line
+_BYTE = re.compile(r"([<(]?)([0-9a-fA-F]{2})([>)]?)")
 _UNREADABLE = re.compile(
-    r"\bCode: +(?:Unable to access opcode bytes at (?:RIP )?(?:0x(?P<start>[0-9a-f]{1,16}))?|Bad RIP)"
+    r"\bCode: +(?:Unable to access opcode bytes at (?:RIP )?(?:0x(?P<start>[0-9a-fA-F]{1,16}))?|Bad RIP)"
 )
-_PROLOGUE = 42  # bytes before the instruction that `Code:` begins with
+_PROLOGUE, _SHOWN = 42, 64  # bytes before the instruction that `Code:` begins with; all of them
+#: What a terminal has broken within: a place, a register's value. The line of a task, which else has a release.
+_BROKEN = re.compile(
+    r"\b[RE]IP: (?:\d{4}:)?[^ ]*(?: \[[^\]]*)?$|\bCPU: \d+ .*$"
+    r"|\b(?:[RE][A-D]X|[RE][SD]I|[RE][BS]P|R\d\d|[CD]R\d|[FG]S|knlGS): *(?:[0-9a-fA-F]{4}:)?[0-9a-fA-F]{0,15}$"
+)
+_REST = re.compile(r"(?:[^\s:\[\]]+|[^\s:\[\]]*[ \[]?[\w-]+\])(?: [^:\[]*| .*[A-Z0-9]{2,5}: .*| #\d.*)?$")
 _TASK = re.compile(  # a name may read like what follows it ("a Not tainted 1"): the last that does is the kernel's
     r"\bCPU: (?P<cpu>\d+) (?:UID: \d+ )?PID: (?P<pid>\d+) Comm: (?P<comm>.{0,60}) +(?:Kdump: loaded )?"
     r"(?P<taint>Not tainted|Tainted: [A-Z -]+?) +(?P<release>\d[^\s]*)(?: (?P<version>.*))?"
@@ -188,7 +195,7 @@ class Collector:
         self.done = False
         self._fed = self._quiet = 0
         self._tracing = self._closing = self._listing = self._coding = self._again = False
-        self._context = ""
+        self._context = self._code = self._before = ""
         self._others = Others()
         caller = _CALLER.search(text[:_NAME])
         self._caller = caller[1] if caller else None
@@ -211,7 +218,7 @@ class Collector:
         for line in records:
             if self.done:
                 break
-            known = self._line(line[:_LONGEST])
+            known = self._joined(line[:_LONGEST])
             some = some or known
             self._fed += 1
             self._quiet = 0 if known else self._quiet + 1
@@ -219,13 +226,27 @@ class Collector:
                 self.done = True
         return some
 
+    def _joined(self, line: str) -> bool:
+        """A line; with the one before it, where a terminal has broken that."""
+        before = self._before
+        self._before = line if _BROKEN.search(line) and not _TASK.search(line) else ""
+        if before and not self._coding and _REST.match(line):
+            place = self.dump.place
+            if "IP: " in before and self._own:
+                self.dump.place = None
+            space = " " if "CPU: " in before and not _TASK.search(before + line) else ""  # a log's end of line has none
+            if self._line(before + space + line) and (self.dump.place or not place):
+                return True
+            self.dump.place = place
+        return self._line(line)
+
     def _line(self, line: str) -> bool:
         dump = self.dump
         if self._others.take(line, dump, traced=self._tracing or bool(dump.frames)):
             dump.mixed, self._listing, self._coding = True, False, False
             return True
         listing, self._listing = self._listing, False
-        if self._coding and _HEX.match(line):
+        if self._coding and _MORE.fullmatch(line):
             return self._opcodes(line, first=False)
         self._coding = False
         if found := _PANIC.search(line):
@@ -307,17 +328,24 @@ class Collector:
     def _opcodes(self, text: str, *, first: bool) -> bool:
         """Bytes of code: the first line of them, or one that goes on where a terminal or a pager has broken it."""
         dump = self.dump
-        if (not first and not self._coding) or not self._own:
-            return True
-        if first and dump.at is not None:
+        if not self._own or (first and dump.at is not None):
             return True
         if first:  # a second time at the end: the first was cut off before the instruction
-            dump.code = b""
-        for word in text.split():
-            if word[0] in "<(" and dump.at is None:
+            self._code = text
+        else:
+            last = _BYTE.fullmatch((self._code.split() or [""])[-1])
+            whole = last and bool(last[1]) == bool(last[3])
+            self._code = (self._code + (" " if whole else "") + text)[:_LONGEST]
+        dump.code, dump.at = b"", None
+        for word in self._code.split()[:_BYTES]:
+            found = _BYTE.fullmatch(word)
+            if found is None:
+                break
+            if found[1] and dump.at is None:
                 dump.at = len(dump.code)
-            dump.code += bytes([int(word.strip("<>()"), 16)])
-        dump.code = dump.code[:_BYTES]
+            dump.code += bytes([int(found[2], 16)])
+        if dump.at is None and len(dump.code) == _SHOWN:  # the mark was lost on the way; it stands there always
+            dump.at = _PROLOGUE
         self._coding = True
         return True
 

@@ -76,7 +76,8 @@ def explain(dump: Dump, files: Files | None = None) -> report.Oops:
         missing=missing,
     )
     if made.place is None:
-        missing.append("which function it was: the log has no line with RIP")
+        rest = "has no line with RIP" if _any(dump) else "has nothing of the dump behind its first line"
+        missing.append(f"which function it was: the log {rest}")
     if dump.mixed:
         missing.append("whether these are all callers: lines of another dump stand within this one, and were left out")
     if files:
@@ -87,7 +88,7 @@ def explain(dump: Dump, files: Files | None = None) -> report.Oops:
 
 def _shown(found: _Found | None, unfinished: Code | None) -> report.Instruction | None:
     """As text; with the operand's name where the file's bytes do not have its address yet."""
-    if found is None or found.cut:
+    if found is None or found.cut or found.instruction.is_invalid:
         return None
     name = unfinished.data.name if unfinished and unfinished.data else None
     return report.Instruction(text=spell(found.instruction, name), code=found.code.hex(" "), found_in=found.source)
@@ -136,7 +137,22 @@ def _no_code(dump: Dump) -> str:
     way = f"--module {dump.place.module}.ko" if dump.place and dump.place.module else "--vmlinux FILE"
     if dump.unreadable:
         return f"which instruction it was: the kernel could not read its own code there; give the file it is in: {way}"
+    if dump.code:
+        return (
+            "which instruction it was: no byte is marked (as <f0>) in the line that begins with Code:, nor is it whole;"
+            f" give the log as the kernel wrote it, or the file it is in: {way}"
+        )
+    if not _any(dump):
+        return (
+            "which instruction it was: none of the dump's lines follows; give the log from its first line to its last"
+            " (`journalctl -r` has it in reverse)"
+        )
     return f"which instruction it was: the log has no line that begins with Code:; give the file it is in: {way}"
+
+
+def _any(dump: Dump) -> bool:
+    """Does anything of the dump stand behind its head?"""
+    return bool(dump.place or dump.registers or dump.frames or dump.modules or dump.release)
 
 
 def _names(dump: Dump) -> tuple[str, ...]:

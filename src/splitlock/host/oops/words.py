@@ -173,8 +173,8 @@ def _bystander(oops: Oops) -> bool:
 def _misfit(oops: Oops) -> str:
     if oops.operand is None:
         return (
-            "The dump does not fit: the marked instruction is not a locked one, which alone can raise this. The line"
-            " that begins with Code: is damaged, or is another's."
+            "The dump does not fit: at the marked byte there is no locked instruction that can split, and nothing else"
+            " raises this. The line that begins with Code: is damaged, or is another's."
         )
     return (
         "The dump does not fit: by these registers the operand lies on one cache line. A line of registers is damaged,"
