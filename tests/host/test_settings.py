@@ -416,6 +416,27 @@ def test_grub_menus(config: str, environment: str, right: str | None, tmp_path: 
     assert next_boot(found(made(tmp_path, files))) == right
 
 
+_ENTRY_OF_GRUB = "title a\nversion 6.8\noptions root=x ro {}\n"
+#: An entry's options, grub.cfg, grubenv, and the value that the next boot has: blscfg expands GRUB's variables.
+BLS = [
+    ("$kernelopts $tuned_params", "insmod blscfg\n", "kernelopts=a split_lock_detect=off\n", "off"),
+    ("$tuned_params", 'insmod blscfg\nset tuned_params="split_lock_detect=off"\n', "", "off"),
+    ("${tuned_params}", 'set tuned_params="split_lock_detect=off"\ninsmod blscfg\n', "tuned_params=\n", "off"),
+    ("$tuned_params", "insmod blscfg\n", "other=split_lock_detect=off\n", None),
+]
+
+
+@pytest.mark.parametrize(("options", "config", "environment", "right"), BLS)
+def test_variables_of_entries(options: str, config: str, environment: str, right: str | None, tmp_path: Path) -> None:
+    files = {
+        "proc/cmdline": "BOOT_IMAGE=(hd0,gpt2)/vmlinuz-6.8 root=x ro\n",
+        "boot/grub2/grub.cfg": config,
+        "boot/grub2/grubenv": environment,
+        "boot/loader/entries/m-6.8.conf": _ENTRY_OF_GRUB.format(options),
+    }
+    assert next_boot(found(made(tmp_path, files))) == right
+
+
 #: Other loaders' files: the file, what stands in it, and whether it counts.
 _OURS = "split_lock_detect=off"
 _EXTLINUX = "boot/extlinux/extlinux.conf"

@@ -107,6 +107,8 @@ def _unseen(report: Report) -> list[str]:
         found.append(
             "this kernel detects nothing here: `splitlock run` and `splitlock guest` find split locks without it"
         )
+    elif report.kernel.foreign:
+        found.append(f"{report.kernel.foreign} answers in Linux's place: run `splitlock status` on its host, as root")
     elif not detects:
         found.append("whether this kernel can detect is not known: run `splitlock status` on it, as root")
     if report.scanned is None:

@@ -206,6 +206,8 @@ def _recommended(status: Report, modes: dict[str, Mode]) -> tuple[str, str]:
         return "", "a program is stuck here: the hypervisor's host must turn split-lock detection off (see below)"
     if split.known == bus.known == "no":
         return "", f"nothing to turn on: {split.why if split.why == bus.why else f'{split.why}; {bus.why}'}"
+    if status.kernel.foreign:
+        return "", f"nothing is to be set here: {status.kernel.foreign} answers in Linux's place, its host's mode holds"
     if "yes" not in (split.known, bus.known):
         return "", "whether this kernel can detect anything here is not known"
     if status.log.oopses:
@@ -254,7 +256,10 @@ def _unknown(status: Report, found: list[Hypervisor], guests: list[Guest]) -> li
     lines = []
     for name, use in (("#AC", status.processor.split_lock.used), ("#DB", status.processor.bus_lock.used)):
         if use.known == "unknown":
-            lines.append(f"whether this kernel can use {name}: {use.why}; `splitlock status` on it, as root, tells")
+            where = "its host" if status.kernel.foreign else "it"
+            lines.append(
+                f"whether this kernel can use {name}: {use.why}; `splitlock status` on {where}, as root, tells"
+            )
     if status.log.source is None or status.log.why:
         lines.append(f"what was logged since boot: {status.log.why or 'no log is there'}")
     if status.kernel.release is None:

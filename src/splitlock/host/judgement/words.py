@@ -50,6 +50,8 @@ def false_traps(status: Report) -> bool:
 def mode(mode: Mode, verdict: Verdict, status: Report) -> str:
     """A whole mode in a sentence."""
     split, bus = status.processor.split_lock.used.known, status.processor.bus_lock.used.known
+    if status.kernel.foreign:
+        return f"is not to be set here: {status.kernel.foreign} answers in Linux's place, and its host's mode holds"
     if status.log.stuck:
         return "programs are stuck here in every mode: the host's #AC comes straight into this guest"
     if mode == "off":

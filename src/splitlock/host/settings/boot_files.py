@@ -58,8 +58,24 @@ def grub(root: Root) -> Iterator[Kept]:
                 found += 1
                 yield Kept("GRUB", f"{place}/grub.cfg", title, unquoted(expanded(linux[1] or "", values)))
             else:
-                for name, value, _ in assignments(line):
-                    values[name] = unquoted(expanded(value, values))
+                _set(line, values)
+
+
+def _set(line: str, values: dict[str, str]) -> None:
+    for name, value, _ in assignments(line):
+        values[name] = unquoted(expanded(value, values))
+
+
+def _variables(root: Root) -> dict[str, tuple[str, str]]:
+    """GRUB's variables when it reads entries: the environment block's, then what grub.cfg sets. File and value."""
+    block = environment(root)
+    found = {name: (block.where, value.strip()) for name, value in block.values.items()} if block else {}
+    for place in _grub_places(root):
+        values: dict[str, str] = {}
+        for line in lines(root.text(f"{place}/grub.cfg") or ""):
+            _set(line, values)
+        found |= {name: (f"{place}/grub.cfg", value) for name, value in values.items() if value}
+    return found
 
 
 def grub_reads_entries(root: Root, configured: bool) -> bool:
@@ -90,7 +106,7 @@ def _grub_places(root: Root) -> list[str]:
 
 def entries(root: Root) -> Iterator[Kept]:
     """loader/entries/*.conf: `options` may stand more than once. $kernelopts and the like are GRUB's environment."""
-    block = environment(root)
+    variables = _variables(root)
     for esp in _ESP:
         for name in root.names(f"{esp}/loader/entries")[:_OFTEN]:
             if not name.endswith(".conf"):
@@ -103,10 +119,11 @@ def entries(root: Root) -> Iterator[Kept]:
             name = name.removesuffix(".conf")
             counted = _COUNTED.search(name)
             name, spent = _COUNTED.sub("", name), counted is not None and not int(counted[1][:9])
-            for variable in dict.fromkeys(re.findall(r"\$(\w+)", options)):
-                if block and (value := block.values.get(variable, "").strip()):
-                    yield Kept(ENTRIES, block.where, name, value, order, spent)
-            options = re.sub(r"\$\w+", "", options).strip()
+            for variable in dict.fromkeys(re.findall(r"\$\{?(\w+)", options)):
+                place, value = variables.get(variable, ("", ""))
+                if value:
+                    yield Kept(ENTRIES, place, name, value, order, spent)
+            options = re.sub(r"\$(\w+|\{\w+\})", "", options).strip()
             yield Kept(ENTRIES, where, name, options, order, spent)
 
 
