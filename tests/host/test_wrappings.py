@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Iterator
+import tracemalloc
+from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import given, settings
@@ -45,6 +46,20 @@ _SPEAKERS = {
     "[  688.792264] box sudo[7]: x86/split": "sudo[7]",
     "<13>1 2026-11-30T18:22:48.396276+00:00 box root 4243 - - x86/split": "root 4243",
     "<4>1 2026-11-30T18:22:48.396276+00:00 box kernel - - -  x86/split": "",
+    # busybox's klogd: the C library makes `user` of the kernel's facility
+    "<12>Jan  1 00:00:04 box kernel: [  312.123456] x86/split": "",
+    "<12>1 2026-11-30T18:22:48.396276+00:00 box kernel - - - x86/split": "",
+    "<28>Jan  1 00:00:04 box kernel: x86/split": "user space",
+    "Jan  1 00:00:04 box kernel[0]: x86/split": "",
+    "Jan  1 00:00:04 box Kernel: x86/split": "",
+    "Jan  1 00:00:04 box kern: x86/split": "",
+    "Jan  1 00:00:04 box kernel[812]: x86/split": "kernel[812]",
+    "2026-01-01 00:00:04 box bob[44]: x86/split": "bob[44]",
+    "2026-01-01 00:00:04.123 +0100 box bob: x86/split": "bob",
+    "2026-01-01 00:00:04 box kernel: x86/split": "",
+    "2026-01-01 00:00:04 Command line: x86/split": "",
+    "2026 Jan  1 00:00:04 box bob[44]: x86/split lock detection: #AC: a/1 took": "bob[44]",
+    "01/02/26 04:05 bob[44]: traps: a[1] trap": "bob[44]",
 }  # fmt: skip
 
 
@@ -69,6 +84,95 @@ RIGHT = _said("\n".join(SAID).encode())
 @pytest.mark.parametrize("text", _SPEAKERS)
 def test_who_speaks(text: str) -> None:
     assert speaker(text) == _SPEAKERS[text]
+
+
+#: What a JSON object says of who wrote its words, and who it is.
+_WRITERS: list[tuple[dict[str, object], str]] = [
+    ({"_TRANSPORT": "kernel", "SYSLOG_FACILITY": "0", "SYSLOG_IDENTIFIER": "kernel"}, ""),
+    ({"_TRANSPORT": "kernel", "SYSLOG_FACILITY": "1", "SYSLOG_IDENTIFIER": "eve"}, "eve"),
+    ({"_TRANSPORT": "journal", "_COMM": "eve"}, "eve"),
+    ({"_TRANSPORT": "syslog", "SYSLOG_IDENTIFIER": "kernel"}, "syslog"),
+    ({"SYSLOG_IDENTIFIER": "kernel", "_COMM": "logger"}, "logger"),
+    ({"SYSLOG_IDENTIFIER": "kernel", "_UID": "1000"}, "user space"),
+    ({"SYSLOG_IDENTIFIER": "kernel"}, ""),
+    ({"facility": "user", "appname": "eve"}, "eve"),
+    ({"facility": "kern", "appname": "kernel"}, ""),
+    ({"facility": "user", "programname": "kernel"}, ""),  # klogd's
+    ({"syslogfacility": 3}, "user space"),
+    ({"syslogtag": "kernel:"}, ""),
+    ({"syslogtag": "eve[7]:"}, "eve[7]:"),
+    ({}, ""),
+]
+
+
+@pytest.mark.parametrize("words", ["one", "several", "none", "bytes", "nested", "elsewhere"])
+@pytest.mark.parametrize("writer", _WRITERS, ids=str)
+@pytest.mark.parametrize("indent", [None, 1])
+def test_who_speaks_in_json(writer: tuple[dict[str, object], str], words: str, indent: int | None) -> None:
+    """Wherever in an object the kernel's words stand, they are whose the object is."""
+    fields, who = writer
+    journal = not {"_TRANSPORT", "_COMM", "_UID"}.isdisjoint(fields)
+    name = "MESSAGE" if journal else "message"
+    values: dict[str, dict[str, object]] = {
+        "one": {name: SAID[0]}, "several": {name: ["hello", SAID[0]]}, "bytes": {name: list(SAID[0].encode())},
+        "none": {name: None, "more": SAID[0]}, "nested": {"more": {"log": SAID[0]}}, "elsewhere": {"more": SAID[0]},
+    }  # fmt: skip
+    text = json.dumps([{"a": 1}, {**fields, **values[words]}], indent=indent).encode()
+    found = {speaker for text, speaker in _records(text) if any(sentences(text))}
+    if found:
+        assert found == {who}
+    else:
+        assert who or words == "none"
+
+
+#: JSON of more than is looked at at once, on one line: where it is cut is nothing to what it says.
+_PAD = [f"usb 1-1: USB disconnect, device number {number}" for number in range(30_000)]
+_LONG: dict[str, Callable[[list[str]], str]] = {
+    "array of strings": json.dumps,
+    "one string": lambda lines: json.dumps({"host": "box", "dmesg": "\n".join(lines), "more": SAID}),
+    "array of objects": lambda lines: json.dumps([{"a": {"MESSAGE": line}} for line in lines]),
+    "objects in one": lambda lines: json.dumps({"entries": [{"line": line, "é": "é\n"} for line in lines]}),
+}
+
+
+@pytest.mark.parametrize("form", _LONG)
+@pytest.mark.parametrize("size", [1 << 18, 1 << 24])
+def test_long_json_on_one_line(form: str, size: int) -> None:
+    lines = [line for number, other in enumerate(_PAD) for line in ([other, *SAID] if number % 500 == 0 else [other])]
+    text = _LONG[form](lines).encode()
+    assert len(text) > 1 << 20
+    sizes = iter(lambda: size, 0)
+    found = [line for text, _ in _records(text, sizes) for line in sentences(text)]
+    assert [line._replace(stamp="", text="") for line in found] == RIGHT * (60 + (form == "one string"))
+    assert not [line for line in found if line.stamp]
+
+
+def test_a_long_json_string_is_not_held_whole() -> None:
+    """What is kept of it does not grow with it."""
+    text = json.dumps({"dmesg": "\n".join(SAID * 5_000)}).encode()
+    tracemalloc.start()
+    reader = structured.reader(text[:4096])
+    number = 0
+    for at in range(0, len(text), 1 << 18):
+        number += sum(1 for _ in reader.add(text[at : at + (1 << 18)]))
+    number += sum(1 for _ in reader.end())
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert number == 25_000
+    assert peak < 8 << 20
+
+
+@pytest.mark.parametrize("text", [
+    '{"a": "b"}\n' + SAID[0] + "\n", '[{"MESSAGE": "' + SAID[0] + '", "b": "c', '["' + SAID[0] + r"\nusb 1-1",
+    '{"a": "a stray quote\n' + SAID[0] + "\nusb\n",
+])  # fmt: skip
+def test_what_is_no_whole_json_is_heard(text: str) -> None:
+    assert _said(text.encode()) == RIGHT[:1]
+
+
+def test_an_address_where_json_ends_early_is_none() -> None:
+    for cut in ('["' + SAID[0][:-4], '{"MESSAGE": "' + SAID[0][:-1]):
+        assert [line.address for line in _said(cut.encode())] == [None], cut
 
 
 @settings(max_examples=60, deadline=None)

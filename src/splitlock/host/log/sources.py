@@ -12,7 +12,7 @@ import time
 import msgspec
 
 from splitlock._errors import SplitlockError
-from splitlock.host.log import rotated, stored, structured
+from splitlock.host.log import entries, jsons, rotated, stored, structured
 from splitlock.host.log.wrappings import Lines, Record
 from splitlock.linux import below
 
@@ -43,7 +43,7 @@ class Source:
     def __iter__(self) -> Iterator[Record]:
         raise NotImplementedError
 
-    def _ended(self, reader: Lines | structured.Reader) -> None:
+    def _ended(self, reader: Lines | entries.Reader) -> None:
         self.first = self.first or reader.first
         self.last = reader.last or self.last
 
@@ -80,7 +80,7 @@ class Kmsg(Source):
                 lost = number - expected if expected is not None and number > expected else 0
                 expected = number + 1
                 who = "" if priority < structured.KERN else "user space"
-                yield from structured.whole(text, Record(text, booted + seconds, lost, True, who, since_boot=seconds))
+                yield from entries.whole(text, Record(text, booted + seconds, lost, True, who, since_boot=seconds))
         finally:
             os.close(file)
 
@@ -126,7 +126,7 @@ class Journal(Source):
         assert process.stdout
         assert process.stderr
         ended = False
-        reader = structured.Json()
+        reader = jsons.Json()
         try:
             for line in process.stdout:
                 try:
@@ -253,7 +253,7 @@ class Followed(Source):
             descriptor = os.open(self.name, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             raise SplitlockError(f"{self.name}: {error.strerror}; name a log file that can be read", 2) from None
-        reader: Lines | structured.Reader | None = None
+        reader: Lines | entries.Reader | None = None
         try:
             while True:
                 try:

@@ -57,13 +57,17 @@ _HTML = re.compile(r"&[#\w]{2,8};|<br ?/?>")
 # (dmesg has a comma in its ISO times, and words of the kernel's own behind them: `Command line: `).
 _SYSLOG = re.compile(
     r"(?:<\d+>)?(?:1 )?(?:(?:[A-Z][a-z]{2} [ \d]\d [\d:]{8}(?:\.\d+)?|\w{3} \d{4}-\d\d-\d\d [\d:.]+ \S+"
-    r"|\d{4}-\d\d-\d\dT[^\s,]+|\d{9,}\.\d+) [^\s:\[\]/]+ (?:[a-z]\w*\.[a-z]+ )?"
+    r"|\d{4}-\d\d-\d\dT[^\s,]+|\d{4}-\d\d-\d\d [\d:]{8}(?:[.,]\d+)?(?: ?[+-]\d\d:?\d\d)?"
+    r"(?! Command line| alignment check)|\d{9,}\.\d+) [^\s:\[\]/]+ (?:[a-z]\w*\.[a-z]+ )?"
     r"(?:([^\s:\[\]]{1,64}(?:\[\d+\])?): |(\S{1,64} (?:\d+|-)) - - )"
     r"|\[ *\d+\.\d+(?: <[^>]*>)?\] [^\s:\[\]/]+ ([^\s:\[\]]{1,64}\[\d+\]): )"
 )
 _FACILITY = re.compile(r"<(\d{1,3})>|(\w+) +:\w+ *: ")
-_KERNEL = ("kernel", "kernel -", "vmunix", "klogd")
 QUOTED = "whoever chose a name that the kernel printed"  #: a part of a record, not at its start
+_KERNEL = ("kernel", "kernel -", "kernel[0]", "kern", "vmunix", "klogd")
+_USER = (1, "user", "1")  #: facility of klogd's lines too: the C library makes it of the kernel's, which is 0
+# Whatever time a logger writes: a program's name and number directly before the kernel's words.
+_TAGGED = re.compile(r"(?:^|\s)([^\s:\[\]]{1,64}\[\d+\]): (?=x86/split lock|traps: |(?:split_|handle_)\w+: \d)")
 JOURNALD = "systemd-journald"  #: its own word: what it missed
 _FRAME = " \t`|"  # behind a line: markdown's
 _STAND_FOR_NOTHING = frozenset("\0\r")
@@ -92,17 +96,26 @@ def plain(line: bytes) -> str:
     return text.rstrip(_FRAME) if text.endswith(("`", "|")) else text
 
 
+def kernels(name: str) -> bool:
+    """Is a syslog tag the kernel's, however a logger spells it?"""
+    return name.rstrip(": ").lower() in _KERNEL
+
+
+def other(facility: object, name: str) -> str:
+    """Who says that words are not the kernel's, by a facility (None: not told) and a name; empty: nobody does."""
+    if name and kernels(name):
+        return "" if facility in (None, 0, "0", "kern", "kernel", *_USER) else "user space"
+    return name or ("" if facility in (None, 0, "0", "kern", "kernel") else "user space")
+
+
 def speaker(text: str) -> str:
     """Who says that a line is not the kernel's; empty: nobody does."""
-    facility = _FACILITY.match(text)
-    if facility and (int(facility[1]) >= 8 if facility[1] else facility[2] not in ("kern", "kernel")):
-        named = _SYSLOG.match(text)
-        return (named and (named[1] or named[2])) or "user space"
-    named = _SYSLOG.match(text)
-    if named is None:
-        return ""
-    name: str = named[1] or named[2] or named[3]
-    return "" if name in _KERNEL else name
+    given, named = _FACILITY.match(text), _SYSLOG.match(text)
+    facility = (int(given[1]) >> 3 if given[1] else given[2]) if given else None
+    name = (named[1] or named[2] or named[3]) if named else ""
+    if not name and (tagged := _TAGGED.search(text)):
+        name = tagged[1]
+    return other(facility, name)
 
 
 def begins(before: str) -> bool:
