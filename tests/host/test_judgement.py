@@ -429,3 +429,36 @@ def test_edited_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     for report, right in ((none, 0), (plain, 0), (_edited(plain, mode="unknown"), 2)):
         file.write_text(json.dumps({**report, "judgement": {**report["judgement"], "modes": []}}))
         assert main(["advise", "--status", str(file)]) == right
+
+
+#: The first lines of /proc/cpuinfo on other architectures, as their show_cpuinfo() writes them.
+ELSEWHERE = {
+    "s390x": "vendor_id       : IBM/S390\n# processors    : 2\nbogomips per cpu: 3033.00\nfacilities      : 0 1 2 3\n",
+    "loongarch64": "system type\t\t: generic-loongson-machine\n\nprocessor\t\t: 0\nCPU Family\t\t: Loongson-64bit\n",
+    "mips": "system type\t\t: MIPS Malta\nmachine\t\t\t: mti,malta\nprocessor\t\t: 0\ncpu model\t\t: MIPS 24Kc\n",
+    "riscv64": "processor\t: 0\nhart\t\t: 2\nisa\t\t: rv64imafdc\nmmu\t\t: sv39\n",
+    "ppc64le": "processor\t: 0\ncpu\t\t: POWER9, altivec supported\nclock\t\t: 2200MHz\n",
+    "arm": "processor\t: 0\nmodel name\t: ARMv7 Processor rev 4\nFeatures\t: half thumb\nCPU implementer\t: 0x41\n",
+    "parisc": "processor\t: 0\ncpu family\t: PA-RISC 2.0\ncpu\t\t: PA8700 (PCX-W2)\n",
+    "ia64": "processor  : 0\nvendor     : GenuineIntel\narch       : IA-64\nfamily     : 31\n",
+}
+
+
+@pytest.mark.parametrize("arch", ELSEWHERE)
+def test_other_architectures(arch: str, tmp_path: Path) -> None:
+    """All of this is arch/x86: elsewhere nothing is detected, and that is known."""
+    (tmp_path / "proc/sys/kernel").mkdir(parents=True)
+    (tmp_path / "proc/cpuinfo").write_text(ELSEWHERE[arch])
+    (tmp_path / "proc/sys/kernel/osrelease").write_text("6.12.6\n")
+    found = status(Root(str(tmp_path)), NO_GUARD, scan=False)
+    assert {found.processor.split_lock.used.known, found.processor.bus_lock.used.known} == {"no"}
+    assert "no x86 processor" in found.kernel.why
+
+
+@pytest.mark.parametrize("text", ["", "processor\t: 0\n", f"processor\t: 0\n{AMD}", "cpu MHz : 1\ncpu cores : 2\n"])
+def test_x86_or_not_known(text: str, tmp_path: Path) -> None:
+    (tmp_path / "proc/sys/kernel").mkdir(parents=True)
+    (tmp_path / "proc/cpuinfo").write_text(text)
+    (tmp_path / "proc/sys/kernel/osrelease").write_text("6.14.6\n")
+    found = status(Root(str(tmp_path)), NO_GUARD, scan=False)
+    assert found.processor.bus_lock.used.known == "unknown"

@@ -29,7 +29,13 @@ _HYPERVISORS = {
     "TCGTCGTCGTCG": "QEMU (TCG)", "VBoxVBoxVBox": "VirtualBox", "ACRNACRNACRN": "ACRN", "bhyve bhyve ": "bhyve",
     "prl hyperv  ": "Parallels", "IntelTDX    ": "TDX", "Jailhouse": "Jailhouse",
 }  # fmt: skip
-_OTHERS = re.compile(r"^(CPU implementer|CPU architecture|isa|cpu)\s*:", re.M)  # of /proc/cpuinfo elsewhere
+#: Of /proc/cpuinfo elsewhere (each arch/*/kernel, show_cpuinfo()): Arm, RISC-V, POWER, SPARC, Alpha; MIPS and
+#: LoongArch; s390; PA-RISC; Itanium; m68k.
+_OTHERS = re.compile(
+    r"^(?:(?:CPU implementer|CPU architecture|isa|hart|cpu|system type|ISA|cpu number|arch|CPU)\s*:"
+    r"|vendor_id\s*: IBM/S390|cpu family\s*: PA-RISC)",
+    re.M,
+)
 
 
 def processor(root: Root, heard: Heard, release: Release | None, foreign: str = "") -> Processor:
