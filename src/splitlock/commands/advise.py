@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     status = _status(args)
     # who has interrupted one scan does not want another; a report of one that was is as good as it is
     named, interrupted = ([], True) if status.interrupted and not args.status else _scanned(args)
-    report = advise(status, named, guests, args.status or status.machine or status.root, interrupted=interrupted)
+    report = advise(status, named, guests, status.machine or args.status or status.root, interrupted=interrupted)
     found = 130 if interrupted else _found(report)
     if found or not args.quiet:
         with Output(args.output) as out:

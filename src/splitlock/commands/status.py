@@ -82,7 +82,8 @@ def _found(report: Report) -> int:
     if report.log.lines or report.log.stuck:
         return 1
     uses = {report.processor.split_lock.used.known, report.processor.bus_lock.used.known}
-    return 0 if uses == {"no"} or report.log.whole else 2
+    silent = report.kernel.mode == "fatal" and report.log.deaf  # killed, and no line says so
+    return 0 if uses == {"no"} or (report.log.whole and not silent) else 2
 
 
 def _guard(root: Root) -> Guard:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from splitlock.host.judgement.hypervisors import hypervisors
+from splitlock.host.judgement.hypervisors import hypervisors, kvm_runs
 from splitlock.host.judgement.judge import judge
 from splitlock.linux.delays import RATES
 from splitlock.report.advise import Guest, Report
@@ -67,7 +67,7 @@ def advise(
     for module in named:
         module.loaded = "unknown" if module.loaded == "no" else module.loaded
     modules = {module.path or module.name: module for module in (*status.modules, *named)}
-    judgement = judge(status, hypervisors(modules.values(), status.processor.vendor), guests)
+    judgement = judge(status, hypervisors(modules.values(), status.processor.vendor, kvm_runs(status)), guests)
     rate = f":{status.kernel.rate}" if status.kernel.rate else ""
     return Report(
         source=source,

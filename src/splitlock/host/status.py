@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from splitlock.host import modules
 from splitlock.host.judgement import checks
-from splitlock.host.judgement.hypervisors import hypervisors
+from splitlock.host.judgement.hypervisors import hypervisors, kvm_runs
 from splitlock.host.judgement.judge import judge
 from splitlock.host.kernel import foreign, kernel, running
 from splitlock.host.log.heard import Heard
@@ -47,7 +47,7 @@ def status(
         processor=cpu,
         kernel=system,
         log=heard.report(),
-        modules=modules.unseen(root, system.release, loaded, scanned.modules) + scanned.modules if scan else [],
+        modules=modules.unseen(root, system.release, loaded, scanned.modules) + scanned.modules,
         scanned=scanned.files if scan else None,
         unscanned=modules.hidden(root) + scanned.failed if scan else [],
         interrupted=scanned.interrupted,
@@ -58,6 +58,6 @@ def status(
         checks=[],
         measured=measured,
     )
-    made.judgement = judge(made, hypervisors(made.modules, cpu.vendor), [])
+    made.judgement = judge(made, hypervisors(made.modules, cpu.vendor, kvm_runs(made)), [])
     made.checks = checks.checks(made)
     return made

@@ -114,10 +114,14 @@ def _log(log: Log, verbose: bool) -> list[str]:
 
 
 def _modules(report: Report, verbose: bool) -> list[str]:
-    if report.scanned is None:
-        return _field("modules", "not scanned")
-    scanned = f"{count(report.scanned, 'file')} scanned{' until interrupted' if report.interrupted else ''}"
+    scanned = (
+        "not scanned"
+        if report.scanned is None
+        else f"{count(report.scanned, 'file')} scanned{' until interrupted' if report.interrupted else ''}"
+    )
     if not report.modules:
+        if report.scanned is None:
+            return _field("modules", scanned)
         some = report.scanned or report.interrupted
         nothing = "not known" if report.unscanned else "none are there"
         lines = _field("modules", f"{scanned}: no hypervisor" if some else nothing)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from splitlock.host.tasks import vmm_by_name
 from splitlock.linux.detection import AMD
 from splitlock.report.judgement import Hypervisor
 
@@ -10,14 +11,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from splitlock.report.judgement import Kind
-    from splitlock.report.status import Module
+    from splitlock.report.status import Module, Report
 
 _ENTERS = {"VMLAUNCH", "VMRESUME", "VMXON"}  #: on Intel
+_ON_KVM = ("QEMU", "Firecracker", "crosvm", "cloud-hypervisor")
 _EMULATES = 7  #: VirtualBox's first number: emR3ExecuteSplitLockInstruction() was read in 7.x
 
 
-def hypervisors(modules: Iterable[Module], vendor: str | None) -> list[Hypervisor]:
-    """Those among modules that run guests on such a processor."""
+def hypervisors(modules: Iterable[Module], vendor: str | None, running: bool = False) -> list[Hypervisor]:
+    """Those among modules that run guests on such a processor. `running`: KVM's guests are seen, by whatever sign."""
     found = []
     for module in modules:
         kind = _amd(module) if vendor in AMD else _intel(module)
@@ -27,7 +29,17 @@ def hypervisors(modules: Iterable[Module], vendor: str | None) -> list[Hyperviso
             Hypervisor(name=module.name, path=module.path, kind=kind[0], loaded=module.loaded, why=kind[1],
                        refused=module.verdict == "refuse")
         )  # fmt: skip
+    if running and not any(one.kind == "kvm" for one in found):
+        found.append(
+            Hypervisor(name="KVM", path=None, kind="kvm", loaded="yes", why="its guests are seen", refused=False)
+        )
     return found
+
+
+def kvm_runs(status: Report) -> bool:
+    """Do virtual machines of KVM's run there, by the list of processes or by the log?"""
+    named = any(task.guest and vmm_by_name(task.comm) == "QEMU" for task in status.log.tasks)
+    return named or any(vmm.name in _ON_KVM for vmm in status.vmms or [])
 
 
 def _intel(module: Module) -> tuple[Kind, str] | None:

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 from splitlock.host.judgement import words
 from splitlock.host.judgement.words import programs
-from splitlock.linux import detection, versions
+from splitlock.host.settings.audit import NOW
+from splitlock.linux import detection, parameter, versions
 from splitlock.linux.detection import AMD, Kernel, Processor
 from splitlock.linux.parameter import MODES
 from splitlock.report.judgement import Effect, Judgement, Mode, Use, Verdict
@@ -19,7 +20,6 @@ from splitlock.report.lines import count
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from splitlock.linux import parameter
     from splitlock.linux.detection import Armed, Place
     from splitlock.report.advise import Guest
     from splitlock.report.judgement import Fate, Hypervisor, Known, Who
@@ -110,7 +110,7 @@ def _mode(
         mode="ratelimit:N" if mode == "ratelimit" else mode,
         now=mode == status.kernel.mode,
         verdict=verdict,
-        what=words.mode(mode, verdict, status),
+        what=words.mode(mode, verdict, status, certain=made[0].fate != "not-known"),
         effects=made,
     )
 
@@ -239,6 +239,12 @@ def _first(status: Report, found: list[Hypervisor], recommended: str) -> list[st
     first += [
         f"{one.where}: {one.text} has no effect: {one.why}" for one in status.kernel.settings if one.counts == "no"
     ]
+    first += [
+        f"{one.where}: {one.text} is set for the next boot: change it there, too"
+        for one in status.kernel.settings
+        if recommended and one.counts != "no" and one.where not in NOW
+        and (value := parameter.find(one.text)) is not None and value != recommended
+    ]  # fmt: skip
     return first
 
 

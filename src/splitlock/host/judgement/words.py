@@ -47,8 +47,8 @@ def false_traps(status: Report) -> bool:
     return has(versions.BUS_LOCKS, release) != "no" and has(versions.DR6_BUS_LOCK, release) != "yes"
 
 
-def mode(mode: Mode, verdict: Verdict, status: Report) -> str:
-    """A whole mode in a sentence."""
+def mode(mode: Mode, verdict: Verdict, status: Report, *, certain: bool) -> str:
+    """A whole mode in a sentence. `certain`: what it does to a program is known."""
     split, bus = status.processor.split_lock.used.known, status.processor.bus_lock.used.known
     if status.kernel.foreign:
         return f"is not to be set here: {status.kernel.foreign} answers in Linux's place, and its host's mode holds"
@@ -66,7 +66,7 @@ def mode(mode: Mode, verdict: Verdict, status: Report) -> str:
         "slows": "names programs in the log, and makes them wait", "breaks": "breaks what is named below",
         "not-known": "what it does here is not known in full",
     }  # fmt: skip
-    return said[verdict]
+    return said[verdict] if certain else said["not-known"]
 
 
 def effect(
@@ -150,9 +150,9 @@ def remedies(status: Report) -> list[str]:
                 "keeps the log line; it does not help VirtualBox's KVM backend"
             )
         elif release and status.kernel.mitigate is None and has(versions.MISERY, release) == "yes":
+            first = versions.MITIGATE.first
             said.append(
-                f"{who} wait at each trap; a kernel from {versions.MITIGATE.first} on has "
-                "kernel.split_lock_mitigate=0 against it"
+                f"{who} wait at each trap; a kernel from {first} on has kernel.split_lock_mitigate=0 against it"
             )
     if any(task.exception == "#DB" for task in status.log.tasks):
         said.append(

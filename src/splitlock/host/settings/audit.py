@@ -32,6 +32,7 @@ _NUMBER = re.compile(r"\s*(0[xX]0*[01]|0*[01])(?:\s.*)?", re.S)
 _DIGITS = 20
 _RUNNING = "proc/cmdline"
 _LOGGED = "the log of the boot, Command line"
+NOW = (_RUNNING, _LOGGED)  #: of the kernel that runs; all other places are for the next boot
 _SYSCTL = re.compile(r"sysctl[./]kernel[./]split_lock_mitigate")
 
 
@@ -76,7 +77,7 @@ def settings(root: Root, release: Release | None, unused: Unused, logged: str = 
 
 def next_boot(found: list[Setting]) -> str | None:
     """The value of split_lock_detect= that the next boot will have; None: none, or it is not known."""
-    counting = [one for one in found if one.where not in (_RUNNING, _LOGGED) and one.counts == "yes"]
+    counting = [one for one in found if one.where not in NOW and one.counts == "yes"]
     return next((value for one in counting if (value := parameter.find(one.text)) is not None), None)
 
 
