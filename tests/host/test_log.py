@@ -200,3 +200,49 @@ def test_no_name_is_the_kernels_word(forged: str, shape: str, tmp_path: Path) ->
     found = _heard(tmp_path, {"sos_commands/kernel/dmesg": before + head + _CRASH + broken + _FORGED[forged] + "\n"})
     assert (found.lines, found.oopses, found.whole, found.deaf) == (1, [], True, "")
     assert [task.comm for task in found.tasks] == ["ledger"]
+
+
+_CPU = "vendor_id\t: GenuineIntel\nflags\t\t: fpu split_lock_detect\n"
+_LINE = "[    0.000000] Command line: root=/dev/sda1 ro{}\n"
+_FATAL = WARN.replace("warning on", "sending SIGBUS on")
+#: Files of a machine; lines that must be found in its log; why it is not whole, or not of this boot.
+MACHINES: dict[str, tuple[dict[str, str], int, str]] = {
+    "its own first line was overwritten, an older boot's log is whole": (
+        {"sos_commands/kernel/dmesg": TRAP, "var/log/kern.log": WHOLE}, 1, "the beginning is missing"),
+    "the same, and nothing was logged": (
+        {"sos_commands/kernel/dmesg": "[ 999000.000000] x\n", "var/log/kern.log": WHOLE}, 0, "ran for 999000 s"),
+    "whole when it was taken, and a trap later": (
+        {"sos_commands/kernel/dmesg": WHOLE, "var/log/kern.log": WHOLE + TRAP}, 1, ""),
+    "each has one, and both are one machine's": (
+        {"sos_commands/kernel/dmesg": TRAP, "var/log/kern.log": WHOLE + TRAP.replace("ledger", "invoiced")}, 2, ""),
+    "a whole one, and older lines of nobody knows when": (
+        {"sos_commands/kernel/dmesg": WHOLE, "var/log/kern.log": TRAP}, 0, ""),
+    "of another kernel": (
+        {"proc/sys/kernel/osrelease": "6.12.57+deb13-amd64", "var/log/kern.log": WHOLE + TRAP}, 0, "another boot"),
+    "of another command line": (
+        {"proc/cmdline": "root=/dev/sda1 ro split_lock_detect=fatal",
+         "var/log/kern.log": BANNER + _LINE.format(" split_lock_detect=off") + LATER}, 0, "another command line"),
+    "the same command line, behind bootconfig's": (
+        {"proc/cmdline": "split_lock_mitigate=1 root=/dev/sda1 ro",
+         "var/log/kern.log": BANNER + _LINE.format("") + WARN + LATER + TRAP}, 1, ""),
+    "it ends long before now": (
+        {"proc/uptime": "3456000.00 1.00", "var/log/kern.log": WHOLE}, 0, "the machine ran for 3456000 s"),
+    "the kernel was asked, and is quiet": (
+        {"proc/uptime": "3456000.00 1.0", "sos_commands/kernel/dmesg": WHOLE}, 0, ""),
+    "detects, and is silent about it": (
+        {"proc/cpuinfo": _CPU, "var/log/kern.log": BANNER + LATER}, 0, "some levels were filtered out"),
+    "detects, and off is silent from 7.1 on": (
+        {"proc/cpuinfo": _CPU, "proc/cmdline": "ro split_lock_detect=off", "var/log/kern.log": BANNER + LATER}, 0, ""),
+    "fatal, and no line of any signal": (
+        {"proc/sys/debug/exception-trace": "0\n", "var/log/kern.log": BANNER + _FATAL + LATER}, 0, "exception-trace=0"),
+    "warn, and no line of any signal": (
+        {"proc/sys/debug/exception-trace": "0\n", "var/log/kern.log": WHOLE}, 0, ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_what_all_logs_of_a_machine_say_of_this_boot(machine: str, tmp_path: Path) -> None:
+    files, lines, reason = MACHINES[machine]
+    found = _heard(tmp_path, dict(files))
+    assert (found.lines, found.whole) == (lines, not reason)
+    assert reason in found.why

@@ -13,7 +13,8 @@ from typing import NamedTuple
 from splitlock._errors import SplitlockError
 from splitlock.host import tasks
 from splitlock.host.causes import Causes
-from splitlock.host.log import rotated, sources
+from splitlock.host.log.machine import Machine
+from splitlock.host.log.places import places
 from splitlock.host.log.wrappings import JOURNALD, begins, clock
 from splitlock.host.oops.explanation import explain
 from splitlock.linux.log import lines
@@ -40,6 +41,7 @@ _SECONDS = re.compile(rb"\s*(?:<\d+>)?\[ *(\d+)\.\d+")
 _SOON = 60  # seconds; a log that ends so early was most likely saved by something that runs at boot
 # Last lines of a machine that went down. `Kernel Offset` is a panic's too.
 _ENDED = (b"Kernel panic", b"Kernel Offset", b"reboot:", b"Power down", b"Restarting system", b"machine restart")
+_DAY = 86_400  # seconds
 _NAMES = 10_000  # of tasks, that are kept apart
 _DUMPS = 20  # oopses of a boot that are kept
 _BOOT_WORDS = 1 << 16  # characters of a boot's lines
@@ -57,11 +59,13 @@ class Said(NamedTuple):
 class Log:
     """A log that is read once; the attributes are of the last boot in it.
 
-    `ends`: the log goes on to now (True), was saved at boot (False), or nobody knows (None).
+    `ends`: the log goes on to now (True), was saved at boot (False), or nobody knows (None). `ring`: the kernel or the
+    journal was asked, for this boot.
     """
 
-    def __init__(self, source: Source, *, ends: bool | None = None) -> None:
-        self.source, self._ends = source, ends
+    def __init__(self, source: Source, *, ends: bool | None = None, ring: bool = False) -> None:
+        self.source, self._ends, self.ring = source, ends, ring
+        self.ran = 0  #: seconds that the machine has run, where that is known
         self._clocked = False  # does the kernel's clock stand before its messages?
         self.read = 0  #: lines or records, of all boots
         self.unknown = 0  #: lines with the kernel's words that are not understood, of all boots
@@ -172,6 +176,9 @@ class Log:
             said.append(f"beside it, and not read: {', '.join(map(os.path.basename, beside))}")
         if self._ends is False or (self._ends is None and self.release is not None and self._early()):
             said.append("it ends with the boot: what came later is not in it")
+        last = clock(self.last())
+        if self.ran and last is not None and last < self.ran / 2 and self.ran - last > _DAY:
+            said.append(f"its last line is of {last} s after the boot, and the machine ran for {self.ran} s")
         said += [f"{count(self.lost, 'record')} lost"] if self.lost else []
         if self.signals and self.mode == "fatal":
             held = count(self.signals, "line")
@@ -194,6 +201,10 @@ class Log:
             )
         return ""
 
+    def last(self) -> str:
+        """The last line of all, as it is."""
+        return self.source.last.decode("utf-8", "replace")
+
     def _early(self) -> bool:
         last = _SECONDS.match(self.source.last)
         if last is None or any(word in self.source.last for word in _ENDED):
@@ -201,57 +212,66 @@ class Log:
         return int(last[1]) < _SOON
 
 
-#: The kernel's log as files of a machine have it, the likeliest to be whole first: what an sosreport asked the kernel
-#: or the journal for, what syslog daemons write, what was saved at boot. True: it goes on to when it was taken.
-_PLACES: tuple[tuple[str, bool | None], ...] = (
-    ("sos_commands/kernel/dmesg", True), ("sos_commands/kernel/dmesg_-T", True), ("sos_commands/general/dmesg", True),
-    ("sos_commands/logs/journalctl_--no-pager_--boot", True), ("dmesg", True), ("var/log/kern.log", True),
-    ("var/log/messages", True), ("var/log/syslog", True), ("var/log/dmesg", False),
-)  # fmt: skip
-_JOURNALS = ("var/log/journal", "run/log/journal")
 _TASKS = 50  # kept in the report
 
 
 class Heard:
-    """The kernel's log of a machine since it booted: of all places that have one, the first that has it whole."""
+    """The kernel's log of a machine since it booted: what all places have of this boot, told by the best of them."""
 
     def __init__(self, root: Root) -> None:
         self.source: str | None = None
         self.why = ""  #: why it was not read
-        self.mode: str | None = None
-        self.boot = ""  #: the lines of the boot that others ask for
         self.gaps: list[str] = []
-        self.said: list[Line] = []  #: the kernel's words about its detection, as it booted
         self._log: Log | None = None
-        version = " ".join((root.text("proc/version") or "").split())
-        for log in _logs(root):
-            if self._hear(log, version):
-                break
-        if self._log is None and not self.why:
+        self._machine = Machine(root)
+        read: list[Log] = []
+        for place in places(root):
+            log = Log(place.source, ends=place.ends, ring=place.ring)
+            if self._hear(log):
+                read.append(log)
+                if root.live and not log.gaps():
+                    break
+        self._kept = self._of_this_boot(read)
+        if self._kept:
+            self._choose()
+        elif not self.why:
             self.why = "no log is there"
+        #: the mode that it told, the kernel's words about its detection, and those of the boot that others ask for
+        self.mode = next((log.mode for log in self._kept if log.mode), None)
+        self.said = next((log.said for log in self._kept if log.said), [])
+        self.boot = next((log.boot for log in self._kept if log.boot), "")
+        self.gaps += self._machine.silent(self._log) if self._log else []
 
-    def _hear(self, log: Log, version: str) -> bool:
-        """Read one, and keep it if it is better than the one before; True: there is none better."""
+    def _hear(self, log: Log) -> bool:
+        """Read one; is it of this boot, as far as it tells?"""
         try:
             for _ in log:
                 pass
         except SplitlockError as error:
             self.why = self.why or str(error)
             return False
-        if not log.read:
-            self.why = self.why or f"{log.source.name} is empty"
-            return False
-        if version and log.banner and not _same(" ".join(log.banner.split()), version):
-            self.why = self.why or f"{log.source.name} is of another boot, of Linux {log.release}"
-            return False
-        gaps = log.gaps()
-        best = self._log
-        if best is None or not gaps or log.found > best.found or (best.release is None and log.release is not None):
-            self._log, self.source, self.gaps, self.why = log, log.source.name, gaps, ""
-        self.mode = log.mode or self.mode
-        self.said = self.said or log.said
-        self.boot = self.boot or log.boot
-        return not gaps
+        other = f"{log.source.name} is empty" if not log.read else self._machine.other(log)
+        self.why = self.why or other
+        return not other
+
+    def _of_this_boot(self, read: list[Log]) -> list[Log]:
+        """Without those that may be older than a whole one of the kernel's own; those that begin with the boot first.
+
+        How long it has run, the machine tells, or what was asked of the kernel itself.
+        """
+        rings = [log for log in read if log.ring]
+        ran = max([self._machine.ran, *(clock(log.last()) or 0 for log in rings)])
+        for log in read:
+            log.ran = 0 if log.ring else ran
+        if any(not log.gaps() for log in rings):
+            read = [log for log in read if log.ring or log.release is not None]
+        return sorted(read, key=lambda log: log.release is None)
+
+    def _choose(self) -> None:
+        """The one that found most, then a whole one, then one that begins with the boot."""
+        gaps = {log: log.gaps() for log in self._kept}
+        self._log = max(self._kept, key=lambda log: (log.found, not gaps[log], log.release is not None))
+        self.source, self.gaps, self.why = self._log.source.name, gaps[self._log], ""
 
     @property
     def booted(self) -> bool:
@@ -259,62 +279,42 @@ class Heard:
         return self._log is not None and self._log.release is not None
 
     def report(self) -> report.Log:
-        """What it said."""
+        """What was said: a line that two places have is one."""
         log = self._log
         if log is None:
             return report.Log(source=None, why=self.why, lines=0, suppressed=0, lost=0, tasks=[])
+        said: Counter[tuple[str, str, bool]] = Counter()
+        for one in self._kept:
+            said |= one.tasks
+        dumps = {str(dump.place or ""): dump for one in self._kept for dump in one.dumps if one is not log}
+        here = {str(dump.place or "") for dump in log.dumps}
+        dumped = log.dumps + [dump for place, dump in dumps.items() if place not in here]
         found = [
             report.Logged(
                 comm=comm, exception=exception, lines=number, guest=guest or tasks.vmm_by_name(comm) is not None
             )
-            for (comm, exception, guest), number in log.tasks.most_common(_TASKS)
+            for (comm, exception, guest), number in said.most_common(_TASKS)
         ]
+        suppressed = max(one.suppressed for one in self._kept)
         return report.Log(
             source=self.source,
             why="; ".join(self.gaps),
-            lines=log.found,
-            suppressed=log.suppressed,
+            lines=max(log.found, said.total()),
+            suppressed=suppressed,
             lost=log.lost,
             tasks=found,
-            whole=not self.gaps and not log.suppressed,
-            deaf=log.deaf(),
+            whole=not self.gaps and not suppressed,
+            deaf="" if self._machine.silent(log) else log.deaf(),
             unknown=log.unknown,
-            stuck=log.stuck,
-            oopses=[str(dump.place) if dump.place else "" for dump in log.dumps],
-            causes=_causes(log),
+            stuck=any(one.stuck for one in self._kept),
+            oopses=[str(dump.place) if dump.place else "" for dump in dumped],
+            causes=_causes(list(said), dumped),
         )
 
 
-def _same(banner: str, version: str) -> bool:
-    """Is a kernel's first line that of /proc/version? Ubuntu and Proxmox put a version of their own behind it there
-    (init/main.c of theirs: CONFIG_VERSION_SIGNATURE)."""
-    return banner == version or banner.startswith(f"{version} (")
-
-
-def _causes(log: Log) -> list[KnownCause]:
+def _causes(said: list[tuple[str, str, bool]], dumps: list[Dump]) -> list[KnownCause]:
     """The known causes of what it says, each once."""
     known = Causes()
-    found = [cause for comm, _, _ in log.tasks for cause in known.of_task(comm)]
-    found += [cause for dump in log.dumps for cause in known.of_oops(explain(dump))]
+    found = [cause for comm, _, _ in said for cause in known.of_task(comm)]
+    found += [cause for dump in dumps for cause in known.of_oops(explain(dump))]
     return list({cause.name: cause for cause in found}.values())
-
-
-def _logs(root: Root) -> Iterator[Log]:
-    """All that a machine has, the likeliest to be whole first; read when they are asked for."""
-    if root.live:
-        yield Log(sources.Kmsg(follow=False), ends=True)
-        if any(root.exists(place) for place in _JOURNALS):
-            yield Log(sources.Journal("the journal", "--boot", live=True), ends=True)
-    for place, ends in _PLACES:
-        directory, _, base = place.rpartition("/")
-        names = [name for name in root.names(directory) if rotated.family(name) == base]
-        if names and not (root.live and base == "dmesg"):
-            yield _stored(root, place, [os.path.join(directory, name) for name in sorted(names, key=rotated.age)], ends)
-    for place in () if root.live else _JOURNALS:
-        names = [name for name in root.files(place) if name.endswith((".journal", ".journal~"))]
-        if names:
-            yield _stored(root, place, names, True)
-
-
-def _stored(root: Root, place: str, names: list[str], ends: bool | None) -> Log:
-    return Log(sources.Stored(*names, name=place, opened=root.handle), ends=ends)
