@@ -277,6 +277,22 @@ def journal(tmp_path: Path) -> Path:
     return target
 
 
+def test_journal_files_are_read_in_the_order_of_their_entries(tmp_path: Path) -> None:
+    """system.journal is the newest, whatever its name sorts before."""
+    tool = shutil.which("systemd-journal-remote", path="/usr/lib/systemd:/lib/systemd:/usr/bin")
+    assert tool
+    for name, at, comm in (("system.journal", 3, "newest"), ("system@0.journal", 1, "oldest"), ("a.journal", 2, "old")):
+        entry = (
+            f"__REALTIME_TIMESTAMP={1_800_000_000_000_000 + at}\n__MONOTONIC_TIMESTAMP={at}\n"
+            f"_BOOT_ID={at:032x}\n_TRANSPORT=kernel\nMESSAGE={_trap(comm, at)[15:-1]}\n\n"
+        )
+        (tmp_path / "all").mkdir(exist_ok=True)
+        target = tmp_path / "all" / name
+        subprocess.run([tool, "-o", str(target), "-"], input=entry, text=True, capture_output=True, check=True)
+    watch = Watch(Log(sources.Stored(str(tmp_path / "all"))))
+    assert [event.comm for event in watch.events()] == ["oldest", "old", "newest"]
+
+
 def test_journal(journal: Path) -> None:
     watch = Watch(Log(sources.Stored(str(journal))))
     first, lost = watch.events()

@@ -24,6 +24,7 @@ KMSG = "/dev/kmsg"
 _RECORD = 8192  # bytes; the kernel's PRINTKRB_RECORD_MAX is 1,024 of text, up to four times as many escaped
 _HEAD = 4096  # bytes by which the shape of a text is told
 _CHUNK = 1 << 18
+_HEAD_ENTRY = 184  # in a journal file's header: microseconds since 1970 of its first entry
 _PAUSE = 0.5  # seconds between looks at a file
 
 
@@ -168,6 +169,8 @@ class Stored(Source):
         paths = list(self._paths)
         if not self._opened:
             paths, self.beside = rotated.ordered(self._paths), rotated.beside(self._paths)
+        if len(paths) > 1 and all(".journal" in os.path.basename(path) for path in paths):
+            paths.sort(key=self._first_entry)  # their names tell no order: the newest is system.journal
         for path in paths:
             try:
                 yield from self._file(path)
@@ -175,6 +178,19 @@ class Stored(Source):
                 if len(paths) == 1:
                     raise
                 self.unread.append(str(error))
+
+    def _first_entry(self, path: str) -> int:
+        """When a journal file begins, as its header has it (systemd's JOURNAL_FILE_FORMAT: head_entry_realtime)."""
+        try:
+            descriptor = (self._opened or _opened)(path)
+        except OSError:  # said when it is read
+            return 0
+        try:
+            return int.from_bytes(os.pread(descriptor, 8, _HEAD_ENTRY), "little")
+        except OSError:
+            return 0
+        finally:
+            os.close(descriptor)
 
     def _file(self, path: str) -> Iterator[Record]:
         try:
