@@ -216,3 +216,29 @@ def test_scan_of_no_module_is_an_error(tmp_path: Path, kind: str) -> None:
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert f"--scan {path}: " in done.stderr
     assert "; name " in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("vendor", "release", "reason"),
+    [
+        ("AuthenticAMD", "6.8.0", "AMD's processors have no split-lock detection"),
+        ("GenuineIntel", "5.4.0", "Linux 5.4.0 has no split-lock detection"),
+        ("GenuineIntel", "6.8.0", "/proc/cpuinfo has no flag split_lock_detect"),
+    ],
+)
+def test_the_first_lines_say_what_they_mean(tmp_path: Path, vendor: str, release: str, reason: str) -> None:
+    """For somebody who is no kernel developer: no name of an exception without what it is for."""
+    (tmp_path / "proc/sys/kernel").mkdir(parents=True)
+    (tmp_path / "proc/cpuinfo").write_text(
+        f"processor\t: 0\nvendor_id\t: {vendor}\ncpu family\t: 6\nmodel\t\t: 60\nstepping\t: 6\nflags\t\t: fpu\n\n"
+    )
+    (tmp_path / "proc/sys/kernel/osrelease").write_text(f"{release}\n")
+    (tmp_path / "proc/cmdline").write_text("ro\n")
+    advised = " ".join(run("--root", tmp_path).stdout.split())
+    beginning = "nothing to turn on: this kernel cannot detect split locks on this processor ("
+    assert advised.startswith(f"{beginning}{reason}")
+    command = [sys.executable, "-m", "splitlock", "status", "--root", str(tmp_path)]
+    told = " ".join(subprocess.run(command, capture_output=True, text=True, check=False).stdout.split())
+    for text in (advised, told.partition("what each mode")[0]):
+        for exception, name in (("#AC", "split-lock detection (#AC)"), ("#DB", "bus-lock detection (#DB)")):
+            assert text.index(exception) == text.index(name) + name.index(exception)

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import jsonschema
@@ -359,25 +360,26 @@ def test_names_that_are_no_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "hidden", ["proc/modules", "lib/modules", "lib/modules/6.8.0/kernel", "lib/modules/6.8.0/kernel/a.ko"]
 )
-def test_what_cannot_be_read_is_not_empty(tmp_path: Path, hidden: str) -> None:
-    """Modules that are not seen are not none: as somebody who may not read them, and with --no-scan nobody asks."""
-    files = {"proc/cpuinfo": ICE_LAKE.format(flags=" split_lock_detect"), "proc/sys/kernel/osrelease": "6.8.0\n"}
-    files |= {
+def test_what_cannot_be_read_is_not_empty(hidden: str) -> None:
+    """Modules that are not seen are not none: as somebody who may not read them."""
+    nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+    files = {
+        "proc/cpuinfo": ICE_LAKE.format(flags=" split_lock_detect"),
+        "proc/sys/kernel/osrelease": "6.8.0\n",
         "proc/cmdline": "ro\n",
         "proc/modules": "vmmon 1 0 - Live 0x0\n",
         "lib/modules/6.8.0/kernel/a.ko": "\x7fELF",
     }
-    write(tmp_path, files)
-    nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
-    for place in (tmp_path, *tmp_path.parents[:-2]):
-        place.chmod(0o755)
-    (tmp_path / hidden).chmod(0)
-    for verb in ("status", "advise"):
-        words = [*nobody, *SPLITLOCK[:-1], verb, "--root", tmp_path]
-        done = subprocess.run([*words, "--format", "json"], capture_output=True, text=True, check=False, cwd="/")
-        assert done.returncode == 2, done.stderr
-        unscanned = json.loads(done.stdout)["unscanned"]
-        assert any(line.startswith(f"/{hidden}: ") for line in unscanned), unscanned
-        text = subprocess.run(words, capture_output=True, text=True, check=False, cwd="/").stdout
-        assert "none are there" not in text
-        assert "could not be looked into" in text
+    with TemporaryDirectory() as place:  # pytest's own are for their owner alone
+        root = write(Path(place), files)
+        root.chmod(0o755)
+        (root / hidden).chmod(0)
+        for verb in ("status", "advise"):
+            words = [*nobody, *SPLITLOCK[:-1], verb, "--root", root]
+            done = subprocess.run([*words, "--format", "json"], capture_output=True, text=True, check=False, cwd="/")
+            assert (done.returncode, done.stderr) == (2, "")
+            unscanned = json.loads(done.stdout)["unscanned"]
+            assert any(line.startswith(f"/{hidden}: ") for line in unscanned), unscanned
+            done = subprocess.run(words, capture_output=True, text=True, check=False, cwd="/")
+            assert "none are there" not in done.stdout
+            assert "could not be looked into" in done.stdout, done.stderr

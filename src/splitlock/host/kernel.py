@@ -74,7 +74,8 @@ def _mode(
         return "unknown", 0, f"{other} answers in Linux's place: the mode is that of the system below it"
     split, bus = processor.split_lock.used, processor.bus_lock.used
     if split.known == bus.known == "no":
-        return "off", 0, split.why if split.why == bus.why else f"{split.why}; {bus.why}"
+        why = split.why if split.why == bus.why else f"{split.why}; {bus.why}"
+        return "off", 0, f"this kernel detects nothing here ({why})"
     said = _MODE.fullmatch(heard.mode or "")
     if said:
         rate = number(said[2] or "") or 0

@@ -94,7 +94,11 @@ def _has_split(leaf: tuple[int, ...] | None, facts: Facts, used: Use, online: li
     if used.known == "yes" or facts.vendor in AMD or not facts.x86:
         return ("yes" if used.known == "yes" else "no"), used.why
     if leaf is not None and not leaf[3] >> 30 & 1:
-        return ("yes", "its model, which does not announce it") if listed else ("no", "CPUID.7.EDX[30] = 0")
+        return (
+            ("yes", "its model, which does not announce it")
+            if listed
+            else ("no", "the processor does not announce it: CPUID.7.EDX[30] = 0")
+        )
     if leaf is not None and (capable := cpuid.msr(CORE_CAPABILITIES, online[:1])):
         return ("yes" if next(iter(capable.values())) & _HAS_SPLIT else "no"), "IA32_CORE_CAPABILITIES[5]"
     if listed:
@@ -118,7 +122,10 @@ def _bus(root: Root, leaf: tuple[int, ...] | None, facts: Facts, online: list[in
     supported: Known
     if leaf is not None:
         bit = leaf[2] >> 24 & 1
-        supported, source = ("yes" if bit else "no"), f"CPUID.7.ECX[24] = {bit}"
+        supported, source = (
+            ("yes" if bit else "no"),
+            f"the processor {'announces' if bit else 'does not announce'} it: CPUID.7.ECX[24] = {bit}",
+        )
     elif facts.flags is not None and "bus_lock_detect" in facts.flags:
         supported, source = "yes", "/proc/cpuinfo's flag bus_lock_detect"
     elif used.known != "unknown" and (used.known == "yes" or facts.known(versions.BUS_LOCKS) == "yes" or not facts.x86):

@@ -43,12 +43,13 @@ def _host(report: Report) -> str:
     mode = "not known" if report.mode == "unknown" else report.mode
     return (
         f"host {report.source}: Linux {report.linux or 'of unknown version'}, mode {mode}{inside}; "
-        f"{_use('split-lock #AC', found.split_locks)}; {_use('bus-lock #DB', found.bus_locks)}"
+        f"{_use('split-lock detection (#AC)', found.split_locks)}; "
+        f"{_use('bus-lock detection (#DB)', found.bus_locks)}"
     )
 
 
 def _use(name: str, use: Use) -> str:
-    return f"it {_USES[use.known]} {name} ({use.why})"
+    return f"it {_USES[use.known]} {name}: {use.why}"
 
 
 def _answer(report: Report) -> str:

@@ -62,8 +62,8 @@ def _processor(cpu: Processor) -> list[str]:
     number = f", {count(cpu.count, 'processor')}" if cpu.count else ""
     lines = _field("processor", f"{cpu.name or 'not known'}{model}{number}")
     lines += _field("", f"inside {cpu.hypervisor}") if cpu.hypervisor else []
-    lines += _detection("split-lock #AC", cpu.split_lock)
-    return lines + _detection("bus-lock #DB", cpu.bus_lock)
+    lines += _detection("split-lock detection (#AC)", cpu.split_lock)
+    return lines + _detection("bus-lock detection (#DB)", cpu.bus_lock)
 
 
 def _detection(name: str, found: Detection) -> list[str]:
@@ -143,7 +143,7 @@ def _module(module: Module) -> str:
     state = {"yes": "loaded", "no": "installed", "unknown": "installed, perhaps loaded"}[module.loaded]
     aware = "SLD-aware" if module.aware else "marked sld_safe" if module.marked else "not known to be SLD-aware"
     if "VMRUN" in module.evidence and not module.aware:
-        aware = "AMD's, which have no split-lock #AC"
+        aware = "AMD's, which have no split-lock detection"
     return f"{module.name}: {state}, {aware} ({', '.join(module.evidence)})"
 
 

@@ -205,7 +205,8 @@ def _recommended(status: Report, modes: dict[str, Mode]) -> tuple[str, str]:
     if status.log.stuck:
         return "", "a program is stuck here: the hypervisor's host must turn split-lock detection off (see below)"
     if split.known == bus.known == "no":
-        return "", f"nothing to turn on: {split.why if split.why == bus.why else f'{split.why}; {bus.why}'}"
+        why = split.why if split.why == bus.why else f"{split.why}; {bus.why}"
+        return "", f"nothing to turn on: this kernel cannot detect split locks on this processor ({why})"
     if status.kernel.foreign:
         return "", f"nothing is to be set here: {status.kernel.foreign} answers in Linux's place, its host's mode holds"
     if "yes" not in (split.known, bus.known):

@@ -67,7 +67,7 @@ def split_locks(facts: Facts) -> Use:
     if any(line.kind == "mode" and line.exception != "#DB" and line.detail != "off" for line in facts.said):
         return Use(known="yes", why="the kernel said so at boot")
     if facts.vendor in AMD:
-        return Use(known="no", why="no processor of AMD's has it")
+        return Use(known="no", why="AMD's processors have no split-lock detection")
     if facts.hypervisor:
         return Use(known="no", why=f"inside {facts.hypervisor} Linux leaves it alone: that is its host's to say")
     if facts.flags is not None and "split_lock_detect" in facts.flags:
