@@ -246,3 +246,39 @@ def test_what_all_logs_of_a_machine_say_of_this_boot(machine: str, tmp_path: Pat
     found = _heard(tmp_path, dict(files))
     assert (found.lines, found.whole) == (lines, not reason)
     assert reason in found.why
+
+
+#: What an oops's dump is left with, by how many of its first lines are lost; and that other dumps are none.
+@pytest.mark.parametrize("name", ["6.1-module", "6.12-skb", "7.2-timer", "xdp-7.1.8"])
+@pytest.mark.parametrize("lost", [0, 1, 2, 3, 4])
+def test_an_oops_without_its_first_lines_is_not_nothing(name: str, lost: int, tmp_path: Path) -> None:
+    dump = (Path(__file__).parents[1] / "linux" / "data" / f"oops-{name}.txt").read_text().splitlines()
+    (tmp_path / "log").write_text(WHOLE + "\n".join(dump[lost:]) + "\n" + LATER)
+    log = Log(Stored(str(tmp_path / "log")), ends=True)
+    for _ in log:
+        pass
+    assert log.found == (lost == 0)
+    assert any("an oops whose first line is missing" in gap for gap in log.gaps()) is (lost > 0)
+    assert log.unknown == (lost > 0)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "------------[ cut here ]------------\nWARNING: CPU: 0 PID: 143 at lib/x.c:1 x+0x1/0x2",
+        "BUG: unable to handle page fault for address: ffff8880\nOops: 0002 [#1] PREEMPT SMP PTI",
+        "general protection fault, probably for non-canonical address 0xdead: 0000 [#1] PREEMPT SMP PTI",
+        "watchdog: BUG: soft lockup - CPU#0 stuck for 22s! [insmod:143]",
+        "Oops: general protection fault, kernel NULL pointer dereference 0x0: 0000 [#1] SMP NOPTI",
+        "invalid opcode: 0000 [#1] SMP NOPTI",
+    ],
+)
+def test_an_oops_of_another_kind_at_a_locked_instruction(head: str, tmp_path: Path) -> None:
+    """A write to a place that is not there, say: the marked instruction is locked too."""
+    dump = (Path(__file__).parents[1] / "linux" / "data" / "oops-6.12-skb.txt").read_text().splitlines()
+    stamped = [f"[    7.59] {line}" for line in head.splitlines()]
+    (tmp_path / "log").write_text(WHOLE + "\n".join([*stamped, *dump[2:]]) + "\n" + LATER)
+    log = Log(Stored(str(tmp_path / "log")), ends=True)
+    for _ in log:
+        pass
+    assert (log.found, log.unknown) == (0, 0)

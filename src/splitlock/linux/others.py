@@ -83,3 +83,38 @@ class Others:
             self._begin("")
         self._tracing = theirs and (self._tracing or traces)
         return theirs
+
+
+_NUMBERED = re.compile(r"(?:^|\] *|[a-z]: *|>): [0-9a-f]{4} \[#\d+\]")  # the rest of a head that has a line break
+_HEADS = re.compile(r"\[#\d+\]|\[ cut here \]|\bWARNING: |\bBUG: |\bINFO: |NMI backtrace|\bsysrq: |\bOops")
+_KERNEL = re.compile(r"\b[RE]IP: (?:0010|0060):")
+_LOCKED = re.compile(
+    r"\bCode: .*<(?:f0|(?:66|26|2e|36|3e|64|65|f2|f3)> (?:(?:66|26|2e|36|3e|64|65|f2|f3) )*f0\b)", re.I
+)
+_NEEDLES = ("[#", "IP: 00", "Code: ", "cut here", "WARNING: ", "BUG: ", "INFO: ", "NMI backtrace", "sysrq: ", "Oops")
+_DUMP = 200  # lines: a dump's, and those that come between them
+
+
+class Headless:
+    """Looks for the dump of an oops whose first line is lost: only a split lock's has a line break within its head, and
+    a locked instruction at which the kernel stopped has hardly another reason."""
+
+    def __init__(self) -> None:
+        self._rest, self._kernel = 0, False
+
+    def feed(self, text: str, *, known: bool) -> bool:
+        """Is it there, with this line? Said once of each dump. `known`: the line is a part of an oops with its head."""
+        self._rest = _DUMP if known else max(self._rest - 1, 0)
+        if known or not any(needle in text for needle in _NEEDLES):
+            return False
+        found = bool(_NUMBERED.search(text))
+        if not found and _HEADS.search(text):
+            self._rest = _DUMP
+            return False
+        if self._rest:
+            return False
+        if "IP: 00" in text:
+            self._kernel = bool(_KERNEL.search(text))
+        found = found or (self._kernel and bool(_LOCKED.search(text)))
+        self._rest = _DUMP if found else 0
+        return found

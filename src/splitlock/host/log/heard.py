@@ -19,6 +19,7 @@ from splitlock.host.log.wrappings import JOURNALD, begins, clock
 from splitlock.host.oops.explanation import explain
 from splitlock.linux.log import lines
 from splitlock.linux.oops import Collector, Dump, head
+from splitlock.linux.others import Headless
 from splitlock.report import status as report
 from splitlock.report.lines import count
 from splitlock.report.status import KERNEL
@@ -72,6 +73,7 @@ class Log:
         self.first_unknown = ""
         self.others: Counter[str] = Counter()  #: who else used the kernel's words, and how often
         self._oops: tuple[Said, Collector] | None = None
+        self._headless = Headless()
         self._fresh()
 
     def _fresh(self) -> None:
@@ -113,6 +115,9 @@ class Log:
                 yield Said(record, line)
             if self._oops and self._oops[1].done:
                 yield self._dumped()
+            if not record.speaker and self._headless.feed(record.text, known=self._oops is not None):
+                self.unknown += 1
+                self.first_unknown = self.first_unknown or "an oops whose first line is missing"
             if not some and not record.speaker and any(word in record.text for word in _BOOT):
                 self._boots(record)
         if self._oops:

@@ -79,6 +79,8 @@ def matters(line: bytes) -> bool:
         b"plit" in line or b"bus_lock" in line or b"suppress" in line or b"messages" in line or b"x86/s" in line
         or b"lignment" in line or b"traps:" in line or b"0x33" in line or b"Linux version" in line
         or b"ommand line" in line or b"ypervisor det" in line or b"tdx: " in line
+        or b" [#" in line or b"Code: " in line or b"IP: 0010:" in line or b"cut here" in line or b"WARNING: " in line
+        or b"BUG: " in line or b"INFO: " in line or b"NMI back" in line  # linux/others.py: an oops without its head
     )  # fmt: skip
 
 
