@@ -107,6 +107,7 @@ _PIECE = re.compile(
     r"x86/split lock|#(?:AC|DB): .{0,60}/\d+ (?:took|fatal|bogus)|(?:split|bus)_lock trap|Oops: Split lock"
     r"|traps: .{0,60}\[\d+\] trap alignment check|unchecked MSR access error: WRMSR to 0x33"
 )
+_STOP = re.compile(rf"\n|{re.escape(PREFIX)}")  # one search for both: a line may hold a hundred thousand pieces
 _NEEDLES = ("plit lock", "_lock trap", "#AC: ", "#DB: ", "lignment check", "callbacks suppressed", "messages dropped",
             "issed ", "0x33 (", "tdx: #AC")  # fmt: skip
 
@@ -128,8 +129,8 @@ def lines(text: str) -> Iterator[Line]:
             yield _line(match, text[done:start].strip())
             done = match.end()
         elif _PIECE.match(text, start):
-            end = text.find("\n", start)
-            end = min([at for at in (end, text.find(PREFIX, start + 1)) if at >= 0], default=len(text))
+            stop = _STOP.search(text, start + 1)
+            end = stop.start() if stop else len(text)
             piece = text[start:end].strip()
             yield Line("unknown", "", "", 0, None, 1, "", piece, text[done:start].strip())
             done = end
