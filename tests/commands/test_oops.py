@@ -113,3 +113,13 @@ def test_every_oops_is_verbose_on_demand() -> None:
     done = splitlock("explain", "-v", text=dump("6.12-timer"))
     assert "called by run_timer_softirq+0x8c" in done.stdout
     assert "log: Oops: Split lock detected" in done.stdout
+
+
+def test_an_oops_at_the_same_place_is_one_line() -> None:
+    """However often; text is no more than a few times the log."""
+    log = dump("6.12-module") + "[   9.5] Oops: Split lock detected\n" * 300 + dump("6.12-module")
+    out = splitlock("watch", "-", text=log).stdout
+    assert out.count("Report it to") == 2  # at a place, and at none
+    assert out.count("(again, see above") == 300
+    assert len(out) < 4 * len(log)
+    assert out.count("302 oopses") == 1

@@ -162,7 +162,8 @@ class _Shown:
             told = event.note in self._told and not self.args.verbose
             if event.note and len(self._told) < self._MOST:
                 self._told.add(event.note)
-            text = render(event, verbose=self.args.verbose, colour=self.colour, note=not told)
+            again = event.oops is not None and not self.args.verbose and not self._first(event)
+            text = render(event, verbose=self.args.verbose, colour=self.colour, note=not told, again=again)
             self.out.write(text.encode("utf-8", "replace"))
 
     def end(self, watch: Watch, complete: bool) -> int:
@@ -180,6 +181,14 @@ class _Shown:
         else:
             self.out.write(render_summary(summary, verbose=self.args.verbose).encode("utf-8", "replace"))
         return status
+
+    def _first(self, event: Event) -> bool:
+        """Is it the first oops at its place?"""
+        key = (event.kind, event.detail, event.speaker)
+        first = key not in self._seen
+        if first and len(self._seen) < self._MOST:
+            self._seen.add(key)
+        return first
 
     def _new(self, event: Event) -> bool:
         if event.kind in ("mode", "oops", "alignment"):

@@ -27,11 +27,13 @@ _SAYS = {
 }
 
 
-def render(event: Event, *, verbose: bool = False, colour: bool = False, note: bool = True) -> str:
-    """One event as text; `note`: with why no more is known."""
+def render(event: Event, *, verbose: bool = False, colour: bool = False, note: bool = True, again: bool = False) -> str:
+    """One event as text; `note`: with why no more is known; `again`: an oops at a place that was explained before."""
     exception = "" if event.kind in _WORDS else event.exception
     head = " ".join(part for part in ((event.time or event.stamp), exception, _what(event)) if part)
-    lines = wrap(head, "", _MARGIN)
+    lines = wrap(f"{head} (again, see above; -v tells all)" if again else head, "", _MARGIN)
+    if again:
+        return page(lines)
     if event.kind == "killed" and event.detail:
         first = "offset in the file, " if "," in event.detail.rpartition("[")[2] else ""
         lines += wrap(f"{event.detail} (the kernel's word: {first}start and size of the mapping)", _MARGIN, _MARGIN)
@@ -92,7 +94,7 @@ def _place(place: Place, verbose: bool) -> list[str]:
         lines += [line for frame in place.frames for line in wrap(_frame(frame), _MARGIN * 2, _MARGIN * 3)]
     if place.instruction:
         likely = "" if place.certain else " (the likeliest)"
-        lines.append(cut(f"{_MARGIN}{place.instruction}  ({place.operand_size} bytes){likely}"))
+        lines.append(cut(f"{_MARGIN}{place.instruction}  ({count(place.operand_size or 0, 'byte')}){likely}"))
     return lines
 
 
