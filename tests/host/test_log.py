@@ -282,3 +282,17 @@ def test_an_oops_of_another_kind_at_a_locked_instruction(head: str, tmp_path: Pa
     for _ in log:
         pass
     assert (log.found, log.unknown) == (0, 0)
+
+
+@pytest.mark.parametrize("name", ["6.1-module", "6.12-skb", "7.2-timer", "xdp-7.1.8"])
+def test_each_line_twice_is_one_oops(name: str, tmp_path: Path) -> None:
+    dump = (Path(__file__).parents[1] / "linux" / "data" / f"oops-{name}.txt").read_text().splitlines()
+    dumps = []
+    for times in (1, 2):
+        (tmp_path / "log").write_text("".join(f"{line}\n" * times for line in dump))
+        log = Log(Stored(str(tmp_path / "log")), ends=True)
+        for _ in log:
+            pass
+        assert log.found == 1
+        dumps.append(log.dumps)
+    assert dumps[0] == dumps[1]

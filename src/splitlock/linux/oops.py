@@ -25,6 +25,7 @@ _NAME = 256  # characters: symbols are shorter (KSYM_NAME_LEN is 512, of mangled
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _BREAK = re.compile(r"\\x0a|\\n|#012|\n")  # /dev/kmsg and journalctl; JSON; rsyslog; a record with a break in it
+_CLOCK = re.compile(r"\[ *\d+\.\d{6}\]")
 _CALLER = re.compile(r"\[ *([CT]\d+)\]")  # CONFIG_PRINTK_CALLER: which CPU or task wrote the line
 
 _NUMBER = re.compile(r": [0-9a-fA-F]{4} \[#(?P<number>\d+)\]")
@@ -196,15 +197,20 @@ class Collector:
         self._fed = self._quiet = 0
         self._tracing = self._closing = self._listing = self._coding = self._again = False
         self._context = self._code = self._before = ""
-        self._others = Others()
+        self._others, self._text = Others(), text
         caller = _CALLER.search(text[:_NAME])
         self._caller = caller[1] if caller else None
         self._take(found[1])
+
+    def again(self, text: str) -> bool:
+        """Is it the last record once more, of the same microsecond? Two consoles wrote the log, or two loggers."""
+        return text == self._text and _CLOCK.search(text[:_NAME]) is not None
 
     def feed(self, text: str) -> bool:
         """One more record. True: it is a part of the dump. `done` is set when no more is to come."""
         if self.done:
             return False
+        self._text = text
         if head(text) is not None:
             self.done = True
             return False

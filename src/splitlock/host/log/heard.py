@@ -98,6 +98,8 @@ class Log:
             if record.text is None:
                 continue
             self._clocked = self._clocked or (not record.speaker and clock(record.text[:_FIRST]) is not None)
+            if self._oops and self._oops[1].again(record.text):
+                continue
             if self._oops and not self._oops[1].feed(record.text) and self._oops[1].done:
                 yield self._dumped()
             some = False
