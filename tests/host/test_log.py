@@ -160,6 +160,33 @@ def test_an_oops_is_one_line_with_its_function(tmp_path: Path) -> None:
     assert (found.lines, found.oopses, found.whole) == (1, ["fifo_put+0x31/0x70 [fifo]"], True)
 
 
+_OLD = {"var/log/kern.log.3": WHOLE, "var/log/kern.log.1": "[ 990000.0] b\n", "var/log/kern.log": "[ 999999.0] c\n"}
+#: Files of a log; why it is not whole.
+HOLES: dict[str, tuple[dict[str, str], str]] = {
+    "a number is missing": (_OLD, "kern.log.2 is missing"),
+    "none is": (_OLD | {"var/log/kern.log.2": "[ 980000.0] a\n"}, ""),
+    "many are": ({"var/log/kern.log.7": WHOLE, "var/log/kern.log": LATER}, "kern.log.1 to .6 are missing"),
+    "one is, before the boot": (_OLD | {"var/log/kern.log": WHOLE}, ""),
+    "savelog's begin at 0": ({"var/log/kern.log.0": WHOLE, "var/log/kern.log": LATER}, ""),
+    "the journal's limit": (
+        {"var/log/messages": WHOLE + "Nov  2 11:00:00 h rsyslogd[9]: imjournal: 47 messages lost due to rate-limit\n"},
+        "rsyslogd: imjournal: 47 messages lost"),
+    "rsyslogd stopped": (
+        {"var/log/messages": WHOLE + "Nov  2 11:00:01 h kernel: Kernel logging (proc) stopped.\n"}, "rsyslogd stopped"),
+    "and began again": (
+        {"var/log/messages": WHOLE + "Nov  2 11:00:01 h kernel: Kernel logging (proc) stopped.\n"
+         "Nov  2 11:00:01 h kernel: imklog 5.8.10, log source = /proc/kmsg started.\n"}, ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("holes", HOLES)
+def test_holes(holes: str, tmp_path: Path) -> None:
+    files, reason = HOLES[holes]
+    found = _heard(tmp_path, dict(files))
+    assert found.whole == (not reason), found.why
+    assert reason in found.why
+
+
 #: What a name within a record may hold: a file's of a program that crashes, a USB device's. Whoever chose it, chose it.
 _FORGED = {
     "boot": "Linux version 6.12.48+deb13-amd64 (debian-kernel@lists.debian.org) (gcc) #1 SMP Debian 6.12.48-1",

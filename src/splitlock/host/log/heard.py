@@ -13,6 +13,7 @@ from typing import NamedTuple
 from splitlock._errors import SplitlockError
 from splitlock.host import tasks
 from splitlock.host.causes import Causes
+from splitlock.host.log import wrappings
 from splitlock.host.log.machine import Machine
 from splitlock.host.log.places import places
 from splitlock.host.log.wrappings import JOURNALD, begins, clock
@@ -44,6 +45,7 @@ _SOON = 60  # seconds; a log that ends so early was most likely saved by somethi
 _ENDED = (b"Kernel panic", b"Kernel Offset", b"reboot:", b"Power down", b"Restarting system", b"machine restart")
 _DAY = 86_400  # seconds
 _NAMES = 10_000  # of tasks, that are kept apart
+_HOLES = 4  # that are named
 _DUMPS = 20  # oopses of a boot that are kept
 _BOOT_WORDS = 1 << 16  # characters of a boot's lines
 _FIRST = 60  # characters of a line that is shown as an example
@@ -86,6 +88,8 @@ class Log:
         self.tasks: Counter[tuple[str, str, bool]] = Counter()  #: by name, exception, whether KVM says it is a guest's
         self.dumps: list[Dump] = []
         self.said: list[Line] = []  #: the kernel's words about its detection, as it booted
+        self.holes: dict[str, None] = {}  #: what is missing between its beginning and its end, each once
+        self.listens = True  #: did whoever wrote it go on to hear the kernel?
         self.stuck = False  #: a guest's kernel could not turn detection off, and a program of its got no further
 
     def __iter__(self) -> Iterator[Said]:
@@ -93,6 +97,7 @@ class Log:
         for record in self.source:
             self.read += record.read
             self.lost += record.lost
+            self._missing(record)
             if record.lost:
                 yield Said(record, None)
             if record.text is None:
@@ -124,6 +129,14 @@ class Log:
                 self._boots(record)
         if self._oops:
             yield self._dumped()
+
+    def _missing(self, record: Record) -> None:
+        """What is not in the log, and is known not to be."""
+        hole = record.hole or (wrappings.unheard(record.text) if record.text else "")
+        if hole:
+            self.holes[hole] = None
+        listens = wrappings.listens(record.text) if record.text else None
+        self.listens = self.listens if listens is None else listens
 
     def _dumped(self) -> Said:
         assert self._oops
@@ -186,6 +199,8 @@ class Log:
         last = clock(self.last())
         if self.ran and last is not None and last < self.ran / 2 and self.ran - last > _DAY:
             said.append(f"its last line is of {last} s after the boot, and the machine ran for {self.ran} s")
+        said += [*self.holes][:_HOLES]
+        said += [] if self.listens else ["rsyslogd stopped reading the kernel's log"]
         said += [f"{count(self.lost, 'record')} lost"] if self.lost else []
         if self.signals and self.mode == "fatal":
             held = count(self.signals, "line")

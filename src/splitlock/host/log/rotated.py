@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from itertools import pairwise
 
 from splitlock._errors import SplitlockError
 
@@ -75,6 +76,20 @@ def age(path: str) -> tuple[int, int, str]:
     if match and match[3]:
         return 0, int(re.sub(r"\D", "", match[3])), name
     return 1, -int(match[2]) - 1 if match and match[2] else 0, name
+
+
+def missing(paths: list[str]) -> dict[str, str]:
+    """What is missing between files that are one log, the oldest first, by their numbers; by the file that follows."""
+    found = {}
+    for older, newer in pairwise(paths):
+        one, other = (_ROTATED.fullmatch(os.path.basename(path)) for path in (older, newer))
+        if _family(older) != _family(newer) or not one or not other or not one[2] or other[3]:
+            continue
+        first, last = int(one[2]), int(other[2] or 0)  # without a number: the one that is written
+        if first - last > 1:
+            names = f"{one[1]}.{last + 1}"
+            found[newer] = f"{names} is missing" if first - last == 2 else f"{names} to .{first - 1} are missing"
+    return found
 
 
 def beside(paths: Iterable[str]) -> tuple[str, ...]:

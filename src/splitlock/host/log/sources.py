@@ -171,8 +171,11 @@ class Stored(Source):
             paths, self.beside = rotated.ordered(self._paths), rotated.beside(self._paths)
         if len(paths) > 1 and all(".journal" in os.path.basename(path) for path in paths):
             paths.sort(key=self._first_entry)  # their names tell no order: the newest is system.journal
+        holes = rotated.missing(paths)
         for path in paths:
             try:
+                if path in holes:
+                    yield Record(None, read=0, hole=holes[path])
                 yield from self._file(path)
             except SplitlockError as error:
                 if len(paths) == 1:

@@ -28,6 +28,7 @@ class Record(NamedTuple):
     speaker: str = ""  #: who wrote it, where that is known not to be the kernel
     read: int = 1  #: lines or records that it stands for
     since_boot: float | None = None  #: seconds by the kernel's clock, of `live` ones; None: the log does not tell
+    hole: str = ""  #: what is missing before it
 
 
 LINE = 1 << 16  #: bytes of a line that are looked at at once: garbage may never end
@@ -79,6 +80,7 @@ def matters(line: bytes) -> bool:
         b"plit" in line or b"bus_lock" in line or b"suppress" in line or b"messages" in line or b"x86/s" in line
         or b"lignment" in line or b"traps:" in line or b"0x33" in line or b"Linux version" in line
         or b"ommand line" in line or b"ypervisor det" in line or b"tdx: " in line
+        or b"ernel logging (" in line or b"log source =" in line
         or b" [#" in line or b"Code: " in line or b"IP: 0010:" in line or b"cut here" in line or b"WARNING: " in line
         or b"BUG: " in line or b"INFO: " in line or b"NMI back" in line  # linux/others.py: an oops without its head
     )  # fmt: skip
@@ -118,6 +120,22 @@ def speaker(text: str) -> str:
     if not name and (tagged := _TAGGED.search(text)):
         name = tagged[1]
     return other(facility, name)
+
+
+_UNHEARD = re.compile(r"rsyslogd.*?: (imjournal: \d+ messages lost|im\w+ begins to drop messages)")
+
+
+def unheard(text: str) -> str:
+    """What rsyslogd says of messages that it lost."""
+    found = _UNHEARD.search(text)
+    return f"rsyslogd: {found[1]}" if found else ""
+
+
+def listens(text: str) -> bool | None:
+    """Does rsyslogd say that it begins (True) or ends (False) to read the kernel's log?"""
+    if "log source = /proc/kmsg started" in text:
+        return True
+    return False if "Kernel logging (proc) stopped" in text else None
 
 
 def begins(before: str) -> bool:
