@@ -252,6 +252,10 @@ MACHINES: dict[str, tuple[dict[str, str], int, str]] = {
     "the same command line, behind bootconfig's": (
         {"proc/cmdline": "split_lock_mitigate=1 root=/dev/sda1 ro",
          "var/log/kern.log": BANNER + _LINE.format("") + WARN + LATER + TRAP}, 1, ""),
+    "of another machine": (
+        {"etc/hostname": "web1\n", "var/log/messages": f"Nov  1 10:00:00 web2 kernel: {BANNER}" + LATER}, 0, "web2"),
+    "of this one, by its whole name": (
+        {"etc/hostname": "web1\n", "var/log/messages": f"Nov  1 10:00:00 web1.lan kernel: {BANNER}" + LATER}, 0, ""),
     "it ends long before now": (
         {"proc/uptime": "3456000.00 1.00", "var/log/kern.log": WHOLE}, 0, "the machine ran for 3456000 s"),
     "the kernel was asked, and is quiet": (

@@ -81,6 +81,7 @@ class Log:
     def _fresh(self) -> None:
         """A boot begins: what was before is not of this one."""
         self.release: str | None = None
+        self.host = ""  #: whose boot it is, where the log says so
         self.banner = ""  #: the kernel's first line
         self.boot = ""  #: the lines of the boot that others ask for
         self.mode: str | None = None
@@ -156,6 +157,7 @@ class Log:
         seconds = clock(before) if record.since_boot is None else int(record.since_boot)
         if banner and begins(before) and not (seconds or (seconds is None and self._clocked)):
             self._fresh()
+            self.host = wrappings.host(text)
             self.release, self.banner = banner[1], text[banner.start() :].strip()
         if len(self.boot) < _BOOT_WORDS:
             self.boot += text + "\n"

@@ -20,6 +20,7 @@ class Machine:
 
     def __init__(self, root: Root) -> None:
         self._version = _words(root.text("proc/version"))
+        self._host = _label(root.text("proc/sys/kernel/hostname", "etc/hostname", "hostname"))
         self._release = _words(root.text("proc/sys/kernel/osrelease"))
         self._command_line = _words(root.text("proc/cmdline"))
         ran = _SECONDS.match(root.text("proc/uptime") or "")
@@ -36,6 +37,8 @@ class Machine:
             return f"{log.source.name} is of another boot, of Linux {log.release}"
         if self._release and log.release and log.release != self._release:
             return f"{log.source.name} is of another boot, of Linux {log.release}"
+        if self._host and _label(log.host) not in ("", "localhost", self._host):
+            return f"{log.source.name} is of another machine, {log.host}"
         found = re.search(r"Command line: (.*)", log.boot)
         logged = _words(found[1]) if found else ""
         if self._command_line and logged and not _given(logged, self._command_line):
@@ -58,6 +61,11 @@ class Machine:
 
 def _words(text: str | None) -> str:
     return " ".join((text or "").split())
+
+
+def _label(name: str | None) -> str:
+    """A host's name without its domain."""
+    return _words(name).partition(".")[0].lower()
 
 
 def _same(banner: str, version: str) -> bool:

@@ -122,6 +122,7 @@ def speaker(text: str) -> str:
     return other(facility, name)
 
 
+_HOST = re.compile(r"(?:<\d+>)?(?:[A-Z][a-z]{2} [ \d]\d [\d:]{8}|\d{4}-\d\d-\d\dT\S+) ([^\s:\[\]/]+) \S+: ")
 _UNHEARD = re.compile(r"rsyslogd.*?: (imjournal: \d+ messages lost|im\w+ begins to drop messages)")
 
 
@@ -129,6 +130,12 @@ def unheard(text: str) -> str:
     """What rsyslogd says of messages that it lost."""
     found = _UNHEARD.search(text)
     return f"rsyslogd: {found[1]}" if found else ""
+
+
+def host(text: str) -> str:
+    """Which machine a line of syslog is of; empty: it does not say."""
+    found = _HOST.match(text)
+    return found[1] if found else ""
 
 
 def listens(text: str) -> bool | None:
