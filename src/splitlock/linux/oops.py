@@ -235,12 +235,14 @@ class Collector:
     def _joined(self, line: str) -> bool:
         """A line; with the one before it, where a terminal has broken that."""
         before = self._before
-        self._before = line if _BROKEN.search(line) and not _TASK.search(line) else ""
+        task = _TASK.search(line)
+        self._before = line if _BROKEN.search(line) and not (task and task["version"]) else ""
         if before and not self._coding and _REST.match(line):
             place = self.dump.place
             if "IP: " in before and self._own:
                 self.dump.place = None
-            space = " " if "CPU: " in before and not _TASK.search(before + line) else ""  # a log's end of line has none
+            apart = "CPU: " in before and (line.startswith("#") or not _TASK.search(before + line))
+            space = " " if apart else ""  # an end of line has lost it
             if self._line(before + space + line) and (self.dump.place or not place):
                 return True
             self.dump.place = place
@@ -305,6 +307,8 @@ class Collector:
             dump.taint = "" if found["taint"] == "Not tainted" else "".join(found["taint"][9:].split())
             dump.release, dump.version = found["release"][:_NAME], (found["version"] or "").strip()[:_NAME]
             return True
+        if dump.pid == int(found["pid"]) and not dump.version and found["release"].startswith(dump.release):
+            dump.release, dump.version = found["release"][:_NAME], (found["version"] or "").strip()[:_NAME]
         if dump.pid != int(found["pid"]):  # somebody else's dump: a warning, a backtrace of all CPUs
             self.done = True
             return False
