@@ -242,3 +242,29 @@ def test_the_first_lines_say_what_they_mean(tmp_path: Path, vendor: str, release
     for text in (advised, told.partition("what each mode")[0]):
         for exception, name in (("#AC", "split-lock detection (#AC)"), ("#DB", "bus-lock detection (#DB)")):
             assert text.index(exception) == text.index(name) + name.index(exception)
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device", "directory", "nothing"])
+@pytest.mark.parametrize("option", ["--status", "--guest-report"])
+def test_a_report_is_a_regular_file(tmp_path: Path, option: str, kind: str) -> None:
+    """Nothing is waited for."""
+    path = tmp_path / "x"
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "directory":
+        path.mkdir()
+    elif kind == "device":
+        path = Path("/dev/zero")
+    done = run(option, path)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith(f"splitlock: {option} {path}: ")
+    assert done.stderr.endswith("; name a report in JSON\n")
+
+
+def test_a_report_through_a_pipe(root: Path) -> None:
+    """As the shell's <(splitlock status --format json) gives it."""
+    splitlock = f"{sys.executable} -m splitlock"
+    script = f"{splitlock} advise --status <({splitlock} status --no-scan --root {root} --format json)"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False, timeout=300)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("boot with split_lock_detect=")

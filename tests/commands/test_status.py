@@ -383,3 +383,22 @@ def test_what_cannot_be_read_is_not_empty(hidden: str) -> None:
             done = subprocess.run(words, capture_output=True, text=True, check=False, cwd="/")
             assert "none are there" not in done.stdout
             assert "could not be looked into" in done.stdout, done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="to be somebody else takes root")
+def test_remedies_are_this_command_s() -> None:
+    """No log file can be named here, nor in advise."""
+    nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+    for verb in (["status", "--no-scan"], ["advise"]):
+        words = [*nobody, *SPLITLOCK[:-1], *verb]
+        assert (
+            "name a log file" not in subprocess.run(words, capture_output=True, text=True, check=False, cwd="/").stdout
+        )
+
+
+def test_what_is_too_large_has_a_remedy(tmp_path: Path) -> None:
+    write(tmp_path, {"proc/cpuinfo": ""})
+    os.truncate(tmp_path / "proc/cpuinfo", 10 << 30)
+    done = run("--root", tmp_path)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert f"proc/cpuinfo: larger than 64 MiB: not what this file should be; move it out of {tmp_path}" in done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 
 from splitlock._errors import SplitlockError
 from splitlock.commands._options import report_options
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from splitlock.report.status import Module
     from splitlock.report.status import Report as Status
 
+_OPEN = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")
 _EPILOG = """\
 exit status: 0 the mode in effect breaks nothing here, 1 it does, 2 that cannot
 be told, something could not be read, or wrong usage, 130 interrupted: the
@@ -142,7 +144,12 @@ def _guests(paths: list[str]) -> list[Guest]:
 
 def _contents(option: str, path: str) -> bytes:
     try:
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError as error:
-        raise SplitlockError(f"{option} {path}: {error.strerror}; name a report in JSON", 2) from None
+        given = os.stat(path).st_mode
+        # a pipe that is open already (of `<(splitlock status ...)`) ends; one that is named waits for somebody to write
+        if stat.S_ISREG(given) or (stat.S_ISFIFO(given) and path.startswith(_OPEN)):
+            with open(path, "rb") as file:
+                return file.read()
+        why = "is a directory" if stat.S_ISDIR(given) else "not a regular file"
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+    raise SplitlockError(f"{option} {path}: {why}; name a report in JSON", 2)

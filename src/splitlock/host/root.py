@@ -58,7 +58,8 @@ class Root:
             except OSError:
                 continue
             if len(found) > _LARGEST:
-                raise SplitlockError(f"{name}: larger than {_LARGEST >> 20} MiB: not what this file should be", 2)
+                large = f"{name}: larger than {_LARGEST >> 20} MiB: not what this file should be"
+                raise SplitlockError(f"{large}; move it out of {self.directory}, and look at what wrote it", 2)
             if found:
                 return found.decode("utf-8", "replace")
         return None

@@ -272,7 +272,8 @@ class Heard:
             for _ in log:
                 pass
         except SplitlockError as error:
-            self.why = self.why or str(error)
+            what, _, remedy = str(error).partition("; ")  # to name a log file is for `watch`: here none can be named
+            self.why = self.why or (f"{what}; run it with sudo" if "sudo" in remedy else what)
             return False
         other = f"{log.source.name} is empty" if not log.read else self._machine.other(log)
         self.why = self.why or other
