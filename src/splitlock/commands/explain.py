@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from splitlock.report.watch import Event
 
 _EPILOG = """\
-exit status: 0 the locked instruction was found, 1 it was not, or an oops's dump does
-not fit, 2 it could not be looked for, or wrong usage.
+exit status: 0 the locked instruction was found, 1 it was not, or an oops's dump
+does not fit, 2 it could not be looked for, or wrong usage.
 
 examples:
   splitlock explain --pid 4185 "$(dmesg | grep split_lock | tail -n 1)"
@@ -28,7 +28,7 @@ examples:
       '#DB: remake/737636 took a bus_lock trap at address: 0x5555555645d6'
   splitlock explain --maps saved.maps 'LINE'      cat /proc/PID/maps >saved.maps
   dmesg | grep bus_lock | tail -n 1 | splitlock explain --pid 4185
-  splitlock explain --vmlinux vmlinux <oops.txt       an oops, with its whole dump"""
+  splitlock explain --vmlinux vmlinux <oops.txt     an oops, its whole dump"""
 
 PARSER = {
     "usage": "splitlock explain [options] [LOGLINE]",

@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from splitlock.report.watch import Event
 
 _EPILOG = """\
-exit status: 0 the log is whole since boot, the kernel detects, and logged no split
-or bus lock; 1 some were logged; 2 it could not be told (the sum says why), the
+exit status: 0 the log is whole since boot, the kernel detects, and logged no
+split or bus lock; 1 some were logged; 2 it could not be told (the sum says why), the
 log could not be read, or wrong usage.
 
 examples:
   sudo splitlock watch                     the kernel's log, and on until Ctrl-C
   splitlock watch --no-follow              what it holds now
   splitlock watch -f /var/log/kern.log     rotated or not
-  splitlock watch /var/log/kern.log*       rotated ones first; .gz, .xz, .zst too
+  splitlock watch /var/log/kern.log*       rotated ones first, .gz and .xz too
   splitlock watch system.journal
   dmesg | splitlock watch -
   splitlock watch --maps saved.maps old.log    cat /proc/PID/maps >saved.maps
