@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 _EPILOG = """\
 exit status: 0 the log is whole since boot, the kernel detects, and logged no
-split or bus lock; 1 some were logged; 2 it could not be told (the sum says why), the
-log could not be read, or wrong usage.
+split or bus lock; 1 some were logged; 2 it could not be told (the sum says
+why), the log could not be read, or wrong usage.
 
 examples:
   sudo splitlock watch                     the kernel's log, and on until Ctrl-C
