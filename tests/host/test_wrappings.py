@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import textwrap
 import tracemalloc
 from collections.abc import Callable, Iterator
 
@@ -186,6 +187,45 @@ def test_a_terminal_of_any_width(width: int, lines: list[str], stamp: str) -> No
     whole = [stamp + line for line in lines]
     broken = [line[at : at + width] for line in whole for at in range(0, len(line), width)]
     assert _said("\n".join(broken).encode()) == [line for words in lines for line in _said(words.encode())]
+
+
+@pytest.mark.parametrize("quote", ["", "> ", "    ", "> > ", "| ", "\t", ": ", "+"])
+@pytest.mark.parametrize("stamp", ["[  688.792264] ", "Jun 30 19:44:44 box kernel: ", "<4>[  688.792264] ", ""])
+@pytest.mark.parametrize("way", ["column", "blanks"])
+def test_a_narrow_terminal_and_a_quote_of_it(quote: str, stamp: str, way: str) -> None:
+    """Of any width: what is said is right and whole, or is counted as not understood; from 40 columns on it is right.
+
+    A number at a line's end and in the next one may be a half address: it is never shown."""
+    for line, right in [(SAID[0], RIGHT[0]), (SAID[1], RIGHT[1]), (SAID[2], RIGHT[2])]:
+        for width in range(18, 121):
+            whole = stamp + line
+            parts = [whole[at : at + width] for at in range(0, len(whole), width)]
+            if way == "blanks":
+                parts = textwrap.wrap(whole, width, break_long_words=False, break_on_hyphens=False)
+            lines = [f"[    1.000000] {OTHER[0]}" if stamp else OTHER[0], *parts]
+            lines.append(f"[  700.000000] {OTHER[1]}" if stamp else OTHER[1])
+            found = _said("\n".join(quote + part for part in lines).encode())
+            assert found, (width, parts)
+            assert all(each.address in (None, right.address) for each in found), (width, parts)
+            if width >= 40 and stamp:
+                assert [(each.kind, each.pid, each.address) for each in found] == [
+                    (right.kind, right.pid, right.address)
+                ], (width, parts)
+
+
+@pytest.mark.parametrize("text", [
+    f"**[  688.792264] {SAID[0]}**", f"__{SAID[0]}__", f"*{SAID[0]}*", f"see **{SAID[0]}** there",
+    SAID[0].replace("0x", "\u200b0x"), SAID[0].replace("_lock", "_\u00adlock"), SAID[0].replace("0x", "0X"),
+    SAID[0].replace("_lock", "_<wbr>lock"), SAID[0].replace("_lock", "_<wbr />lock"), f"\ufeff{SAID[0]}",
+])  # fmt: skip
+def test_marks_of_markdown_and_web_pages(text: str) -> None:
+    assert _said(text.encode()) == RIGHT[:1]
+
+
+@pytest.mark.parametrize("cut", ["0x7f3a 9c0041d2", "0x7f3a**", "0x7f3a…", "0x7f3a****41d2", "0x7f3a9c00 41d2  "])
+def test_half_an_address_is_none(cut: str) -> None:
+    (line,) = _said(SAID[0].replace("0x7f3a9c0041d2", cut).encode())
+    assert line.address is None
 
 
 @pytest.mark.parametrize("line", [line for line in SAID if line.startswith("x86/")])

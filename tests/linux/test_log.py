@@ -134,6 +134,16 @@ def test_an_oops_in_a_whole_console(stamp: str, end: str) -> None:
     assert [line.kind for line in lines("".join(stamp + line + end for line in told))] == ["oops"]
 
 
+@pytest.mark.parametrize("text", [
+    "[    2.000000] hdmi: pixel clock detected", "mmc0: bad block detected", "PLL lock detect timed out",
+    "took a split second", "x86/split_lock_detect", "split", "checking ip: 1",
+    "Kernel command line: split_lock_detect=off",
+    "arch/x86/sp", "breakpoint trap at 0x1",
+])  # fmt: skip
+def test_words_of_others_are_no_piece_of_the_kernels(text: str) -> None:
+    assert not list(lines(text))
+
+
 def test_nothing_is_quadratic() -> None:
     """Hostile text: what costs more than one look at each of its characters would not end here."""
     for piece in ("#AC: ", "x86/split lock", "traps: a[1] trap alignment check ip:1 sp:1 error:0 in ", "show_signal: "):

@@ -53,7 +53,8 @@ class Line(NamedTuple):
     mapped: Mapped | None = None
 
 
-_CUT = r"(?![0-9a-fA-F…>?*]|\.\.)"  # what a pager, journalctl or a person leaves of an address is none
+# What a pager, journalctl or a person leaves of an address is none; nor is one with a blank in it.
+_CUT = r"(?![0-9a-fA-F…>?*]|\.\.| [0-9a-fA-F]+\s*$)"
 # A name is 15 bytes of whatever its owner likes, slashes and blanks among them (`CPU 1/KVM/3302738 took`); in
 # /dev/kmsg each may be an escape of four characters.
 _FIELDS = {
@@ -80,6 +81,7 @@ def _pattern(sentence: Sentence) -> str:
     if sentence.kind in ("trap", "guest"):  # who shortens a line often begins here, or takes the address out
         found = found.replace("\\ 0x" + _FIELDS["address"], " ?(?:0x" + _FIELDS["address"] + ")?")
         found = f"(?:{re.escape(PREFIX)})?" + found.removeprefix(re.escape(PREFIX))
+    found = found.replace("0x" + _FIELDS["address"], "0[xX]" + _FIELDS["address"])
     return found + _END if sentence.template[-1].isalpha() else found
 
 
@@ -98,18 +100,27 @@ def _groups() -> Iterator[tuple[int, tuple[Sentence, list[str]]]]:
 
 _SENTENCES = re.compile("|".join(f"({_pattern(sentence)})" for sentence in SENTENCES))
 _GROUPS = dict(_groups())
+# Of a line that a narrow terminal broke there may be any part.
+_PART = (
+    r"x86/spl(?:i(?:t(?: (?:l(?:oc?)?)?)?)?)?\s*$|plit lock detec|\block detection(?:: ?#|:?\s*$)|_lock trap at"
+    r"|detection: #(?:AC|DB): |(?:took a|fatal|bogus) (?:split|bus)(?:_|\s*$)|(?:^\W*|lock |\bc?k )trap at addr"
+    r"|(?:alignment )?check ip:[0-9a-f]"
+)
 # Where a sentence may begin, and what is a piece of one.
 _ANCHOR = re.compile(
     r"x86/split lock|#(?:AC|DB): |traps: |(?:Oops: )?Split lock detected|alignment check: |unchecked MSR access"
     r"|tdx: #AC|\*\* \d|[Mm]issed \d|split_lock_warn: |handle_bus_lock: |show_signal|(?:split|bus)_lock trap"
+    rf"|{_PART}"
 )
 _PIECE = re.compile(
     r"x86/split lock|#(?:AC|DB): .{0,60}/\d+ (?:took|fatal|bogus)|(?:split|bus)_lock trap|Oops: Split lock"
     r"|traps: .{0,60}\[\d+\] trap alignment check|unchecked MSR access error: WRMSR to 0x33"
+    rf"|{_PART}"
 )
 _STOP = re.compile(rf"\n|{re.escape(PREFIX)}")  # one search for both: a line may hold a hundred thousand pieces
-_NEEDLES = ("plit lock", "_lock trap", "#AC: ", "#DB: ", "lignment check", "callbacks suppressed", "messages dropped",
-            "issed ", "0x33 (", "tdx: #AC")  # fmt: skip
+_NEEDLES = ("plit lock", "_lock t", "#AC: ", "#DB: ", "lignment check", "callbacks suppressed", "messages dropped",
+            "issed ", "0x33 (", "tdx: #AC", "x86/spl", "lock detection", "check ip:", " a split", " a bus",
+            "trap at a", "tal split", "gus split")  # fmt: skip
 
 
 def lines(text: str) -> Iterator[Line]:

@@ -34,10 +34,12 @@ class Record(NamedTuple):
 LINE = 1 << 16  #: bytes of a line that are looked at at once: garbage may never end
 _DUMP = 300  # lines behind an oops: registers, call trace
 _SHORT = 16  # characters; a shorter line may be the rest of an address
-_JOINED = 3  # lines that one message may be broken into
+_JOINED = 7  # lines that one message may be broken into
 _COLOUR = re.compile(rb"\x1b\[[0-9;:?]*[A-Za-z]|\x1b[()][A-Za-z0-9]|\x1b\][^\x07\x1b]{0,200}(?:\x07|\x1b\\)")
 _ESCAPE = re.compile(r"#(0[0-3][0-7])")  # rsyslog's, for control characters
-_QUOTE = re.compile(r"(?:[>|] ?|\s)*")
+_QUOTE = re.compile(r"(?:[>|:+] ?|\s)*")  # mail's, trackers' and margins
+_NO_WIDTH = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]|<wbr ?/?>")
+_BOLD = re.compile(r"(?<!\S)(\*\*|__|\*|~~)(?=\S)(.*(?:plit lock|traps: ).*\w)\1(?!\w)")  # markdown's
 _START = r"\[ *\d+\.\d{6}\]|\[\w{3} \w{3} +\d+ [\d:]{8} \d{4}\]"
 #: How a line of a log begins; what does not may be the rest of the line before.
 _STAMP = re.compile(
@@ -70,6 +72,7 @@ _USER = (1, "user", "1")  #: facility of klogd's lines too: the C library makes 
 # Whatever time a logger writes: a program's name and number directly before the kernel's words.
 _TAGGED = re.compile(r"(?:^|\s)([^\s:\[\]]{1,64}\[\d+\]): (?=x86/split lock|traps: |(?:split_|handle_)\w+: \d)")
 JOURNALD = "systemd-journald"  #: its own word: what it missed
+_MARKS = "> |\t:+"  # with which a quoted or indented line begins
 _FRAME = " \t`|"  # behind a line: markdown's
 _STAND_FOR_NOTHING = frozenset("\0\r")
 
@@ -83,6 +86,7 @@ def matters(line: bytes) -> bool:
         or b"ernel logging (" in line or b"log source =" in line
         or b" [#" in line or b"Code: " in line or b"IP: 0010:" in line or b"cut here" in line or b"WARNING: " in line
         or b"BUG: " in line or b"INFO: " in line or b"NMI back" in line  # linux/others.py: an oops without its head
+        or b"_lock t" in line or b"check ip:" in line or b"lock det" in line or b"trap at a" in line
     )  # fmt: skip
 
 
@@ -91,6 +95,10 @@ def plain(line: bytes) -> str:
     text = line.decode("utf-8", "replace")
     if "\r" in text or "\0" in text:
         text = "".join(character for character in text if character not in _STAND_FOR_NOTHING)
+    if not text.isascii() or "<wbr" in text:
+        text = _NO_WIDTH.sub("", text)
+    if "*" in text or "__" in text or "~~" in text:
+        text = _BOLD.sub(r"\2", text)
     if _HTML.search(text):
         text = html.unescape(_TAG.sub("\n", text))
     if "\xa0" in text or "\\" in text:  # of a web page; markdown's
@@ -171,6 +179,7 @@ class Lines:
         self._rest = b""
         self._held: str | None = None  # the next line may belong to it
         self._parts = self._dump = self._passed = 0
+        self._pieces: list[str] = []  # what is held, as it was broken
         self._width = 0  # of lines that went on in the next one
 
     def matters(self, line: bytes) -> bool:
@@ -249,7 +258,7 @@ class Lines:
                 return
             yield from self._let_go()
         if self._dump or matters(line):
-            self._held, self._parts = text, 1
+            self._held, self._parts, self._pieces = text, 1, [text]
         else:
             self._passed += 1
 
@@ -287,28 +296,51 @@ class Lines:
 
     def _join(self, held: str, line: str) -> str | None:
         """The line before with this one behind it, where a terminal or a mail program made two of it; else None."""
-        alike = line[:1] == held[:1] and len(line) > _SHORT and line[-1:] != "]"  # most logs begin each line alike
-        if alike or not line.strip() or self._parts > _JOINED:
+        mark = _QUOTE.match(held)[0] if held[:1] in _MARKS else ""  # type: ignore[index]
+        rest = line.removeprefix(mark)
+        # most logs begin each line alike
+        alike = rest[:1] == held[len(mark) :][:1] and len(rest) > _SHORT and rest[-1:] != "]"
+        if alike or not rest.strip() or self._parts > _JOINED:
             return None
         found = _last(held)
-        rest = line.removeprefix(_QUOTE.match(held)[0]) if held[:1] in "> |" else line  # type: ignore[index]
         ways = [held + rest, f"{held.rstrip()} {rest.lstrip()}"]
         if held.endswith("="):  # mail, quoted-printable
             ways.insert(0, held[:-1] + rest)
         if len(held) < self._width:  # a terminal gives no blanks at the end of a line
             ways.reverse()
-        joined = None
+        joined, pieces = None, [*self._pieces, rest]
         if found is None or found.kind == "unknown":
-            if not _STAMP.match(line):
-                joined = next((way for way in ways if _better(way, rest)), None)
-                if joined is None and found is not None and not matters(line.encode()):
-                    joined = ways[0]  # a part of a part
+            if not _STAMP.match(rest):
+                joined = next((way for way in [*ways, *_together(pieces)] if _better(way, rest)), None)
+                if joined is None and found is not None and _a_part(rest):
+                    joined = "".join(pieces)
+                    print("ABS", pieces)
+                elif joined is not None:
+                    pieces = [joined]
         elif _continues(found, rest) and _TAIL.fullmatch(held[held.rfind(found.text) + len(found.text) :]):
             joined = next((way for way in ways if _more(found, way)), None)
+            pieces = [joined or ""]
         if joined is not None:
             self._width = max(self._width, len(held) if self._parts == 1 else 0)
             self._parts += 1
+            self._pieces = pieces
         return joined
+
+
+def _together(pieces: list[str]) -> list[str]:
+    """What may have been broken so: at a column, with or without the blanks at its ends, or at blanks."""
+    width = max(map(len, pieces))
+    return [
+        "".join(pieces),
+        "".join(piece if len(piece) == width else f"{piece} " for piece in pieces),
+        " ".join(piece.strip() for piece in pieces),
+    ]
+
+
+def _a_part(rest: str) -> bool:
+    """May a line be a part of a sentence that was broken into more than two?"""
+    alone = _last(rest)
+    return not matters(rest.encode()) if alone is None else alone.kind == "unknown"
 
 
 _HEX = re.compile(r"\s*(?:0?x)?[0-9a-f]{1,16}\s*")
@@ -332,7 +364,10 @@ def _more(found: log.Line, way: str) -> bool:
 def _better(way: str, rest: str) -> bool:
     """Do two lines in one say what neither does?"""
     made, alone = _last(way), _last(rest)
-    return made is not None and made.kind != "unknown" and (alone is None or alone.kind == "unknown")
+    if made is None or made.kind == "unknown":
+        return False
+    same = alone is not None and alone[:5] == made[:5] and alone.text != made.text  # its prefix was in the line before
+    return alone is None or alone.kind == "unknown" or same
 
 
 def _last(text: str) -> log.Line | None:
