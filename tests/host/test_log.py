@@ -327,3 +327,14 @@ def test_each_line_twice_is_one_oops(name: str, tmp_path: Path) -> None:
         assert log.found == 1
         dumps.append(log.dumps)
     assert dumps[0] == dumps[1]
+
+
+@pytest.mark.parametrize(("mode", "deaf"), [(WARN, False), (_FATAL, True)])
+def test_without_exception_trace_fatal_says_nothing(mode: str, deaf: bool, tmp_path: Path) -> None:
+    """traps.c: show_signal() asks show_unhandled_signals."""
+    path = tmp_path / "saved.txt"
+    path.write_text(BANNER + mode + LATER)
+    log = Log(Stored(str(path)), untraced=True)
+    for _ in log:
+        pass
+    assert ("exception-trace" in log.deaf()) == deaf

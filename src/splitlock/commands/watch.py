@@ -81,7 +81,9 @@ def run(args: argparse.Namespace) -> int:
     space = _space(args)
     source = _source(args, follow)
     # what is read from the kernel itself, or followed, goes on to now; a file ends somewhere
-    watch = Watch(Log(source, ends=_ends(args, follow)), space, *oops_files(args))
+    watch = Watch(
+        Log(source, ends=_ends(args, follow), untraced=not args.files and _untraced()), space, *oops_files(args)
+    )
     metrics = None
     if args.listen is not None:
         from splitlock._prometheus import serve
@@ -115,6 +117,15 @@ def _source(args: argparse.Namespace, follow: bool) -> Source:
     if len(args.files) > 1 or os.path.isdir(args.files[0]):
         raise SplitlockError("-f: follows one FILE; name the one that is being written", 2)
     return sources.Followed(args.files[0])
+
+
+def _untraced() -> bool:
+    """Does this kernel say nothing of programs that a signal kills (show_unhandled_signals)?"""
+    try:
+        with open("/proc/sys/debug/exception-trace") as file:
+            return file.read().strip() == "0"
+    except OSError:
+        return False
 
 
 def _ends(args: argparse.Namespace, follow: bool) -> bool | None:

@@ -14,7 +14,7 @@ from splitlock._errors import SplitlockError
 from splitlock.host import tasks
 from splitlock.host.causes import Causes
 from splitlock.host.log import wrappings
-from splitlock.host.log.machine import Machine
+from splitlock.host.log.machine import UNTRACED, Machine
 from splitlock.host.log.places import places
 from splitlock.host.log.wrappings import JOURNALD, begins, clock
 from splitlock.host.oops.explanation import explain
@@ -63,11 +63,11 @@ class Log:
     """A log that is read once; the attributes are of the last boot in it.
 
     `ends`: the log goes on to now (True), was saved at boot (False), or nobody knows (None). `ring`: the kernel or the
-    journal was asked, for this boot.
+    journal was asked, for this boot. `untraced`: debug.exception-trace=0 holds here.
     """
 
-    def __init__(self, source: Source, *, ends: bool | None = None, ring: bool = False) -> None:
-        self.source, self._ends, self.ring = source, ends, ring
+    def __init__(self, source: Source, *, ends: bool | None = None, ring: bool = False, untraced: bool = False) -> None:
+        self.source, self._ends, self.ring, self._untraced = source, ends, ring, untraced
         self.ran = 0  #: seconds that the machine has run, where that is known
         self._clocked = False  # does the kernel's clock stand before its messages?
         self.read = 0  #: lines or records, of all boots
@@ -218,6 +218,8 @@ class Log:
             return "detection is off: nothing is ever logged"
         if self.mode == "fatal" and {line.exception for line in self.said} == {"#DB"}:
             return "mode fatal by #DB: programs get SIGBUS, and no line says so"
+        if self.mode == "fatal" and self._untraced:
+            return UNTRACED
         if self.mode is None and self.release is not None and not self.found:
             return (
                 "at boot the kernel said nothing of detection: the processor has none that it uses, or it is off "

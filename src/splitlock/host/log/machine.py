@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from splitlock.host.root import Root
 
 _CUT = 900  # characters; a record of the kernel's has some 1,000 (printk.c: PRINTKRB_RECORD_MAX)
+UNTRACED = "debug.exception-trace=0: programs get SIGBUS, and no line says so"
 _SECONDS = re.compile(r"(\d{1,12})\.")
 
 
@@ -55,7 +56,7 @@ class Machine:
                 "the kernel detects here, and its words about that are not in it: some levels were filtered out"
             )
         if self._untraced and (log.mode == "fatal" or (log.mode is None and value == "fatal")):
-            said.append("debug.exception-trace=0: programs get SIGBUS, and no line says so")
+            said.append(UNTRACED)
         return said
 
 
