@@ -237,7 +237,7 @@ class Collector:
         before = self._before
         task = _TASK.search(line)
         self._before = line if _BROKEN.search(line) and not (task and task["version"]) else ""
-        if before and line.isascii() and not self._coding and _REST.match(line):
+        if before and line.isascii() and not self._coding and _REST.match(line) and not _IP.search(line):
             place = self.dump.place
             if "IP: " in before and self._own:
                 self.dump.place = None
