@@ -110,7 +110,7 @@ class Watch:
     def summary(self, *, complete: bool) -> Summary:
         """The sum so far; the places with the most lines first."""
         log = self._log
-        doubts = log.gaps() + [why for why in [log.deaf()] if why]
+        doubts = log.gaps() + [why for why in (log.deaf(), log.unarmed()) if why]
         return Summary(
             source=log.source.name,
             complete=complete,

@@ -18,6 +18,7 @@ from splitlock.host.log.machine import UNTRACED, Machine
 from splitlock.host.log.places import places
 from splitlock.host.log.wrappings import JOURNALD, begins, clock
 from splitlock.host.oops.explanation import explain
+from splitlock.linux import versions
 from splitlock.linux.log import lines
 from splitlock.linux.oops import Collector, Dump, head
 from splitlock.linux.others import Headless
@@ -226,6 +227,19 @@ class Log:
                 "(silent since Linux 7.1)"
             )
         return ""
+
+    def unarmed(self) -> str:
+        """Why its word at boot may be untrue; empty: it is not."""
+        release = versions.release(self.release or "")
+        if {line.exception for line in self.said if line.kind == "mode"} != {"#DB"} or release is None:
+            return ""
+        if versions.has(versions.AMD_BUS_LOCKS, release) == "yes":
+            return ""
+        first = versions.AMD_BUS_LOCKS.first
+        return (
+            f"on a processor of AMD's Linux before {first} says that it detects bus locks, and does not: "
+            "`splitlock status` tells"
+        )
 
     def last(self) -> str:
         """The last line of all, as it is."""
