@@ -49,3 +49,21 @@ def damage(raw: bytes, chance: Random) -> bytes:
             case 7 if chance.random() < 0.3:
                 raw = raw[:at]
     return raw[:_LARGEST]
+
+
+def damage_text(raw: bytes, chance: Random, words: tuple[bytes, ...]) -> bytes:
+    """Words put in, lines doubled, moved or left out, bytes damaged; the first byte, which says what it is, stays."""
+    first, raw = raw[:1], raw[1:]
+    for _ in range(chance.choice((1, 1, 2, 4))):
+        at, lines = chance.randrange(len(raw) + 1), raw.split(b"\n")
+        place = chance.randrange(len(lines))
+        match chance.randrange(4):
+            case 0:
+                raw = raw[:at] + chance.choice(words) + raw[at + chance.choice((0, 1, 8)) :]
+            case 1:
+                raw = b"\n".join(lines[:place] + lines[place + 1 :])
+            case 2:
+                raw = b"\n".join([*lines[:place], chance.choice(lines), *lines[place:]])
+            case _:
+                raw = damage(raw, chance)
+    return (first + raw)[: 1 << 16]

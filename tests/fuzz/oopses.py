@@ -6,7 +6,7 @@ from pathlib import Path
 from random import Random
 
 import msgspec
-from fuzz.mutate import damage
+from fuzz.mutate import damage_text
 
 from splitlock._errors import SplitlockError
 from splitlock.host import causes
@@ -35,21 +35,8 @@ def seeds() -> list[bytes]:
 
 
 def mutate(raw: bytes, chance: Random) -> bytes:
-    """Words put in, lines doubled, moved or left out, bytes damaged."""
-    first, raw = raw[:1], raw[1:]
-    for _ in range(chance.choice((1, 1, 2, 4))):
-        at, lines = chance.randrange(len(raw) + 1), raw.split(b"\n")
-        place = chance.randrange(len(lines))
-        match chance.randrange(4):
-            case 0:
-                raw = raw[:at] + chance.choice(_WORDS) + raw[at + chance.choice((0, 1, 8)) :]
-            case 1:
-                raw = b"\n".join(lines[:place] + lines[place + 1 :])
-            case 2:
-                raw = b"\n".join([*lines[:place], chance.choice(lines), *lines[place:]])
-            case _:
-                raw = damage(raw, chance)
-    return (first + raw)[: 1 << 16]
+    """One of them, damaged."""
+    return damage_text(raw, chance, _WORDS)
 
 
 def check(raw: bytes) -> None:

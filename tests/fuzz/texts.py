@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-from fuzz.mutate import damage
+from fuzz.mutate import damage_text
 
 _SYMVERS = (
     "0x1234abcd\tvmap\tvmlinux\tEXPORT_SYMBOL\t\n0x00000000\tpv_ops\tvmlinux\tEXPORT_SYMBOL_GPL\t\n"
@@ -44,19 +44,5 @@ def seeds() -> list[bytes]:
 
 
 def mutate(raw: bytes, chance: Random) -> bytes:
-    """Words put in, lines doubled or left out, bytes damaged."""
-    head, raw = raw[:1], raw[1:]
-    for _ in range(chance.choice((1, 1, 2, 4))):
-        at = chance.randrange(len(raw) + 1)
-        lines = raw.split(b"\n")
-        place = chance.randrange(len(lines))
-        match chance.randrange(4):
-            case 0:
-                raw = raw[:at] + chance.choice(_WORDS) + raw[at + chance.choice((0, 1, 4)) :]
-            case 1:
-                raw = b"\n".join(lines[:place] + lines[place + 1 :])
-            case 2:
-                raw = b"\n".join([*lines[:place], chance.choice(lines), *lines[place:]])
-            case _:
-                raw = damage(raw, chance)
-    return (head + raw)[: 1 << 16]
+    """One of them, damaged."""
+    return damage_text(raw, chance, _WORDS)
