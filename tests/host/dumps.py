@@ -6,7 +6,8 @@ from pathlib import Path
 
 from splitlock.host.oops.explanation import explain
 from splitlock.host.oops.files import Files
-from splitlock.linux.oops import Collector, Dump, head
+from splitlock.linux.dump import Dump
+from splitlock.linux.oops import Collector, head
 from splitlock.report.oops import Oops
 
 DATA = Path(__file__).parents[1] / "linux" / "data"

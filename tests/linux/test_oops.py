@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from splitlock.linux.oops import Collector, Dump, Frame, Head, head
+from splitlock.linux.dump import Dump, Frame, Head
+from splitlock.linux.oops import Collector, head
 
 DATA = Path(__file__).parent / "data"
 NAMES = sorted(path.stem.removeprefix("oops-") for path in DATA.glob("oops-*.txt"))

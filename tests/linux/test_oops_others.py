@@ -8,7 +8,7 @@ import pytest
 from linux.test_oops import lines, one
 
 if TYPE_CHECKING:
-    from splitlock.linux.oops import Dump
+    from splitlock.linux.dump import Dump
 
 _HUNG = """\
 INFO: task foo:12 blocked for more than 120 seconds.

@@ -11,7 +11,7 @@ import re
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from splitlock.linux.oops import Dump
+    from splitlock.linux.dump import Dump
 
 _WARNING = re.compile(r"\[ cut here \]|\bWARNING: (?:CPU: \d+ |possible |\S+:\d+ at )")
 _LOCKUP = re.compile(r"\bBUG: |\brcu: INFO: |\bINFO: rcu|\bNMI backtrace for cpu|\bINFO: NMI handler")

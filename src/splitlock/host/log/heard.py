@@ -19,8 +19,9 @@ from splitlock.host.log.places import places
 from splitlock.host.log.wrappings import JOURNALD, begins, clock
 from splitlock.host.oops.explanation import explain
 from splitlock.linux import versions
+from splitlock.linux.dump import Dump
 from splitlock.linux.log import lines
-from splitlock.linux.oops import Collector, Dump, head
+from splitlock.linux.oops import Collector, head
 from splitlock.linux.others import Headless
 from splitlock.report import status as report
 from splitlock.report.lines import count

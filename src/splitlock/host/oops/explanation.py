@@ -10,8 +10,8 @@ from typing import NamedTuple
 from iced_x86 import Decoder, Instruction, Register, RegisterExt
 
 from splitlock.host.oops.words import blamed, foreign, outside, report_to, sentences, summary, whose
-from splitlock.linux.oops import Dump
-from splitlock.linux.oops import Frame as Dumped
+from splitlock.linux.dump import Dump
+from splitlock.linux.dump import Frame as Dumped
 from splitlock.report import oops as report
 from splitlock.x86.lines import crosses, past_line
 from splitlock.x86.locked import bit_offset_register, operand_address, segment_register, split_size

@@ -23,7 +23,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from splitlock.linux.oops import Dump, Frame
+    from splitlock.linux.dump import Dump, Frame
 
 _LONGEST = 15  # bytes of an instruction
 _SAFE = re.compile(r"\d[\w.+~-]*")  # a release that can be a part of a path: a log may say anything

@@ -26,7 +26,7 @@ from splitlock.x86.locked import static_address
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from splitlock.image.module import Code as Section
-    from splitlock.linux.oops import Frame
+    from splitlock.linux.dump import Frame
 
 _LARGEST = 2 << 30  # bytes of a kernel: with debug information it has some 700 MB
 _LONGEST = 15  # bytes of an instruction

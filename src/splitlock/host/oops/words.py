@@ -14,7 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Literal
 
-    from splitlock.linux.oops import Dump, Frame
+    from splitlock.linux.dump import Dump, Frame
     from splitlock.report.oops import Oops
 
     Whose = Literal["kernel", "module", "foreign module", "unknown"]
