@@ -271,7 +271,7 @@ def test_files_that_were_named(tmp_path: Path) -> None:
         "not a regular file",
         "No such file or directory",
         "No such file or directory",
-        "embedded null byte",
+        "no file's name has a NUL in it",
     ]
 
 
