@@ -5,21 +5,22 @@ BIN := $(VENV)/bin
 
 RUN_PACKAGES := python3 python3-venv libdw1
 DEMO_PACKAGES := $(RUN_PACKAGES) gcc libc6-dev stress-ng
-TEST_PACKAGES := $(DEMO_PACKAGES) g++ binutils gdb git perl xz-utils gzip openssl nodejs default-jdk-headless \
+TEST_PACKAGES := $(DEMO_PACKAGES) g++ binutils gdb strace valgrind git perl xz-utils gzip openssl nodejs default-jdk-headless \
 	libc6-dbg libpython3.11-testsuite qemu-user kmod gcc-12 make rustc rpm rpm2cpio cpio debian-archive-keyring \
-	clang llvm libbpf-dev qemu-system-x86 mmdebstrap busybox-static e2fsprogs systemd systemd-journal-remote \
+	clang llvm libbpf-dev qemu-system-x86 mmdebstrap busybox-static e2fsprogs systemd systemd-journal-remote procps \
 	qemu-utils ovmf grub-pc-bin grub-efi-amd64-bin grub-common fdisk mtools dosfstools \
-	bochs bochs-term bochsbios vgabios xorriso isolinux syslinux-common
+	bochs bochs-term bochsbios vgabios
 FRESH_PACKAGES := mmdebstrap debian-archive-keyring git python3 util-linux
-BENCH_PACKAGES := $(TEST_PACKAGES) valgrind
+BENCH_PACKAGES := $(TEST_PACKAGES)
 
-.PHONY: help demo test test-slow fresh fuzz lint format schema article bench setup clean
+.PHONY: help demo test test-slow fresh emulator fuzz lint format schema article bench setup clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## */\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r target what; do \
 		printf '  make %-10s %s\n' "$$target" "$$what"; done
 
-COMPILED := setup.py $(wildcard src/splitlock/guard/bpf/*.[ch] src/splitlock/guest/*/*.[chS] src/splitlock/guest/*/*/*.[chS])
+COMPILED := setup.py $(wildcard src/splitlock/guard/bpf/*.[ch] src/splitlock/guest/*/*.[chS] src/splitlock/guest/*/*/*.[chS] \
+	src/splitlock/process/*/*/*.[chS] src/splitlock/image/scan/*.[ch])
 
 $(VENV)/installed: pyproject.toml $(COMPILED)
 	$(PYTHON) -m venv $(VENV)
@@ -58,6 +59,9 @@ fresh:  ## make TARGET="demo test" in a new Debian of RELEASE, where nothing is 
 	@scripts/setup.sh $(FRESH_PACKAGES)
 	@RELEASE=$(RELEASE) TESTS='$(TESTS)' scripts/fresh.sh build/fresh $(TARGET)
 
+emulator: setup  ## build the processor of `splitlock guest --vmx`, once (two minutes)
+	@src/splitlock/guest/bochs/build.sh
+
 fuzz: setup  ## fuzz the readers, MINUTES=20 each; by coverage where atheris can be had
 	@$(BIN)/pip install --quiet --disable-pip-version-check atheris || echo 'no atheris for this Python: without coverage'
 	@for target in image package signature text oops kallsyms; do \
@@ -66,16 +70,19 @@ fuzz: setup  ## fuzz the readers, MINUTES=20 each; by coverage where atheris can
 bench: setup  ## measure against native, QEMU, valgrind, objdump; rewrites docs/benchmarks.md
 	@scripts/setup.sh $(BENCH_PACKAGES)
 	@$(BIN)/python benchmarks/bench.py --markdown docs/benchmarks.md
+	@$(BIN)/python benchmarks/steps.py --peers ptrace,strace,valgrind --markdown docs/benchmarks.md
 	@package=$$(scripts/kernels.sh build/kernels amd64) && \
 		$(BIN)/python benchmarks/audit.py "$${package#amd64 }" --markdown docs/benchmarks.md
 	@$(BIN)/python benchmarks/gate.py --markdown docs/benchmarks.md
 	@$(BIN)/python benchmarks/guests.py --markdown docs/benchmarks.md
+	@$(BIN)/python benchmarks/vmx.py --markdown docs/benchmarks.md
 	@$(BIN)/python benchmarks/watch.py --markdown docs/benchmarks.md
+	@$(BIN)/python benchmarks/plans.py --markdown docs/benchmarks.md
 
 schema: setup  ## regenerate docs/*.schema.json from the reports' types
 	@$(BIN)/python scripts/schema.py
 
-article: setup  ## run what docs/article-live.md shows, and write it anew
+article: emulator  ## run what docs/article-live.md shows, and write it anew
 	@$(BIN)/python scripts/article.py
 
 format: setup  ## reformat the code

@@ -7,7 +7,7 @@ release=$1
 directory=$2
 shift 2
 mkdir -p "$directory/lists/partial" "$directory/cache/archives/partial"
-sources=$("$(dirname "$0")/sources.py" "$release")
+sources=$("$(dirname "$0")/../src/splitlock/guest/bochs/sources.py" "$release")
 echo "$sources" >"$directory/debian.sources"
 [ -e "$directory/updated" ] || set -- update "" "$@"
 options="-qq -o Dir::Etc::sourcelist=$directory/debian.sources -o Dir::Etc::sourceparts=-

@@ -9,7 +9,7 @@ directory=$(cd "$1" && pwd)
 kernel=$(realpath "$2")
 # shellcheck source=/dev/null
 release=$(. /etc/os-release && echo "$VERSION_CODENAME")
-sources=$("$(dirname "$0")/sources.py")
+sources=$("$(dirname "$0")/../src/splitlock/guest/bochs/sources.py")
 image="$directory/cloud-$( (cat "$0"; echo "$sources $(basename "$kernel")") | sha256sum | cut -c1-12).ext4"
 if [ ! -s "$image" ]; then
     part=$(mktemp -d "$directory/part.XXXXXX")

@@ -105,7 +105,7 @@ outside() { # outside DIR [TARGET...]: what the run needs of this machine, the r
     exec 9>"$directory/lock"
     flock -n 9 || { echo "$0: another run is at work in $directory" >&2; exit 1; }
     rm -rf --one-file-system "$directory"/root.* # of a run that was killed
-    "$here/scripts/sources.py" "$release" >"$directory/debian.sources"
+    "$here/src/splitlock/guest/bochs/sources.py" "$release" >"$directory/debian.sources"
     apt-config dump | grep '^Acquire::' | grep -vE '^Acquire::(IndexTargets|Changelogs|Languages|GzipIndexes)' \
         >"$directory/apt.conf"
     env | grep -E '^(PIP_|SSL_CERT_|REQUESTS_CA_BUNDLE=|CURL_CA_BUNDLE=|(http|https|no|all)_proxy=)' \

@@ -11,7 +11,7 @@ directory=$(cd "$1" && pwd)
 release=$(. /etc/os-release && echo "$VERSION_CODENAME")
 packages=python3,kmod,busybox-static,libbpf1,libelf1,bpftool,xz-utils,zstd,gzip,systemd,systemd-sysv,udev,e2fsprogs,procps
 
-sources=$("$(dirname "$0")/sources.py")
+sources=$("$(dirname "$0")/../src/splitlock/guest/bochs/sources.py")
 image="$directory/guest-$( (cat "$0"; echo "$sources") | sha256sum | cut -c1-12).ext4"
 if [ ! -s "$image" ]; then
     part=$(mktemp -d "$directory/part.XXXXXX")

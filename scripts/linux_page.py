@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes the tables of docs/linux.md that come from linux/versions.py and linux/models.py.
+"""Writes the tables of docs/linux.md that come from linux/versions.py, linux/models.py and linux/often.py.
 
     scripts/linux_page.py [FILE]
 
@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from splitlock.linux.models import LISTED, UNANNOUNCED
+from splitlock.linux.often import TABLE
+from splitlock.linux.sentences import PREFIX
 from splitlock.linux.versions import CHANGES, ONLY_ANNOUNCED, Change, Version
 
 PAGE = Path(__file__).parents[1] / "docs" / "linux.md"
@@ -21,7 +23,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "linux.md"
 
 def tables() -> dict[str, str]:
     """Each table by its name."""
-    return {"versions": _versions(), "models": _models()}
+    return {"versions": _versions(), "models": _models(), "often": _often()}
 
 
 def written(page: str) -> str:
@@ -53,6 +55,16 @@ def _models() -> str:
             rows.append(f"| 0x{model:02X} | {name} | {since}, {condition} |")
     every = "Alder Lake-N (N100), Raptor Lake-P, Emerald Rapids, Meteor Lake and all later"
     rows.append(f"| every other | {every} | {_series(ONLY_ANNOUNCED.since)} on, if it announces it |")
+    return "\n".join(rows) + "\n"
+
+
+def _often() -> str:
+    rows = ["| line | Linux | how often | rate limit | source |", "|---|---|---|---|---|"]
+    for entry in TABLE:
+        words = entry.sentence.template.removeprefix(PREFIX).replace("\n", " ").replace("{place}", " in FILE[...]")
+        shown = re.sub(r"\{(\w+)(?::\w+)?\}", lambda field: field[1].upper(), words)
+        since = f"{_series(entry.since.since)} on" if entry.since else ""
+        rows.append(f"| `{shown}` | {since} | {entry.every} | {entry.limit} | {entry.source} |")
     return "\n".join(rows) + "\n"
 
 

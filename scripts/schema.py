@@ -7,11 +7,26 @@ from pathlib import Path
 
 import msgspec
 
-from splitlock.report import advise, exports, guard, guest, matrix, probe, run, scan, simulate, status, watch
+from splitlock.report import (
+    advise,
+    cache,
+    exports,
+    guard,
+    guest,
+    matrix,
+    matrix_vmx,
+    probe,
+    run,
+    scan,
+    simulate,
+    status,
+    watch,
+)
 
 DOCS = Path(__file__).parents[1] / "docs"
 REPORTS = {
     "run": run.Report,
+    "cache": cache.Report,
     "scan": scan.Report,
     "exports": exports.Report,
     "guard": guard.Decision,
@@ -19,6 +34,7 @@ REPORTS = {
     "guest": guest.Report,
     "probe": probe.Report,
     "matrix": matrix.Report,
+    "matrix-vmx": matrix_vmx.Report,
     "status": status.Report,
     "simulate": simulate.Report,
     "simulate-matrix": simulate.Matrix,

@@ -57,6 +57,8 @@ def spent(hits: int) -> None:
 
 
 SPLITLOCK = [sys.executable, "-m", "splitlock"]
+#: the command as it is installed: what is plain it does without Python
+COMMAND = [str(Path(sys.executable).with_name("splitlock"))]
 Runner = Callable[..., Run]
 
 
@@ -78,15 +80,23 @@ def environment(cache: Path) -> dict[str, str]:
     return {**os.environ, "XDG_CACHE_HOME": str(cache)}
 
 
+@pytest.fixture(params=["ptrace", "agent"])
+def engine(request: pytest.FixtureRequest) -> str:
+    """How a program is watched."""
+    return str(request.param)
+
+
 @pytest.fixture
-def watch(tmp_path: Path, environment: dict[str, str]) -> Runner:
-    """`watch(argv, *options, env={})`: run a program under splitlock, with the report as JSON."""
+def watch(tmp_path: Path, environment: dict[str, str], engine: str) -> Runner:
+    """`watch(argv, *options, env={})`: run a program under splitlock, with the report as JSON; by each engine."""
 
     def run(argv: list[str | Path], *options: str, timeout: float = 120, **more: Any) -> Run:
         target = tmp_path / "report.json"
         target.unlink(missing_ok=True)
         env = {**environment, **more.pop("env", {})}
-        words = [*SPLITLOCK, "run", "--format", "json", "-o", str(target), *options, "--", *map(str, argv)]
+        chosen = [f"--engine={engine}", "--format", "json", "-o", str(target), *options]
+        command = COMMAND if engine == "agent" else SPLITLOCK
+        words = [*command, "run", *chosen, "--", *map(str, argv)]
         done = subprocess.run(
             words, env=env, capture_output=True, text=True, errors="replace", timeout=timeout, check=False, **more
         )  # fmt: skip

@@ -34,12 +34,13 @@ def run(
     import sys
     import tempfile
 
+    from splitlock._environment import BOOT
     from splitlock._errors import SplitlockError
     from splitlock.report.run import Report
 
     with tempfile.TemporaryDirectory(prefix="splitlock-") as directory:
         target = os.path.join(directory, "report.json")
-        words = [sys.executable, "-m", "splitlock", "run", "-q", "--format", "json", "-o", target]
+        words = [sys.executable, "-P", "-c", BOOT, "run", "-q", "--format", "json", "-o", target]
         words += [f"--split-lock-detect={split_lock_detect}", *(["--mitigate"] if mitigate else []), "--", *command]
         done = subprocess.run(words, env=None if env is None else dict(env), check=False, stderr=None)
         try:

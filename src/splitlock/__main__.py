@@ -1,5 +1,5 @@
 """`python -m splitlock`."""
 
-from splitlock.commands import entry
+from splitlock._start import entry
 
 entry()

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def serve(address: str, option: str) -> Any:
     """Serve the registry at `address`, HOST:PORT, of `option`; gives prometheus_client. Raises SplitlockError."""
     host, _, port = address.rpartition(":")
-    if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+    if not host or not port.isascii() or not port.isdigit() or len(port) > 5 or int(port) > 65535:
         raise SplitlockError(f"{option} {address}: not HOST:PORT, such as 127.0.0.1:9417", 2)
     try:
         client = importlib.import_module("prometheus_client")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 import jsonschema
 import msgspec
 import pytest
-from conftest import SPLITLOCK, Run, spent
+from conftest import COMMAND, Run, spent
 
 import splitlock
 from splitlock.report.run import Report
@@ -25,7 +26,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 def _command(environment: dict[str, str], *words: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*SPLITLOCK, *map(str, words)], env=environment, capture_output=True, text=True, timeout=60, check=False
+        [*COMMAND, *map(str, words)], env=environment, capture_output=True, text=True, timeout=60, check=False
     )
 
 
@@ -39,6 +40,7 @@ def _command(environment: dict[str, str], *words: str | Path) -> subprocess.Comp
         (["run", "--split-lock-detect=loud", "--", "true"], 125, "not a mode"),
         (["run", "--mitigate", "--split-lock-detect=fatal", "--", "true"], 125, "--mitigate"),
         (["run", "--error-exitcode", "256", "--", "true"], 125, "exit status"),
+        (["run", "--unmonitored-exitcode", "-1", "--", "true"], 125, "exit status"),
         (["run", "-o", "/nowhere/report", "--", "true"], 125, "/nowhere/report"),
         (["run", "--", "/nowhere/program"], 127, "not found"),
         (["run", "--", "no-such-program"], 127, "not found"),
@@ -60,8 +62,8 @@ def test_errors_are_one_line_and_the_status_env_and_timeout_use(
 
 def test_being_traced_already_is_said(environment: dict[str, str]) -> None:
     done = subprocess.run(
-        ["gdb", "-q", "-batch", "-ex", "set follow-fork-mode child", "-ex", "run", "--args", *SPLITLOCK, "run", "--",
-         "true"],
+        ["gdb", "-q", "-batch", "-ex", "set follow-fork-mode child", "-ex", "run", "--args", *COMMAND, "run",
+         "--engine=ptrace", "--", "true"],
         env={**environment, "DEBUGINFOD_URLS": ""}, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert "traces us already" in done.stdout + done.stderr
@@ -81,6 +83,70 @@ def test_death_by_signal_is_128_plus_its_number(watch: Callable[..., Run], numbe
 def test_error_exitcode_only_when_something_was_found(watch: Callable[..., Run], program: Program) -> None:
     assert watch([program("demo"), "1"], "--error-exitcode", "42").status == 42
     assert watch(["true"], "--error-exitcode", "42").status == 0
+
+
+# memory that may be executed, and belongs to no file
+UNWATCHED = "import mmap, os; kept = mmap.mmap(-1, 4096, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, 7); os._exit(5)"
+
+
+def test_unmonitored_exitcode_only_when_something_was_not_watched(watch: Callable[..., Run], program: Program) -> None:
+    option = ("--unmonitored-exitcode", "43")
+    plain, partly = ["sh", "-c", "exit 5"], ["/usr/bin/python3", "-c", UNWATCHED]
+    assert watch(plain, *option).status == 5
+    assert watch(partly, *option).status == 43
+    assert watch(partly).status == 5
+    assert watch(plain, *option, "--split-lock-detect=off").status == 43
+    assert watch([program("demo"), "1"], *option, "--error-exitcode", "42").status == 42
+    both = ["sh", "-c", f'{program("demo")} 1; /usr/bin/python3 -c "{UNWATCHED}"']
+    assert watch(both, *option).status == 43
+    assert watch(both, *option, "--error-exitcode", "42").status == 42  # what was found comes first
+
+
+def _on_a_terminal(environment: dict[str, str], *words: str) -> str:
+    """What stands on a terminal after a run there."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execve(COMMAND[0], [*COMMAND, "run", "-q", "--", *words], environment)
+    said = b""
+    try:
+        while part := os.read(terminal, 4096):
+            said += part
+    except OSError:  # the terminal's other side is closed
+        pass
+    os.waitpid(pid, 0)
+    os.close(terminal)
+    return said.decode()
+
+
+def test_quiet_on_a_terminal_says_when_not_all_was_watched(environment: dict[str, str]) -> None:
+    assert _on_a_terminal(environment, "true") == ""
+    said = _on_a_terminal(environment, "/usr/bin/python3", "-c", UNWATCHED)
+    assert said.startswith("splitlock: only part was watched: ")
+    assert len(said.splitlines()) == 1
+    # in a pipe nothing stands between the program's lines
+    words = ["run", "-q", "--", "/usr/bin/python3", "-c", UNWATCHED]
+    assert _command(environment, *words).stderr == ""
+
+
+def test_the_first_line_says_how_much_was_watched(environment: dict[str, str]) -> None:
+    """The shares are those of the JSON's numbers."""
+    words = ["run", "--format", "json", "--", "/usr/bin/python3", "-c", UNWATCHED]
+    report = msgspec.json.decode(_command(environment, *words).stderr, type=Report)
+    first = _command(environment, "run", *words[3:]).stderr.splitlines()[0]
+    unseen = sum(rest.bytes or 0 for rest in report.unmonitored)
+    assert 0 < unseen < report.watched.bytes
+    share = 1000 * report.watched.bytes // (report.watched.bytes + unseen)
+    assert first.startswith(f"only part was watched: {share // 10}.{share % 10}% of the code, ")
+
+
+def test_watched_bytes_are_the_code_of_the_images(watch: Callable[..., Run]) -> None:
+    """By readelf: the executable segments of what `true` maps, all of it known functions."""
+    images = ["/usr/bin/true", "/lib/x86_64-linux-gnu/libc.so.6", "/lib64/ld-linux-x86-64.so.2"]
+    size = 0
+    for image in images:
+        listed = subprocess.run(["readelf", "-lW", image], capture_output=True, text=True, check=True).stdout
+        size += sum(int(line.split()[4], 16) for line in listed.splitlines() if " R E " in line)
+    assert watch(["/usr/bin/true"]).report["watched"]["bytes"] == size
 
 
 def test_a_script_without_an_interpreter_runs_as_with_env(watch: Callable[..., Run], tmp_path: Path) -> None:
@@ -143,10 +209,12 @@ def test_the_api_gives_the_same_report(program: Program) -> None:
     assert caught.value.exit_code == 127
 
 
-def _start(environment: dict[str, str], *words: str, session: bool = False) -> subprocess.Popen[str]:
+def _start(
+    environment: dict[str, str], *words: str, session: bool = False, engine: str = "auto"
+) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [*SPLITLOCK, "run", "--", *words], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        start_new_session=session,
+        [*COMMAND, "run", f"--engine={engine}", "--", *words], env=environment, stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=session,
     )  # fmt: skip
 
 
@@ -181,9 +249,21 @@ def _alive(pid: int) -> bool:
         return False
 
 
-def test_kill_9_on_us_ends_the_program(environment: dict[str, str]) -> None:
+def test_kill_9_on_us_leaves_the_program_alone(environment: dict[str, str]) -> None:
+    running = _start(environment, "sh", "-c", "echo ready; read line; /bin/true && (exit 3); echo $line $?")
+    assert running.stdin is not None
+    assert running.stdout is not None
+    assert running.stdout.readline() == "ready\n"
+    running.kill()
+    running.wait(timeout=10)
+    running.stdin.write("on\n")
+    running.stdin.close()
+    assert running.stdout.read() == "on 3\n"
+
+
+def test_kill_9_on_a_tracer_ends_the_program(environment: dict[str, str]) -> None:
     script = "sleep 60 & echo $$ $!; wait"
-    running = _start(environment, "sh", "-c", script)
+    running = _start(environment, "sh", "-c", script, engine="ptrace")
     assert running.stdout is not None
     pids = [int(word) for word in running.stdout.readline().split()]
     running.kill()

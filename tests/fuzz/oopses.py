@@ -13,7 +13,7 @@ from splitlock.host import causes
 from splitlock.host.oops.explanation import explain
 from splitlock.host.oops.files import Files
 from splitlock.linux.oops import Collector, head
-from splitlock.report.lines import printable
+from splitlock.report.lines import page
 from splitlock.report.oops import Oops
 from splitlock.report.oops_text import cause_lines, oops_lines
 from splitlock.x86.lines import crosses
@@ -25,7 +25,7 @@ _WORDS = (
     b"0x", b"+0x1/0x0", b"+0xffffffffffffffff/0xffffffffffffffff", b"[mod 0123abcd]", b"CPU: 1 PID: 2 Comm: ",
     b"Tainted: P", b"Call Trace:", b"---[ end trace ", b"Kernel panic - not syncing: ", b"Modules linked in: ",
     b"(OE+)", b"f" * 17, b"a" * 3000, b"Oops: Split lock detected\n: 0000 [#1] SMP\n", b"alignment check: 0000 [#9]\n",
-    b"(a/b.c:1)",
+    b"(a/b.c:1)", b"9" * 5000, b" " * 3000,
 )  # fmt: skip
 
 
@@ -66,7 +66,7 @@ def _check_oops(oops: Oops) -> None:
     if oops.operand is not None and oops.operand.address is not None:
         assert (oops.fits == "yes") == crosses(int(oops.operand.address, 16), oops.operand.size)
     for verbose in (False, True):
-        text = printable("\n".join([oops.says, *oops_lines(oops, verbose=verbose)]))
+        text = page([oops.says, *oops_lines(oops, verbose=verbose)])
         assert text.replace("\n", "").isprintable()
 
 

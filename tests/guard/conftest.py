@@ -1,5 +1,5 @@
 """The toy modules, as the audit's tests build them."""
 
-from modules.conftest import headers, toys
+from modules.conftest import headers, hypervisors, toys
 
-__all__ = ["headers", "toys"]
+__all__ = ["headers", "hypervisors", "toys"]

@@ -71,9 +71,8 @@ def test_refuse() -> None:
     assert "VMRUN" not in _kinds(vmx)
     assert vmx.unless == layout.FACTS["sld_safe"] | layout.FACTS["sld_aware"]
     assert (vmx.verdict, vmx.whole, vmx.patterns) == (layout.REFUSE, 0, 0)
-    cr4 = [config.rule[n] for n, rule in enumerate(policy.rules) if rule.evidence]
-    assert [rule.evidence for rule in cr4] == [layout.CR4, layout.CR4]
-    assert [_kinds(rule) for rule in cr4] == [{"MOV CR4"}] * 2
+    (cr4,) = (config.rule[n] for n, rule in enumerate(policy.rules) if rule.evidence)
+    assert (cr4.evidence, _kinds(cr4)) == (layout.CR4, {"MOV CR4"})
     assert _symbols(config, config.lookups) == foreign.LOOKUPS
     assert _symbols(config, config.mappers) == foreign.MAPPERS
     assert _symbols(config, config.executable) == foreign.EXECUTABLE

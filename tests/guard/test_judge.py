@@ -15,6 +15,8 @@ import pytest
 from guard.elves import ALLOC, CLEAN, E_SHNUM, FUNCTION, LAUNCH, TEXT, module
 from guard.native import Native, native, sanitized
 from modules.debian import unpacked
+from modules.test_hypervisors import POLICIES as HYPERVISOR_POLICIES
+from modules.test_hypervisors import VERDICTS as HYPERVISORS
 from modules.test_toy_verdicts import VERDICTS
 
 from splitlock._errors import ImageError
@@ -91,6 +93,18 @@ def test_toys(gate: Native, toys: dict[str, Path], name: str) -> None:
         assert layout.VERDICTS[decision.verdict] == wanted, (policy, found)
         assert not decision.doubt
         assert decision.name == name.encode()
+
+
+@pytest.mark.parametrize("name", HYPERVISORS)
+def test_hypervisors(gate: Native, hypervisors: dict[str, Path], name: str) -> None:
+    """One that runs, and its variants: the same verdicts and findings as scan's."""
+    data = hypervisors[name].read_bytes()
+    for policy, wanted in zip(HYPERVISOR_POLICIES, HYPERVISORS[name], strict=True):
+        decision = gate.judge(data, gate_config(load(policy)))
+        assert (layout.VERDICTS[decision.verdict], decision.doubt) == (wanted, 0), policy
+    _, found = gate.findings(data, gate_config(load("refuse")))
+    seen = [(each.kind, each.section, each.offset, each.evidence) for each in found]
+    assert sorted(seen) == expected(scan(data))
 
 
 def test_possible_findings_count_where_a_policy_says_so(
@@ -280,7 +294,7 @@ def check(lines: list[str], policy: Policy) -> list[str]:
             at, _, new = change.partition(":")
             data[int(at) : int(at) + len(new) // 2] = bytes.fromhex(new)
         try:
-            said = judge(scan(bytes(data[: int(length)])), policy).verdict
+            said: str = judge(scan(bytes(data[: int(length)])), policy).verdict
         except ImageError as error:
             said = str(error)
         if said != "allow":

@@ -21,11 +21,13 @@ poweroff -f
 """
 
 
-def initramfs(target: Path, script: str, files: Mapping[str, Path]) -> Path:
-    """An initramfs `target` that runs a script of busybox's sh and powers off; `files` lie in /."""
+def initramfs(target: Path, script: str, files: Mapping[str, Path], more: Path | None = None) -> Path:
+    """An initramfs `target` that runs a script of busybox's sh and powers off; in / lie `files`, and all of `more`."""
     with tempfile.TemporaryDirectory(dir=target.parent) as name:
         tree = Path(name)
-        (tree / "bin").mkdir()
+        if more:
+            shutil.copytree(more, tree, dirs_exist_ok=True)
+        (tree / "bin").mkdir(exist_ok=True)
         shutil.copy(str(shutil.which("busybox")), tree / "bin" / "busybox")
         for place, path in files.items():
             shutil.copy(path, tree / place)

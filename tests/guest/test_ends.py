@@ -118,6 +118,21 @@ def test_errors(words: list[str], said: str) -> None:
     assert said in _fails(*words)
 
 
+@pytest.mark.parametrize("what", ["a disk of zeros", "a kernel that does not run"])
+def test_nothing_came_up(tmp_path: Path, cloud: Kernel, what: str) -> None:
+    """No Linux kernel was seen: that is no clean guest, and -q does not hide it."""
+    disk = tmp_path / "disk.img"
+    disk.write_bytes(bytes(1 << 20))
+    words = ["--disk", disk] if what == "a disk of zeros" else ["--kernel", cloud.image]
+    stopped = ["--", "-S"] if what != "a disk of zeros" else []
+    done = subprocess.run(
+        command(*words, "--duration", "1", "-q", *stopped), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (2, "")
+    assert done.stdout.startswith("no split locks in what was watched\n")
+    assert "unknown, no Linux kernel was seen" in done.stdout
+
+
 def test_no_qemu(tmp_path: Path) -> None:
     """Not installed: what to install."""
     done = subprocess.run(
@@ -148,5 +163,6 @@ def test_truncated(built: dict[str, Path], tmp_path: Path) -> None:
 
     before = hashlib.sha256(Path(table).read_bytes()).digest()
     done = subprocess.run(command("--disk", table, "--duration", "3"), capture_output=True, check=False)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 2, done.stderr  # whole, but there is no system on it
+    assert b"no Linux kernel was seen" in done.stdout
     assert hashlib.sha256(Path(table).read_bytes()).digest() == before

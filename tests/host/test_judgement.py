@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, get_args
 
+import msgspec
 import pytest
 
 from splitlock.commands import main
@@ -142,6 +143,16 @@ def test_hypervisors_that_nobody_knows(tmp_path: Path) -> None:
         assert modes(report)["off"].verdict == "nothing"
 
 
+@pytest.mark.parametrize("kind", ["VMXON", "VMLAUNCH", "VMRESUME"])
+@pytest.mark.parametrize("loaded", ["yes", "no"])
+def test_a_hypervisor_whose_other_half_is_elsewhere(tmp_path: Path, kind: str, loaded: str) -> None:
+    """Has a module one maker's instructions alone, a program may bring the other's: on either maker it is named."""
+    module = msgspec.structs.replace(BLIND, evidence=[kind], loaded=loaded)
+    for cpu, flags in ((INTEL, "split_lock_detect"), (AMD, "bus_lock_detect")):
+        found = advise(machine(tmp_path, flags, cpu=cpu, release="6.14.0"), [module, SVM], [], "here")
+        assert any(effect.where == "hyp" and effect.fate == "not-known" for effect in modes(found)["warn"].effects), cpu
+
+
 def test_a_sysctl_that_is_not_seen(tmp_path: Path) -> None:
     """Where a file sets it to 0 and nobody sees what it is now, no delay is promised, and none is ruled out."""
     assert fate(modes(machine(tmp_path))["warn"], "program") == "slowed"
@@ -172,7 +183,7 @@ def watched(
     *sites: Site, more: int = 0, kernel: str | None = "6.1", end: str = "power off", unwatched: tuple[str, ...] = ()
 ) -> Watched:
     means = Means(
-        qemu="7.2", api=1, registers=True, cpus=2, sites=9, kernel=kernel, processes=True, seconds=1.0, end=end
+        emulator="QEMU 7.2", api=1, registers=True, cpus=2, sites=9, kernel=kernel, processes=True, seconds=1.0, end=end
     )
     return Watched(
         schema=GUEST, guest="a", hits=3 * len(sites) + more, unnamed=more, sites=list(sites), watched=means,

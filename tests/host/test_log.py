@@ -15,6 +15,8 @@ from splitlock.commands import main
 from splitlock.host.log.heard import Heard, Log
 from splitlock.host.log.sources import Stored
 from splitlock.host.root import Root
+from splitlock.host.status import status
+from splitlock.report.status import Guard
 
 BANNER = (
     "[    0.000000] Linux version 6.12.48+deb13-amd64 (debian-kernel@lists.debian.org) (gcc) #1 SMP Debian 6.12.48-1\n"
@@ -173,6 +175,18 @@ HOLES: dict[str, tuple[dict[str, str], str]] = {
     "the journal's limit": (
         {"var/log/messages": WHOLE + "Nov  2 11:00:00 h rsyslogd[9]: imjournal: 47 messages lost due to rate-limit\n"},
         "rsyslogd: imjournal: 47 messages lost"),
+    **{said: (
+        {"var/log/messages": WHOLE + f"Nov  2 11:00:00 h {said}\n" + LATER}, said.partition("]: ")[2]) for said in (
+        "rsyslogd[9]: imjournal: begin to drop messages", "rsyslogd[9]: imklog: begin to drop messages",
+        "rsyslogd[9]: imuxsock[pid 1]: begin to drop messages", "rsyslogd[9]: imklog: 12 messages lost",
+        "systemd-journald[211]: Forwarding to syslog missed 7 messages",
+        "syslog-ng[7]: Destination queue full, dropping message",
+    )},
+    "journald's own word": (
+        {"var/log/messages": WHOLE + "Nov  2 11:00:00 h systemd-journald[211]: Missed 5 kernel messages\n" + LATER},
+        "5 records lost"),
+    "a crash left zeros": ({"var/log/kern.log": WHOLE + "\0" * 4096 + LATER}, "zero bytes"),
+    "a crash left zeros, and then it booted": ({"var/log/kern.log": WHOLE + "\0" * 4096 + WHOLE}, ""),
     "rsyslogd stopped": (
         {"var/log/messages": WHOLE + "Nov  2 11:00:01 h kernel: Kernel logging (proc) stopped.\n"}, "rsyslogd stopped"),
     "and began again": (
@@ -340,3 +354,22 @@ def test_without_exception_trace_fatal_says_nothing(mode: str, deaf: bool, tmp_p
     for _ in log:
         pass
     assert ("exception-trace" in log.deaf()) == deaf
+
+
+#: Files of a machine; the one that the mode stands in.
+_TOLD = {
+    "another log than the one that found most": (
+        {"sos_commands/kernel/dmesg": WHOLE, "var/log/messages": LATER + TRAP}, "sos_commands/kernel/dmesg"),
+    "a rotated file": (
+        {"var/log/kern.log.2": WHOLE, "var/log/kern.log.1": LATER, "var/log/kern.log": LATER}, "var/log/kern.log.2"),
+    "the last boot's": ({"var/log/kern.log.1": WHOLE, "var/log/kern.log": WHOLE}, "var/log/kern.log"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("told", _TOLD)
+def test_a_mode_is_told_with_the_file_that_holds_its_line(told: str, tmp_path: Path) -> None:
+    files, source = _TOLD[told]
+    _heard(tmp_path, dict(files))
+    assert Heard(Root(str(tmp_path))).told_by == source
+    made = status(Root(str(tmp_path)), Guard(up="unknown", why=""), scan=False)
+    assert (made.kernel.mode, made.kernel.why) == ("warn", f"the kernel said so at boot ({source})")

@@ -23,6 +23,7 @@ from splitlock.host.log.heard import Log
 from splitlock.host.log.sources import Kmsg
 from splitlock.host.root import Root
 from splitlock.host.watch import Watch
+from splitlock.image import child
 from splitlock.linux.log import Line, lines
 from splitlock.report.watch import Event
 
@@ -237,9 +238,10 @@ def test_anothers_memory(program: Path, tmp_path: Path) -> None:
 def _as_nobody(call: str) -> str:
     """Cause and note of an event, in a process without any rights; what it imports is imported before."""
     reading, writing = os.pipe()
-    child = os.fork()
-    if not child:
+    pid = os.fork()
+    if not pid:
         try:
+            child.reader()  # started before, too: its interpreter may lie where nobody is let in
             os.setgroups([])
             os.setresgid(65534, 65534, 65534)
             os.setresuid(65534, 65534, 65534)
@@ -252,7 +254,7 @@ def _as_nobody(call: str) -> str:
     os.close(writing)
     with open(reading, "rb") as file:
         told = file.read().decode()
-    os.waitpid(child, 0)
+    os.waitpid(pid, 0)
     return told
 
 

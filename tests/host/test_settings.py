@@ -18,7 +18,7 @@ from host import trees_read as read
 from splitlock.host import config
 from splitlock.host.root import Root
 from splitlock.host.settings import sysctl
-from splitlock.host.settings.audit import Setting, Unused, next_boot, settings
+from splitlock.host.settings.audit import NOW, Setting, Unused, settings
 from splitlock.host.settings.command_lines import booted, command_lines
 from splitlock.host.settings.version_order import compare
 from splitlock.linux import parameter
@@ -404,6 +404,12 @@ MENUS: list[tuple[str, str, str | None]] = [
     ("menuentry 'a' {\n linux16 /boot/memtest86+.bin\n}\n" + menu(("one", "split_lock_detect=off")), "", "off"),
     ("menuentry 'a' {\n linux /kernel-6.8 split_lock_detect=off\n}\n", "", "off"),
 ]
+
+
+def next_boot(found: list[Setting]) -> str | None:
+    """The value of split_lock_detect= that the next boot will have; None: none, or it is not known."""
+    counting = [one for one in found if one.where not in NOW and one.counts == "yes"]
+    return next((value for one in counting if (value := parameter.find(one.text)) is not None), None)
 
 
 @pytest.mark.parametrize(("config", "environment", "right"), MENUS)

@@ -170,6 +170,28 @@ def test_a_million_lines_in_flat_memory() -> None:
     assert len(summary.counts) == 10_000
 
 
+@pytest.mark.parametrize("line_break", ["\n", " "])
+def test_a_log_larger_than_what_is_read_of_other_files(line_break: str, tmp_path: Path) -> None:
+    """It is never held whole, not even where its lines were put into one."""
+    path = tmp_path / "kern.log"
+    block = "".join(
+        f"[{4000 + n // 100:5}.000000] audit: type=1400 apparmor=DENIED name=/proc/{n}/stat{line_break}"
+        for n in range(9_000)
+    )
+    with path.open("w") as file:
+        file.write(f"[    0.000000] Linux version 6.12.48 (a@b) (gcc) #1 SMP{line_break}")
+        while file.tell() < 72 << 20:
+            file.write(block.replace("[ 40", "[ 50") if file.tell() > 1 << 20 else block)
+        file.write(_trap())
+    code = (  # getrusage() would tell what the parent had, if that was more
+        "import re, sys; from splitlock.commands import main; main(sys.argv[1:]); "
+        "print(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, "watch", "-q", path], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("1 trap\n")
+    assert int(done.stdout.split()[-1]) < 80 << 10  # KiB
+
+
 def test_the_kernels_buffer() -> None:
     """Its records are numbered without gaps, from the first that is left."""
     records = list(sources.Kmsg(follow=False))

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from splitlock.host.log import rotated, structured
 from splitlock.host.log.heard import Log
+from splitlock.host.log.passing import Passing
 from splitlock.host.log.sources import Text
 from splitlock.host.log.wrappings import speaker
 from splitlock.linux.log import Line
@@ -65,7 +66,7 @@ _SPEAKERS = {
 
 
 def _records(data: bytes, sizes: Iterator[int] | None = None) -> list[tuple[str, str]]:
-    reader = structured.reader(data[:4096])
+    reader = structured.reader(data[:4096], Passing())
     found, at = [], 0
     while at < len(data):
         size = next(sizes) if sizes else len(data)
@@ -152,7 +153,7 @@ def test_a_long_json_string_is_not_held_whole() -> None:
     """What is kept of it does not grow with it."""
     text = json.dumps({"dmesg": "\n".join(SAID * 5_000)}).encode()
     tracemalloc.start()
-    reader = structured.reader(text[:4096])
+    reader = structured.reader(text[:4096], Passing())
     number = 0
     for at in range(0, len(text), 1 << 18):
         number += sum(1 for _ in reader.add(text[at : at + (1 << 18)]))

@@ -299,3 +299,12 @@ def test_symbols_are_no_more_than_the_file_can_hold(small: bytes) -> None:
     raw = small[:40] + struct.pack("<Q", len(small)) + small[48:60] + struct.pack("<HH", count, 0) + small[64:]
     found = Counter(type(s) for s in Elf(raw + header * count).symbols())
     assert found.total() <= size // 24
+
+
+@pytest.mark.parametrize("path", [LIBC, LIBSTDCXX, PYTHON, "/bin/bash"])
+def test_addresses_of_some_symbols(path: str | Path) -> None:
+    """As by a look at all of them, which readelf agrees with; names that are the end of others among them."""
+    elf = Elf(Path(path).read_bytes())
+    every = {symbol.name.partition("@")[0].encode(): symbol.value for symbol in elf.symbols()}
+    names = [*list(every)[::7], *(name[1:] for name in list(every)[::11]), b"no such name", b"_exit"]
+    assert elf.addresses(names) == {name: every[name] for name in names if name in every and name}

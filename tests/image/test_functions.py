@@ -17,8 +17,11 @@ from image.test_elf import SOURCE, without_sections, without_symbols
 from x86.building import LIBC, LIBSTDCXX, LOADER, function, link, listing, run, symbols
 
 from splitlock._errors import ImageError
+from splitlock.image import functions
 from splitlock.image.elf import Elf
-from splitlock.image.functions import frame_ranges, function_ranges, handler_starts
+from splitlock.image.functions import handler_starts
+from splitlock.image.scan.library import library
+from splitlock.image.scan.scan import Scan
 
 PROGRAM = """
 #include <stdexcept>
@@ -113,6 +116,23 @@ def joined(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
         else:
             made.append((start, end))
     return made
+
+
+def frame_ranges(elf: Elf) -> list[tuple[int, int]]:
+    """What Python finds, and what the C library must find as well."""
+    found = functions.frame_ranges(elf)
+    bounds, handlers = Scan(elf).frames()
+    assert list(zip(bounds[::2], bounds[1::2], strict=True)) == found
+    assert len(handlers) == len(found)
+    return found
+
+
+def function_ranges(elf: Elf) -> list[tuple[int, int]]:
+    """What Python finds, and what the C library must find as well."""
+    found = functions.function_ranges(elf)
+    scan = Scan(elf)
+    assert list(zip(scan.starts, scan.ends, strict=True)) == found
+    return found
 
 
 def test_every_frame_description_entry_is_found(image: Image) -> None:
@@ -237,11 +257,22 @@ def odd_frames(
     return path.read_bytes(), [(at[name], at[f"{name}_end"]) for name in names]
 
 
+@pytest.mark.parametrize("encodings", [ENCODINGS, [e for e in ENCODINGS if e[1] == 0x1B]], ids=["all", "linkers'"])
 @pytest.mark.parametrize("wide", [False, True], ids=["32-bit-lengths", "64-bit-lengths"])
 @pytest.mark.parametrize("between", ["", ".long 0\n", ".long 0, 0, 0\n"], ids=["plain", "terminator", "terminators"])
-def test_frames_in_every_pointer_encoding(tmp_path: Path, wide: bool, between: str) -> None:
-    raw, expected = odd_frames(tmp_path, ENCODINGS, wide, between)
+def test_frames_in_every_pointer_encoding(
+    tmp_path: Path, encodings: list[tuple[str, int]], wide: bool, between: str
+) -> None:
+    raw, expected = odd_frames(tmp_path, encodings, wide, between)
     assert frame_ranges(Elf(raw)) == expected
+
+
+@pytest.mark.parametrize("wide", [False, True], ids=["32-bit-lengths", "64-bit-lengths"])
+def test_what_linkers_write_is_read_in_c(tmp_path: Path, wide: bool) -> None:
+    encodings = [e for e in ENCODINGS if e[1] == 0x1B]
+    raw, expected = odd_frames(tmp_path, encodings, wide, ".long 0\n")
+    section, address = functions.frame_section(Elf(raw))
+    assert library().scan_frames(section, len(section), address, None, None, 0) == len(expected) == len(encodings)
 
 
 @pytest.mark.parametrize("encoding", [0x10, 0x14], ids=hex)
@@ -321,6 +352,14 @@ def test_a_frame_header_that_points_nowhere_is_malformed() -> None:
     raw[at : at + 4] = struct.pack("<i", 0x7000_0000)
     with pytest.raises(ImageError):
         frame_ranges(Elf(bytes(raw)))
+
+
+def test_a_negative_address_gives_no_range(tmp_path: Path) -> None:
+    raw, ((start, end),) = odd_frames(tmp_path, [("zR", 0x0B)])
+    at = raw.index(struct.pack("<Ii", start, end - start))
+    elf = Elf(without_symbols(raw[:at] + struct.pack("<i", -start) + raw[at + 4 :]))
+    assert functions.function_ranges(elf) == []
+    assert not Scan(elf).starts
 
 
 def test_a_negative_length_gives_no_range(tmp_path: Path) -> None:

@@ -89,6 +89,7 @@ def test_deb_as_dpkg_unpacks_it(kind: str, tmp_path: Path) -> None:
     for item in members([path]):
         assert isinstance(item, Member), item
         assert item.path == path
+        assert item.member
         got[item.member] = hashlib.sha256(item.data).digest()
     boot = [name for name in got if "vmlinu" in name]
     assert len(boot) == 1
@@ -108,6 +109,7 @@ def test_vmlinuz_holds_the_kernel(kind: str, tmp_path: Path) -> None:
     exports: set[str] = set()
     for item in members([path]):
         assert isinstance(item, Member)
+        assert item.member
         if item.member.startswith("boot/vmlinuz"):
             data = item.data
         elif ".ko" in item.member:

@@ -8,17 +8,19 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import SymbolTableSection
+from image.stopped import PTRACE_ATTACH, PTRACE_CONT, PTRACE_SETREGS, USER_REGS, WALL, libc, ptrace, traced, until_stop
 
 from splitlock.image import _libdw, symbols
+from splitlock.image.apart import Symbols
 from splitlock.image.elf import PT_LOAD, Elf
-from splitlock.image.symbols import Frame, Symbols, Unwinder
+from splitlock.image.symbols import Frame, Names, Unwinder
 
 C_SOURCE = r"""
 #include <stdio.h>
@@ -79,15 +81,17 @@ def compile_program(folder: Path, source: str, name: str, *options: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    folder = tmp_path_factory.mktemp("symbols")
-    return {
-        "pie": compile_program(folder, C_SOURCE, "pie.c", "-pie", "-fPIE"),
-        "exec": compile_program(folder, C_SOURCE, "exec.c", "-no-pie"),
-        "dwarf4": compile_program(folder, C_SOURCE, "dwarf4.c", "-gdwarf-4"),
-        "cxx": compile_program(folder, CXX_SOURCE, "cxx.cc"),
-        "folder": str(folder),
-    }
+def programs() -> Iterator[dict[str, str]]:
+    with tempfile.TemporaryDirectory(prefix="splitlock-symbols-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)  # as root, debug information that lies beside a file is read by nobody
+        yield {
+            "pie": compile_program(folder, C_SOURCE, "pie.c", "-pie", "-fPIE"),
+            "exec": compile_program(folder, C_SOURCE, "exec.c", "-no-pie"),
+            "dwarf4": compile_program(folder, C_SOURCE, "dwarf4.c", "-gdwarf-4"),
+            "cxx": compile_program(folder, CXX_SOURCE, "cxx.cc"),
+            "folder": str(folder),
+        }
 
 
 def code(path: str) -> list[tuple[int, int, str]]:
@@ -281,7 +285,7 @@ def test_pipe_is_not_opened(tmp_path: Path) -> None:
 
 FUZZ = """
 import random, sys
-from splitlock.image.symbols import Symbols
+from splitlock.image.symbols import Names
 
 source, path, addresses = sys.argv[1], sys.argv[2], [int(a) for a in sys.argv[3:]]
 good = open(source, "rb").read()
@@ -297,7 +301,7 @@ for round in range(300):
     with open(path, "wb") as file:
         file.write(data)
     print(round, flush=True)
-    with Symbols(path) as image:
+    with Names(path) as image:
         for address in addresses:
             image.frames(address), image.data(address), image.section(address)
 """
@@ -322,7 +326,7 @@ def test_malformed_files(programs: dict[str, str], tmp_path: Path, with_libdw: b
 def test_symbol_table_alone(programs: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_libdw, "load", lambda: None)
     path = programs["cxx"]
-    with Symbols(path) as image:
+    with Names(path) as image:
         start, _, _ = next(f for f in code(path) if f[2] == "_ZN5stock5sizedEPKc")
         assert image.frames(start + 5) == [Frame("stock::sized(char const*)", None, False)]
         assert image.frames(4) == []
@@ -351,8 +355,10 @@ def test_libdw_of_drgn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_imports_little() -> None:
-    unwanted = {"typing", "dataclasses", "mmap", "re", "importlib.util", "splitlock.image.elf"}
-    script = f"import sys, splitlock.image.symbols; print(*sorted({unwanted} & set(sys.modules)))"
+    unwanted = {"typing", "dataclasses", "mmap", "re", "importlib.util", "splitlock.image.elf", "socket", "json"}
+    script = (
+        f"import sys, splitlock.image.symbols, splitlock.image.apart; print(*sorted({unwanted} & set(sys.modules)))"
+    )
     loaded = subprocess.check_output([sys.executable, "-c", script], text=True, env=os.environ)
     assert loaded.strip() == ""
 
@@ -360,8 +366,6 @@ def test_imports_little() -> None:
 # Unwinding
 
 
-PTRACE_TRACEME, PTRACE_CONT, PTRACE_SETREGS, PTRACE_ATTACH = 0, 7, 13, 16
-WALL = 0x40000000
 RIP = 16
 
 STACK_SOURCE = r"""
@@ -410,40 +414,6 @@ int main(int argc, char **argv)
 """
 PLUGIN_SOURCE = "int after; void plugin(void (*f)(void)) { f(); after++; }"
 
-libc = ctypes.CDLL(None, use_errno=True)
-libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
-libc.ptrace.restype = ctypes.c_long
-
-
-def ptrace(request: int, tid: int, data: object = None) -> None:
-    assert libc.ptrace(request, tid, None, data) == 0, os.strerror(ctypes.get_errno())
-
-
-def until_stop(tid: int, number: int) -> None:
-    """Run a tracee on until it stops with this signal; others are delivered."""
-    while True:
-        _, status = os.waitpid(tid, WALL)
-        assert os.WIFSTOPPED(status), status
-        if os.WSTOPSIG(status) == number:
-            return
-        delivered = 0 if os.WSTOPSIG(status) == signal.SIGTRAP else os.WSTOPSIG(status)
-        ptrace(PTRACE_CONT, tid, delivered)
-
-
-@contextmanager
-def traced(*command: str) -> Iterator[int]:
-    """The pid of a child traced by us, stopped by its own SIGSTOP."""
-    pid = os.fork()
-    if pid == 0:
-        libc.ptrace(PTRACE_TRACEME, 0, None, None)
-        os.execv(command[0], command)
-    try:
-        until_stop(pid, signal.SIGSTOP)
-        yield pid
-    finally:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, WALL)
-
 
 def names(pid: int, stack: list[int]) -> list[str]:
     """The physical function at each program counter of a process, "?" where unknown."""
@@ -488,7 +458,7 @@ def test_stack_of_nested_calls(stopper: str) -> None:
 
 def test_stack_from_the_rip_that_the_caller_set(stopper: str) -> None:
     with traced(stopper) as pid, Unwinder(pid) as unwinder:
-        registers = (ctypes.c_uint64 * 27)()
+        registers = (ctypes.c_uint64 * USER_REGS)()
         libc.ptrace(_libdw.PTRACE_GETREGS, pid, None, registers)
         assert unwinder.stack(pid)[0] == registers[RIP]
         registers[RIP] += 1

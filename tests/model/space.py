@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from itertools import product
 from typing import get_args
 
+from splitlock.linux.hypervisors import Kind
 from splitlock.model import possible
 from splitlock.model.cpu import Access, Processor, Where
 from splitlock.model.guest import Guest
-from splitlock.model.hypervisor import Kind
 from splitlock.model.kernel import VALUES, Linux
 from splitlock.model.machine import VM, Host
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from splitlock._errors import SplitlockError
 from splitlock.linux import log
-from splitlock.model.hypervisor import Kind
+from splitlock.linux.hypervisors import Kind
 from splitlock.model.run import run
 from splitlock.model.scenario import load
 

@@ -8,10 +8,10 @@ from itertools import product
 import pytest
 from model import space
 
+from splitlock.linux.hypervisors import Kind
 from splitlock.model import possible
 from splitlock.model.cpu import Access, Core, Processor, raises
 from splitlock.model.guest import Guest
-from splitlock.model.hypervisor import Kind
 from splitlock.model.kernel import Linux, Locks, boot, core
 from splitlock.model.machine import VM, Host, Result, inside, native
 

@@ -31,7 +31,7 @@ def fates(report: Report) -> list[str]:
     return [f"{event.fate} {event.victim}".strip() for event in report.events[1:]]
 
 
-#: Stands for vmmon, whose file cannot be had: VMXON and no VMLAUNCH, and not in-tree.
+#: Stands for vmmon, which is not ours to ship: VMXON and no VMLAUNCH, and not in-tree (docs/scan.md).
 VMMON = """
 asm(".section .modinfo, \\"a\\"; .asciz \\"name=vmmon\\"; .asciz \\"license=GPL\\"; .text");
 void enter(unsigned long *region) { asm volatile("vmxon %0" :: "m"(*region)); }

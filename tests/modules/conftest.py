@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 from modules.debian import packages
+from modules.hypervisors import NAMES as HYPERVISORS
+from modules.hypervisors import build as build_hypervisors
 from modules.toys import build, unpack
 from modules.virtualbox import driver
 from modules.virtualbox import packages as packages_of_virtualbox
@@ -21,6 +23,12 @@ def headers(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def toys(headers: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The toy modules by name."""
     return build(headers, tmp_path_factory.mktemp("toys"))
+
+
+@pytest.fixture(scope="session")
+def hypervisors(headers: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """blind, which runs, and its variants by name."""
+    return build_hypervisors(headers, tmp_path_factory.mktemp("hypervisors"), HYPERVISORS)
 
 
 @pytest.fixture(scope="session")

@@ -44,7 +44,8 @@ def job(every: bool = False) -> Job:
 
 
 def flat(directory: Path, *, every: bool = False, **options: Any) -> tuple[list[tuple[str, str]], int]:
-    found, clean = [], 0
+    found: list[tuple[str, str]] = []
+    clean = 0
     for batch in audit([str(directory)], job(every), **options):
         found += [(os.path.basename(file.path), file.verdict) for file in batch.files]
         clean += batch.clean

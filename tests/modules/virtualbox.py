@@ -13,7 +13,9 @@ from modules.toys import make
 
 def packages(place: Path) -> Path:
     """The packages virtualbox and virtualbox-dkms, unpacked in `place`; found through package lists of its own."""
-    found = subprocess.run([ROOT / "scripts/sources.py", "sid", "contrib"], capture_output=True, text=True, check=False)
+    found = subprocess.run(
+        [ROOT / "src/splitlock/guest/bochs/sources.py", "sid", "contrib"], capture_output=True, text=True, check=False
+    )
     if found.returncode:
         pytest.skip(found.stderr.strip())
     for directory in ("lists/partial", "cache/archives/partial"):

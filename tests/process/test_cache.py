@@ -126,6 +126,7 @@ def test_a_plan_is_made_once(tmp_path: Path, library: Path, monkeypatch: pytest.
     assert (second.progress, second.warnings) == ([], [])
     shutil.rmtree(directory)
     assert second.cache.plan(str(library), "name") == (key, again)  # from memory
+    monkeypatch.undo()
     assert first.cache.sites(key, str(library)).values() == cold.values()
 
 

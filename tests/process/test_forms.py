@@ -33,13 +33,14 @@ def _expected(image: Path, out: Path) -> dict[int, int]:
 
 
 @pytest.mark.parametrize(
-    ("build", "every", "words", "least"),
+    ("engine", "build", "every", "words", "least"),  # each is some hundred real split locks
     [
-        ("static", 1, ["1"], 600),
-        ("pie", 8, ["1", "threads", "fork", "exec"], 350),
-        ("pie", 8, ["1", "threads", "fork", "dlopen"], 200),
-        ("nopie", 8, ["1", "fork"], 100),
-        ("static_pie", 8, ["1", "threads"], 100),
+        ("ptrace", "static", 2, ["1"], 300),
+        ("agent", "pie", 12, ["1", "threads", "fork", "exec"], 200),
+        ("agent", "pie", 12, ["1", "threads", "fork", "dlopen"], 120),
+        ("agent", "nopie", 16, ["1", "fork"], 50),
+        ("ptrace", "nopie", 16, ["1", "fork"], 50),
+        ("ptrace", "static_pie", 8, ["1", "threads"], 100),
     ],
 )
 def test_every_form_is_counted_exactly(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -62,6 +63,18 @@ def test_faults_and_signals_while_stepping_out(watch: Callable[..., Run], progra
 def test_children_whose_parent_was_killed(watch: Callable[..., Run], program: Program) -> None:
     run = watch([program("orphans", "-O2")])
     assert (run.status, run.out) == (0, "ok\n"), run.err
+
+
+def test_threads_that_come_while_others_go(watch: Callable[..., Run], program: Program) -> None:
+    """A new thread's first stop before its creator's event, and another thread's end between the two.
+
+    The new one was taken for a process whose parent had died, and then again for a thread; the space of it never ended,
+    and what had been counted in it was not told.
+    """
+    for _ in range(3):
+        run = watch([program("churn", "-O2", "-pthread")], "--split-lock-detect=fatal")
+        assert (run.status, run.out, run.report["hits"]) == (0, "ok\n", 1), run.err
+        assert run.report["watched"]["processes"] == 1
 
 
 def test_sigcont_while_a_library_is_patched(watch: Callable[..., Run], program: Program, tmp_path: Path) -> None:
@@ -186,3 +199,27 @@ def test_as_another_user(tmp_path: Path, mode: int) -> None:
         assert ("may not be read" in done.stderr) == (mode == 0o711)
     finally:
         binary.unlink()
+
+
+STARVED = """
+import sys
+from splitlock.process import arrivals
+real, left = arrivals.Arrivals.wait, [int(sys.argv.pop(1))]
+def wait(self, timeout):
+    left[0] -= 1
+    if left[0] == 0:
+        raise MemoryError
+    real(self, timeout)
+arrivals.Arrivals.wait = wait
+from splitlock._start import entry
+entry()
+"""
+
+
+@pytest.mark.parametrize("wait", [1, 2, 3])
+def test_no_memory_while_waiting(environment: dict[str, str], wait: int) -> None:
+    """Our end would be the program's."""
+    words = [sys.executable, "-c", STARVED, str(wait), "run", "--", "sh", "-c", "sleep 0.1; exit 6"]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 6, done.stderr
+    assert "unmonitored: nothing" in done.stderr

@@ -41,6 +41,7 @@ def test_our_programs(
     assert _ours(run) == _theirs(oracle.qemu_run([str(binary), *words], plugin))
 
 
+@pytest.mark.parametrize("engine", ["agent"])  # some hundred real split locks
 def test_stress_ng_lockbus(watch: Callable[..., Run], plugin: Path) -> None:
     """It stops itself after one pass, which the length of depends on chance; every site is in each."""
     command = ["/usr/bin/stress-ng", "--quiet", "--lockbus", "1", "--lockbus-ops", "1"]

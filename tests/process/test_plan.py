@@ -24,7 +24,6 @@ from x86.building import (
 )
 
 from splitlock.image.elf import Elf
-from splitlock.image.functions import function_ranges
 from splitlock.process.abi import SEEN, data_layout
 from splitlock.process.cache import decode, encode
 from splitlock.process.functions import Text
@@ -51,7 +50,7 @@ def planned(request: pytest.FixtureRequest) -> Planned:
     """An installed library."""
     raw = request.param.read_bytes()
     elf = Elf(raw)
-    return Planned(request.param, elf, choose_runs(Text(elf, function_ranges(elf))), *build(raw))
+    return Planned(request.param, elf, choose_runs(Text(elf)), *build(raw))
 
 
 def outside(x: Instruction, low: int, high: int) -> int | None:

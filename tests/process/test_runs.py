@@ -107,7 +107,7 @@ def analysed(raw: bytes) -> Image:
                 computed.add(x.ip_rel_memory_address)
             elif (size := split_size(x)) and not decided(x, size):
                 sites.add(x.ip)
-    return Image(elf, ranges, choose_runs(Text(elf, ranges)), sites, branches, computed)
+    return Image(elf, ranges, choose_runs(Text(elf)), sites, branches, computed)
 
 
 def check(image: Image) -> None:
@@ -502,7 +502,7 @@ def test_functions_that_cannot_be_decoded_to_the_end_say_so(tmp_path: Path) -> N
     )
     path = link(tmp_path, source)
     elf = Elf(path.read_bytes())
-    text = Text(elf, function_ranges(elf))
+    text = Text(elf)
     assert sum(len(f.sites) for f in text.functions) == 1
     assert text.outside_sites == 2
     assert text.outside == 8
@@ -532,7 +532,7 @@ DATA = "jmp 1f; site: lock inc dword ptr [rdi]; lock dec dword ptr [rdi]; 1: mov
 def test_data_behind_a_jump_is_left_alone(tmp_path: Path, source: str, sites: int) -> None:
     raw = link(tmp_path, source).read_bytes()
     elf = Elf(raw)
-    text = Text(elf, function_ranges(elf))
+    text = Text(elf)
     moved = {x.ip for run in choose_runs(text) for x in run.instructions if split_size(x)}
     assert len(moved) == sites
     assert (text.outside_sites, text.outside) == ((0, 0) if sites else (2, 6))
@@ -545,7 +545,7 @@ def test_locked_instructions_outside_of_functions_are_counted(tmp_path: Path) ->
     path = link(tmp_path, source)
     elf = Elf(path.read_bytes())
     ranges = function_ranges(elf)
-    text = Text(elf, ranges)
+    text = Text(elf)
     assert text.outside_sites == 1
     assert text.outside == ranges[1][0] - ranges[0][1]
 
@@ -555,4 +555,4 @@ def test_sites_whose_address_says_that_they_never_split_are_only_counted(tmp_pat
     image, labels = made(tmp_path, source + ".data; .balign 64; data: .skip 128")
     check(image)
     assert image.sites == {labels["f"] + 7}
-    assert Text(image.elf, image.ranges).decided == 1
+    assert Text(image.elf).decided == 1

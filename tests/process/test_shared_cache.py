@@ -17,7 +17,7 @@ Program = Callable[..., Path]
 
 def _start(cache: Path, *words: str | Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [*SPLITLOCK, "run", "--split-lock-detect=fatal", "--", *map(str, words)],
+        [*SPLITLOCK, "run", "--engine=ptrace", "--split-lock-detect=fatal", "--", *map(str, words)],
         env={**os.environ, "XDG_CACHE_HOME": str(cache)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 

@@ -16,7 +16,6 @@ from x86.building import CRYPTO, LIBC, LIBSTDCXX, function, link, symbols
 from x86.test_locked import Operand, operands, registers
 
 from splitlock.image.elf import Elf
-from splitlock.image.functions import function_ranges
 from splitlock.process.functions import Text
 from splitlock.process.plan import build
 from splitlock.process.runs import Run, choose_runs
@@ -38,7 +37,7 @@ class Arena:
 
     def __init__(self, raw: bytes) -> None:
         self.elf = Elf(raw)
-        self.runs = choose_runs(Text(self.elf, function_ranges(self.elf)))
+        self.runs = choose_runs(Text(self.elf))
         self.made = Trampolines(self.runs, self.elf.span()[0])
         self.base = BIAS + self.made.base
         self.code = bytes(self.made.code)

@@ -78,11 +78,15 @@ def java_class() -> None:
 
 @pytest.mark.usefixtures("java_class")
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_same_output_and_status(environment: dict[str, str], name: str) -> None:
+def test_same_output_and_status(environment: dict[str, str], engine: str, name: str) -> None:
     command = PROGRAMS[name]
     alone = subprocess.run(command, env=environment, capture_output=True, timeout=120, check=False)
     ours = subprocess.run(
-        [*SPLITLOCK, "run", "-q", "--", *command], env=environment, capture_output=True, timeout=240, check=False
+        [*SPLITLOCK, "run", f"--engine={engine}", "-q", "--", *command],
+        env=environment,
+        capture_output=True,
+        timeout=240,
+        check=False,
     )
     status = alone.returncode if alone.returncode >= 0 else 128 - alone.returncode
     assert (ours.returncode, ours.stdout) == (status, alone.stdout)
@@ -92,16 +96,19 @@ def test_same_output_and_status(environment: dict[str, str], name: str) -> None:
 @pytest.mark.parametrize(
     "suite",
     [
-        "test_signal", "test_threading", "test_mmap", "test_ctypes",
-        *(pytest.param(suite, marks=pytest.mark.slow) for suite in ("test_subprocess", "test_multiprocessing_fork")),
+        "test_threading", "test_mmap", "test_ctypes",
+        *(
+            pytest.param(suite, marks=pytest.mark.slow)
+            for suite in ("test_signal", "test_subprocess", "test_multiprocessing_fork")
+        ),
     ],
 )  # fmt: skip
-def test_cpythons_own_tests(environment: dict[str, str], tmp_path: Path, suite: str) -> None:
+def test_cpythons_own_tests(environment: dict[str, str], engine: str, tmp_path: Path, suite: str) -> None:
     """Debian's CPython and its test suite: the same verdict, and as many tests run."""
     command = [PYTHON, "-m", "test", "-v", suite]
     environment = {**environment, "TMPDIR": str(tmp_path)}
     verdicts = []
-    for words in (command, [*SPLITLOCK, "run", "-q", "--", *command]):
+    for words in (command, [*SPLITLOCK, "run", f"--engine={engine}", "-q", "--", *command]):
         done = subprocess.run(
             words, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False
         )

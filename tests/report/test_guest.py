@@ -21,7 +21,7 @@ def _site(**changes: Any) -> Site:
 
 def _report(*sites: Site, **changes: Any) -> Report:
     watched = Watched(
-        qemu="7.2.22", api=1, registers=True, cpus=2, sites=900, kernel="6.1.0", processes=True, seconds=7.5,
+        emulator="QEMU 7.2.22", api=1, registers=True, cpus=2, sites=900, kernel="6.1.0", processes=True, seconds=7.5,
         end="power off",
     )  # fmt: skip
     values: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""scripts/sources.py reads what apt reads, finds a release's archives there, and says in one line where none is."""
+"""sources.py reads what apt reads, finds a release's archives there, and says in one line where none is."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import pytest
 from modules.debian import ROOT
 
 KEY = "/usr/share/keyrings/debian-archive-keyring.gpg"
+SOURCES = ROOT / "src/splitlock/guest/bochs/sources.py"
 EMBEDDED = (
     "-----BEGIN PGP PUBLIC KEY BLOCK-----\n .\n mDMEYCQjIxYJKwYBBAHaRw8BAQdA\n -----END PGP PUBLIC KEY BLOCK-----"
 )
@@ -25,7 +26,7 @@ EMBEDDED = (
 @pytest.fixture(scope="module")
 def script() -> Iterator[ModuleType]:
     """The script."""
-    spec = importlib.util.spec_from_file_location("sources", ROOT / "scripts" / "sources.py")
+    spec = importlib.util.spec_from_file_location("sources", SOURCES)
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
@@ -204,7 +205,7 @@ def test_no_sources(machine: Machine, tmp_path: Path, command: str, text: str) -
     release = subprocess.check_output(["sh", "-c", ". /etc/os-release; echo $VERSION_CODENAME"], text=True).strip()
     machine.main.write_text(text.replace("RELEASE", release))
     words = [str(tmp_path / "out") if word == "DIR" else word for word in command.split()]
-    words[0] = str(ROOT / "scripts" / words[0])
+    words[0] = str(SOURCES if words[0] == SOURCES.name else ROOT / "scripts" / words[0])
     done = subprocess.run(words, env=machine.environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "")
     assert re.fullmatch(

@@ -153,7 +153,7 @@ def test_no_locked_instruction_is_without_a_candidate(path: Path) -> None:
                 if not decided(decode(code[x.ip : x.next_ip], start + x.ip), size):
                     with_sites.add(start)
     assert found > 25
-    assert {f.start for f in Text(elf, ranges).functions} == with_sites
+    assert {f.start for f in Text(elf).functions} == with_sites
 
 
 @pytest.mark.parametrize("path", [LIBC, LIBSTDCXX, LOADER], ids=lambda path: path.name)
@@ -181,7 +181,7 @@ def test_a_function_right_behind_a_byte_that_looks_like_a_prefix(tmp_path: Path,
     # A loop's jump back ends the first function; its displacement and the next opcode look like one instruction.
     source = function("first", f".skip 140, 0x90\n{before}") + function("second", f"{site}\nret", padding="")
     elf = Elf(link(tmp_path, source).read_bytes())
-    text = Text(elf, function_ranges(elf))
+    text = Text(elf)
     assert [str(f.instructions[i].code) for f in text.functions for i in f.sites] != []
 
 
@@ -196,7 +196,7 @@ def test_likely_locked_is_about_right_for_a_whole_text() -> None:
             for start, end in function_ranges(elf)
             if low <= start and end <= high
             for x in Decoder(64, elf.read(start, end - start), ip=start)
-            if x.has_lock_prefix and split_size(x)
+            if split_size(x)
         )
         assert 0.8 * exact <= likely_locked(elf.read(low, text.size)) <= 1.2 * exact
 

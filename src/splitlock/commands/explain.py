@@ -109,7 +109,9 @@ def _said(given: str | None) -> Said:
     piped = given is None or given == "-"
     log = Log(Stored("-") if piped else Text(given or ""))
     kinds = ("trap", "guest", "killed", "oops", "alignment")
-    found = [said for said in log if said.line is not None and said.line.kind in kinds]
+    lines = [said for said in log if said.line is not None and (said.line.kind in kinds or said.dump)]
+    sure = [said for said in lines if said.line and said.line.kind in kinds]
+    found = sure or lines  # a dump whose first line is lost is explained where there is nothing better
     if not found:
         what = "standard input: no" if piped else f"explain {(given or '').strip()[:60]!r}: not a"
         raise SplitlockError(

@@ -32,7 +32,7 @@ examples:
 PARSER = {
     "usage": "splitlock probe COMMAND [options]",
     "description": "Find out how a hypervisor treats split locks, from inside: a bootable image of\n"
-    "7 KB tries them in real, protected and long mode, and says what happened.",
+    "8 KB tries them in real, protected and long mode, and says what happened.",
     "epilog": _EPILOG,
 }
 _BAD = ("forwards-blindly", "breaks-guest")

@@ -186,6 +186,8 @@ def _rendering(args: argparse.Namespace, job: Job, *, colour: bool) -> Rendering
 
 
 def _jobs(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 1024:
+    from splitlock.linux.text import number
+
+    if not 1 <= (number(text) or 0) <= 1024:
         raise argparse.ArgumentTypeError(f"{text}: not a number of processes (1 to 1024)")
     return int(text)

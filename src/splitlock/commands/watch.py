@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
             for event in watch.events():
                 if metrics is not None:
                     metrics.count(event)
-                shown.show(event)
+                shown.show(event, elsewhere=watch.elsewhere(event))
             complete = not follow
         except KeyboardInterrupt:
             complete = follow  # that is how following ends
@@ -159,8 +159,8 @@ class _Shown:
         self._seen: set[tuple[object, ...]] = set()
         self._told: set[str] = set()  # notes: each is said once
 
-    def show(self, event: Event) -> None:
-        """One event, now."""
+    def show(self, event: Event, *, elsewhere: bool) -> None:
+        """One event, now. `elsewhere`: on another machine than the log's first."""
         if self.args.quiet:
             return
         if self.args.format == "json":
@@ -174,7 +174,9 @@ class _Shown:
             if event.note and len(self._told) < self._MOST:
                 self._told.add(event.note)
             again = event.oops is not None and not self.args.verbose and not self._first(event)
-            text = render(event, verbose=self.args.verbose, colour=self.colour, note=not told, again=again)
+            text = render(
+                event, verbose=self.args.verbose, colour=self.colour, note=not told, again=again, elsewhere=elsewhere
+            )
             self.out.write(text.encode("utf-8", "replace"))
 
     def end(self, watch: Watch, complete: bool) -> int:
@@ -195,7 +197,7 @@ class _Shown:
 
     def _first(self, event: Event) -> bool:
         """Is it the first oops at its place?"""
-        key = (event.kind, event.detail, event.speaker)
+        key = (event.kind, event.detail, event.host, event.speaker)
         first = key not in self._seen
         if first and len(self._seen) < self._MOST:
             self._seen.add(key)
@@ -208,11 +210,11 @@ class _Shown:
             return False
         place = event.place
         if place and place.offset:
-            key: tuple[object, ...] = (event.kind, event.exception, event.comm, place.image, place.offset)
+            key: tuple[object, ...] = (event.kind, event.exception, event.host, event.comm, place.image, place.offset)
         elif event.address and not event.guest:  # under another name: the same code, most likely
-            key = (event.kind, event.exception, event.address, event.speaker)
+            key = (event.kind, event.exception, event.host, event.address, event.speaker)
         else:
-            key = (event.kind, event.exception, event.comm, event.address, event.detail)
+            key = (event.kind, event.exception, event.host, event.comm, event.address, event.detail)
         if key in self._seen:
             return False
         if len(self._seen) < self._MOST:

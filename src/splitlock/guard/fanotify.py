@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
-from collections import namedtuple
+from typing import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,8 +22,13 @@ _EVENT = struct.Struct("<IBBHQii")  # length, version, reserved, length of this,
 _RESPONSE = struct.Struct("<iI")
 _BATCH = 200 * _EVENT.size  # bytes of events taken at once: each has a file descriptor open
 
-Event = namedtuple("Event", "mask fd tid")
-Event.__doc__ = """Someone waits for an answer: what it does, the file (`fd`, ours to close), its thread."""
+
+class Event(NamedTuple):
+    """A thread waits for an answer."""
+
+    mask: int  #: what it does
+    fd: int  #: the file: ours to close
+    tid: int
 
 
 class Fanotify:

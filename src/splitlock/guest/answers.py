@@ -48,7 +48,7 @@ def answers(
 ) -> tuple[list[Answer], str | None]:
     """What came of the exceptions that one program's instruction got, and the kernel's line about it.
 
-    `threads`: numbers by which the kernel may name the program, empty: any; `stuck`: it was ended for a livelock.
+    `threads`: numbers by which the kernel may name the program, empty: any; `stuck`: it did nothing but trap.
     """
     found: list[Answer] = []
     said: str | None = None
@@ -66,9 +66,11 @@ def answers(
             if words:
                 found.append(answer)  # type: ignore[arg-type]
                 said = said or words
+    if entry.triple_faults:
+        found.append("triple fault")
     if entry.hits:
         found.append("executed")
-    elif stuck and entry.trapped_at:
+    elif stuck:
         found.append("livelock")
     if not entry.hits and totals.resets > 1 and entry.trapped_at:
         found.append("reboot")

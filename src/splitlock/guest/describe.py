@@ -3,9 +3,22 @@
 from __future__ import annotations
 
 from splitlock.guest.answers import Console, answers
-from splitlock.guest.detection import plugin_words
 from splitlock.guest.linux import Mapping
-from splitlock.report.guest import SCHEMA, Detection, Report, Site, Watched
+from splitlock.guest.shared import LEVEL_2, NESTED, VMX_ROOT
+from splitlock.linux import parameter
+from splitlock.report.guest import (
+    SCHEMA,
+    Detection,
+    Handling,
+    Hypervisor,
+    Inside,
+    Place,
+    Processor,
+    Report,
+    Site,
+    Watched,
+)
+from splitlock.report.lines import count
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -15,11 +28,12 @@ if TYPE_CHECKING:
     from splitlock.guest.shared import Entry, Totals
     from splitlock.guest.watch import Ended, Watch
 
+_PE = 1  # CR0
 _BEFORE_KERNEL = ("firmware", "boot loader")
 
 
-def describe(watch: Watch, ended: Ended, guest: str, qemu: str, cpus: int, files: Files | None) -> Report:
-    """The report. `qemu`: its version; `files`: the guest's, where they can be read."""
+def describe(watch: Watch, ended: Ended, guest: str, emulator: str, cpus: int, files: Files | None) -> Report:
+    """The report. `emulator`: its name and version; `files`: the guest's, where they can be read."""
     totals = watch.machine.shared.totals()
     console = Console(bytes(watch.said))
     found: dict[tuple[object, ...], Site] = {}
@@ -29,15 +43,20 @@ def describe(watch: Watch, ended: Ended, guest: str, qemu: str, cpus: int, files
             named = watch.names.name(entry) if named is None else named
             # a function of the kernel gets its name only now: at its first hit the kernel may not have been known
             site = _site(entry, named, named.kernel or watch.names.kernel, files)
+            if watch.machine.options.detection.vmx:
+                site.processor = _processor(entry, named)
+            site.inside = _inside(entry, named.inner)
             if entry.traps:
-                _add_answers(site, entry, named, console, totals, ended)
+                _add_answers(site, entry, named, console, totals, number in watch.livelocked)
             same = found.setdefault(_key(site), site)
             if same is not site:
                 _join(same, site)
     sites = sorted(found.values(), key=lambda site: (-site.hits - site.traps, site.address))
     kernel, unreadable = watch.names.kernel, watch.names.unreadable
     seen = kernel or unreadable
-    ready = None if seen is None else all(site.where in _BEFORE_KERNEL for site in sites) and not totals.lost
+    vmx = watch.machine.options.detection.vmx
+    unknown = seen is None or (vmx and not watch.machine.shared.hypervisors() and not sites)
+    ready = None if unknown else all(site.where in _BEFORE_KERNEL for site in sites) and not totals.lost
     return Report(
         schema=SCHEMA,
         guest=guest,
@@ -47,7 +66,7 @@ def describe(watch: Watch, ended: Ended, guest: str, qemu: str, cpus: int, files
         detection=_detection(watch, console),
         ready=ready,
         watched=Watched(
-            qemu=qemu,
+            emulator=emulator,
             api=totals.api,
             registers=bool(totals.knows & 1 or watch.stops),
             cpus=cpus,
@@ -61,18 +80,44 @@ def describe(watch: Watch, ended: Ended, guest: str, qemu: str, cpus: int, files
     )
 
 
-def _add_answers(site: Site, entry: Entry, named: Named, console: Console, totals: Totals, ended: Ended) -> None:
+def _add_answers(site: Site, entry: Entry, named: Named, console: Console, totals: Totals, stuck: bool) -> None:
     threads = {named.process.pid, named.process.tid} if named.process else set()
     site.traps = entry.traps
-    site.answers, site.said = answers(entry, site.where, threads, console, totals, ended.why == "livelock")
+    site.answers, site.said = answers(entry, site.where, threads, console, totals, stuck)
     if entry.waits:
         site.delays = entry.waits
         site.delay_ms = round(entry.waited / entry.waits / 1e6, 3)
         site.longest_delay_ms = round(entry.longest / 1e6, 3)
 
 
+def _processor(entry: Entry, named: Named) -> Processor:
+    place: Place = "no VMX"
+    if entry.flags & NESTED:
+        place = "nested guest" if entry.flags & LEVEL_2 else "guest"
+    elif entry.flags & VMX_ROOT:
+        place = "VMX root"
+    return Processor(
+        hypervisor=named.hypervisor and Hypervisor(module=named.hypervisor.module),
+        place=place, cpl=entry.cs & 3 if entry.cr0 & _PE else 0, delivered=entry.delivered, exits=entry.exits,
+        injected=entry.injected, triple_faults=entry.triple_faults,
+    )  # fmt: skip
+
+
+def _inside(entry: Entry, inner: Named | None) -> Inside | None:
+    if inner is None or inner.kernel is None:
+        return None
+    site = _site(entry, inner, inner.kernel, None)
+    return Inside(
+        kernel=inner.kernel.release, where=site.where, image=site.image, function=site.function, offset=site.offset,
+        comm=site.comm, pid=site.pid,
+    )  # fmt: skip
+
+
 def _join(site: Site, other: Site) -> None:
     """The same instruction of the same program: at another address, or another thread."""
+    if site.processor and other.processor:
+        for name in ("delivered", "exits", "injected", "triple_faults"):
+            setattr(site.processor, name, getattr(site.processor, name) + getattr(other.processor, name))
     if other.delays:
         waited = sum(each.delays * (each.delay_ms or 0.0) for each in (site, other))
         site.delays += other.delays
@@ -88,20 +133,47 @@ def _join(site: Site, other: Site) -> None:
 
 def _detection(watch: Watch, console: Console) -> Detection | None:
     detection = watch.machine.options.detection
-    if not plugin_words(detection):
+    if not any(detection):
         return None
     totals = watch.machine.shared.totals()
+    options = watch.machine.options
+    value = parameter.find(options.append) if options.kernel else None
     return Detection(
-        split_locks=detection.split_locks, bus_locks=detection.bus_locks, forward=detection.forward, traps=totals.traps,
+        parameter=value, ignored=parameter.setting(value).ignored,
+        split_locks=detection.split_locks, bus_locks=detection.bus_locks, forward=detection.forward,
+        vmx=detection.vmx, turned_on=watch.machine.shared.turned_on(),
+        hypervisors=_handlings(watch), traps=totals.traps,
         resets=max(0, totals.resets - 1), said=console.boot, by="gdb stub" if watch.passes else "plugin",
         passes=watch.passes or 1, untrapped=watch.stops.escaped()[0] if watch.stops else 0,
     )  # fmt: skip
 
 
+def _handlings(watch: Watch) -> list[Handling]:
+    """What each hypervisor made of its guests' `#AC`, in the order in which they first entered one."""
+    found: dict[object, Handling] = {}
+    for who, entered in zip(watch.hypervisors, watch.machine.shared.hypervisors(), strict=False):
+        handling = found.setdefault(who, Handling(
+            hypervisor=who and Hypervisor(module=who.module), entries=0, exits=0, injected=0, straight=0,
+            triple_faults=0,
+        ))  # fmt: skip
+        handling.entries += entered.entries
+    for number, entry in enumerate(watch.machine.shared.entries()):
+        named = watch.named.get(number)
+        if named is None or not entry.flags & NESTED or not entry.traps or named.hypervisor not in found:
+            continue
+        handling = found[named.hypervisor]
+        handling.exits += entry.exits
+        handling.injected += entry.injected
+        handling.straight += entry.delivered
+        handling.triple_faults += entry.triple_faults
+    return list(found.values())
+
+
 def _key(site: Site) -> tuple[object, ...]:
     """What makes two of the plugin's entries one site: not where it was loaded, if it has a name."""
     place = (site.image, site.offset) if site.image else (site.function, site.offset) if site.function else site.address
-    return site.where, site.mode, place, site.instruction, site.comm, site.pid
+    world = site.processor.place if site.processor else None
+    return site.where, site.mode, place, site.instruction, site.comm, site.pid, world
 
 
 def _site(entry: Entry, named: Named, kernel: Kernel | None, files: Files | None) -> Site:
@@ -170,10 +242,26 @@ def _unwatched(watch: Watch, sites: list[Site], files: Files | None) -> list[str
             "the guest's kernel carries no BTF, or no symbols that lead to it (CONFIG_KALLSYMS_ALL): "
             "processes and modules have no names"
         )
+    if watch.machine.options.detection.vmx:
+        found.append("what only several processors do: there is one")
+        if "noreplace-smp" not in watch.machine.options.append.split():
+            found.append(
+                "locks of Linux' own code: on one processor it takes them out, without noreplace-smp in --append"
+            )
+        if not watch.machine.shared.hypervisors():
+            found.append(
+                "what a hypervisor makes of its guests' split locks: no virtual machine was entered; see on the "
+                "console that the module was loaded and the VMM ran"
+            )
+        found.append("locks on uncached memory, and the processor's own locked accesses (descriptors, page tables)")
+        found.append(
+            "split locks of code that asks for alignment checks (CR0.AM, EFLAGS.AC, CPL 3): it gets #AC anyway"
+        )
+        found += [f"who it is inside of some virtual machines: {why}" for why in watch.names.unnamed]
     if totals.lost:
-        found.append(f"{totals.lost:,} split locks in no site: there were more than the table holds")
+        found.append(f"{count(totals.lost, 'split lock')} in no site: there were more than the table holds")
     if unplaced := totals.traps - sum(site.traps for site in sites):
-        found.append(f"{unplaced:,} exceptions in no site: there were more than the table holds")
+        found.append(f"{count(unplaced, 'exception')} in no site: there were more than the table holds")
     if any(site.where == "user" and site.comm is None for site in sites):
         found.append("some programs are unknown")
     if files is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import namedtuple
+from typing import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,10 +22,19 @@ _INTEL = f"-hypervisor,{_NO_SVM},vendor=GenuineIntel,family=6,model=143,stepping
 # CPUID is left to QEMU itself, which announces what TCG does not have only if it must.
 _SLOW = ",-x2apic,check=off,x-force-features=on"
 
-Detection = namedtuple("Detection", "split_locks bus_locks forward", defaults=(False, False, None))
-"""`split_locks`: `#AC`, by TEST_CTRL; `bus_locks`: `#DB`, by DEBUGCTL; `forward`: `#AC` that is announced nowhere, for
-every split lock (`always`), for all but the retry that follows at once (`once`), or for who asks for alignment checks
-(`asked`)."""
+
+class Detection(NamedTuple):
+    """What the machine's processors detect.
+
+    `split_locks`: `#AC`, by TEST_CTRL; `bus_locks`: `#DB`, by DEBUGCTL; `forward`: `#AC` that is announced nowhere, for
+    every split lock (`always`), for all but the retry that follows at once (`once`), or for who asks for alignment
+    checks (`asked`); `vmx`: a processor with VMX (bochs/machine.py).
+    """
+
+    split_locks: bool = False
+    bus_locks: bool = False
+    forward: Forward | None = None
+    vmx: bool = False
 
 
 def plugin_words(detection: Detection) -> str:
@@ -45,4 +54,5 @@ def processor(detection: Detection, *, slow: bool = False) -> str:
 def named(detection: Detection) -> str:
     """For people."""
     words = ["split-lock #AC"] * detection.split_locks + ["bus-lock #DB"] * detection.bus_locks
-    return " and ".join([*words, *([f"#AC forwarded unasked ({detection.forward})"] if detection.forward else [])])
+    words += [f"#AC forwarded unasked ({detection.forward})"] if detection.forward else []
+    return " and ".join([*["VMX"] * detection.vmx, *words])

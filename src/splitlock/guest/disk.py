@@ -6,7 +6,7 @@ import os
 import struct
 
 from splitlock._errors import SplitlockError
-from splitlock.image.bzimage import HEAD, is_bzimage
+from splitlock.image.bzimage import HEAD, is_bzimage, length
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     Read = Callable[[int, int], bytes]  # offset and size
 
 _SECTOR = 512
+_CYLINDER = 16 * 63 * _SECTOR  # bytes: of 16 heads with 63 sectors each, the least that Bochs' BIOS boots from
 _MAGICS = {b"QFI\xfb": "qcow2", b"KDMV": "vmdk", b"vhdx": "vhdx", b"cone": "vpc"}
 _QCOW2 = struct.Struct(">4sIQIIQIIQQ")  # docs/interop/qcow2.txt of QEMU
 _OFFSET = 0x00FF_FFFF_FFFF_FE00
@@ -40,8 +41,23 @@ def check_kernel(path: str | None) -> None:
         return
     with open(path, "rb") as file:
         head = file.read(HEAD)
+        size = file.seek(0, os.SEEK_END)
     if not is_bzimage(head) and head[:4] != b"\x7fELF":
         raise SplitlockError(f"--kernel {path}: neither a bzImage (vmlinuz) nor a vmlinux", 2)
+    if is_bzimage(head) and (needed := length(head)) > size:
+        raise SplitlockError(f"--kernel {path}: truncated: {size:,} bytes of {needed:,}; copy it anew", 2)
+
+
+def check_raw(path: str, kind: str) -> None:
+    """Is this a disk that Bochs can have? `kind`: as `check` has found. Raises SplitlockError."""
+    if kind != "raw":
+        raise SplitlockError(f"--disk {path}: {kind}, and --vmx takes raw ones: qemu-img convert -O raw FROM TO", 2)
+    size = os.stat(path).st_size
+    if size % _SECTOR or size < _CYLINDER:
+        raise SplitlockError(
+            f"--disk {path}: {size:,} bytes; --vmx needs whole sectors, {_CYLINDER:,} bytes at least: "
+            f"truncate -s %{_CYLINDER} on a copy of it", 2,
+        )  # fmt: skip
 
 
 def check(path: str) -> str:

@@ -12,7 +12,7 @@ import struct
 import tempfile
 from functools import cached_property
 
-from splitlock.image.symbols import Symbols
+from splitlock.image.apart import Symbols
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -57,7 +57,13 @@ class Files:
         symbols, path = found
         address = file_address(path, mapping.offset)
         frames = symbols.frames(address) if address is not None else []
+        if symbols.failure:
+            self._unread(symbols.trouble_of(mapping.inside))
         return (frames[0].function, frames[0].source) if frames else (None, None)
+
+    def _unread(self, why: str) -> None:
+        if why not in self.unread:
+            self.unread.append(why)
 
     def _fetch(self, mapping: Mapping, code: bytes) -> tuple[Symbols, str] | None:
         """A copy of the file, from the first file system that has it."""

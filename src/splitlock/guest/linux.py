@@ -7,7 +7,6 @@ x86-64 kernels from 4.15, where the IDT has its fixed address; with the BTF, fro
 
 from __future__ import annotations
 
-import os
 import re
 import struct
 from bisect import bisect_right
@@ -53,6 +52,9 @@ class Code(NamedTuple):
     head: bytes  #: what is there
 
 
+_BTF = 64 << 20  # bytes: more is no kernel's (6 MiB with Debian's 7.2)
+
+
 class Unreadable(LookupError):
     """A kernel runs, but its symbols cannot be read; says why. `release`: as uname -r says it, empty: not known."""
 
@@ -77,7 +79,7 @@ class Kernel:
 
     def __init__(self, memory: Memory, running: Code, cr3: int, cr4: int) -> None:
         self._entry, self._physical = running.entry, running.physical
-        image = os.pread(memory.fd, _IMAGE, memory.offset(running.physical) or 0)  # what was never written stays so
+        image = memory.span(running.physical, _IMAGE)
         banner = _VERSION.search(image)
         #: as uname -r says it; empty: not known
         self.release = banner[1].decode("ascii", "replace") if banner else ""
@@ -95,7 +97,7 @@ class Kernel:
         self.btf: Btf | None = None
         try:
             begin = self._address("__start_BTF")
-            self.btf = Btf(self.space.read(begin, self._address("__stop_BTF") - begin))
+            self.btf = Btf(self.space.read(begin, min(self._address("__stop_BTF") - begin, _BTF)))
         except (LookupError, ImageError):
             pass  # then functions have names, and nobody else
 
@@ -145,14 +147,19 @@ class Kernel:
 
     def tasks(self, cpus: int) -> Tasks:
         """Where to read the running task of each of so many CPUs. Raises LookupError."""
+        if self.btf is None:
+            raise LookupError("the guest's kernel carries no BTF")
+        executed = self.btf.field("task_struct", "self_exec_id")
+        if executed.size not in (4, 8):  # a guest's word: the plugin reads so many bytes into a number
+            raise LookupError(f"self_exec_id of {executed.size} bytes")
         at = self._current_at()
         places = {cpu: self.space.physical(base + at) for cpu, base in enumerate(self.per_cpu(cpus)) if base}
-        started = "start_boottime" if self.btf and self.btf.has("task_struct", "start_boottime") else "real_start_time"
+        started = "start_boottime" if self.btf.has("task_struct", "start_boottime") else "real_start_time"
         return Tasks(
             self.space.number(self._address("page_offset_base")),
             self._at("task_struct", started),
-            self._at("task_struct", "self_exec_id"),
-            self.btf.field("task_struct", "self_exec_id").size if self.btf else 0,
+            executed.offset,
+            executed.size,
             self.symbols.addresses.get("force_sig_fault", 0),
             {cpu: place for cpu, place in places.items() if place is not None},
         )

@@ -6,21 +6,21 @@ import os
 import re
 import socket
 import subprocess
-import tempfile
+import time
 from collections import namedtuple
 
 from splitlock._errors import SplitlockError
 from splitlock.guest.console import Console
 from splitlock.guest.detection import Detection, plugin_words, processor
-from splitlock.guest.memory import LOW, Memory
-from splitlock.guest.shared import CPUS, Shared
+from splitlock.guest.emulated import Emulated
+from splitlock.guest.memory import LOW
+from splitlock.guest.shared import CPUS
 
 PLUGIN = os.path.join(os.path.dirname(__file__), "plugin", "splitlock.so")
 QEMU = "qemu-system-x86_64"
 _OVMF = ("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_CODE.fd", "/usr/share/edk2/x64/OVMF_CODE.4m.fd",
          "/usr/share/edk2/ovmf/OVMF_CODE.fd")  # fmt: skip  # Debian and Ubuntu, Arch, Fedora
 _CX16_WORKS = 8  # QEMU: Linux 6.12 panics on 7.2's cmpxchg16b
-_END = 5  # seconds that QEMU has for ending by itself
 
 Options = namedtuple(
     "Options",
@@ -42,7 +42,7 @@ def version(program: str) -> str:
         raise SplitlockError(
             f"{program}: {why}; install qemu-system-x86 (Debian, Ubuntu) or name it with --qemu", 2
         ) from None
-    found = re.search(r"QEMU emulator version (\d+(?:\.\d+)*)", done.stdout)
+    found = re.search(r"QEMU emulator version (\d{1,4}(?:\.\d{1,4})*)", done.stdout)
     if found is None:
         raise SplitlockError(f"--qemu {program}: is no qemu-system-x86_64", 2)
     return found[1]
@@ -69,8 +69,10 @@ def _stub_words(fd: int) -> list[str]:
     return ["-S", "-chardev", f"socket,id=stub,fd={fd}", "-gdb", "chardev:stub"]
 
 
-class Machine:
-    """A guest that runs, from here until `end`. Raises SplitlockError where QEMU cannot be started."""
+class Machine(Emulated):
+    """QEMU. Raises SplitlockError where it cannot be started."""
+
+    emulator = "QEMU"
 
     def __init__(self, options: Options, qemu: str) -> None:
         """`qemu`: its version."""
@@ -80,37 +82,25 @@ class Machine:
             raise SplitlockError("--bus-lock: needs --smp 2 or more: with one CPU the exception would come late", 2)
         if not 0 < options.cpus < CPUS:
             raise SplitlockError(f"--smp {options.cpus}: 1 to {CPUS - 1} CPUs", 2)
-        self.options = options
-        self.memory = Memory(options.memory)
-        self.shared = Shared()
-        self.console = Console()
-        self.asked, ask = socket.socketpair()
-        self.errors = tempfile.TemporaryFile()  # noqa: SIM115  # as long as the machine
-        inherited = [self.memory.fd, self.shared.fd, ask.fileno()]
-        inherited += [options.traps] if options.traps is not None else []
+        console = Console()
+        super().__init__(options, console)
         self.stub: socket.socket | None = None
         stub = None
+        command = self._command(options, qemu, console)
         if options.slow == "stop":
             self.stub, stub = socket.socketpair()
-            inherited.append(stub.fileno())
+            command += _stub_words(stub.fileno())
         try:
-            self.process = subprocess.Popen(
-                # it ends with us, however we end; and Ctrl-C at the terminal is for us alone
-                ["setpriv", "--pdeathsig", "KILL", *self._command(options, qemu, ask.fileno()),
-                 *([] if stub is None else _stub_words(stub.fileno()))],
-                stdin=self.console.input, stdout=self.console.output, stderr=self.errors, pass_fds=inherited,
-                start_new_session=True, env={"TMPDIR": "/var/tmp", **os.environ},  # where snapshots grow
+            self.start(
+                command, stdin=console.input, stdout=console.output, inherited=[] if stub is None else [stub.fileno()],
+                environment={"TMPDIR": "/var/tmp", **os.environ},  # where snapshots grow
             )  # fmt: skip
-        except OSError as error:
-            self._close()
-            raise SplitlockError(f"setpriv: {error.strerror}; install util-linux", 2) from None
         finally:
-            self.console.given()
-            ask.close()
+            console.given()
             if stub is not None:
                 stub.close()
 
-    def _command(self, options: Options, qemu: str, ask: int) -> list[str]:
+    def _command(self, options: Options, qemu: str, console: Console) -> list[str]:
         size = options.memory
         words = [
             options.qemu, "-nodefaults", "-no-user-config", "-accel", "tcg,thread=multi",
@@ -119,18 +109,13 @@ class Machine:
             "-cpu", "max" + ",cx16=off" * (int(qemu.partition(".")[0]) < _CX16_WORKS)
             + processor(options.detection, slow=options.slow is not None),
             "-smp", str(options.cpus), "-display", "none", "-vga", "none",
-            *self.console.option,
+            *console.option,
             "-device", "virtio-rng-pci",
         ]  # fmt: skip
         if options.plugin:
-            plugin = (
-                f"file={comma(PLUGIN)},shared={self.shared.fd},ram={self.memory.fd},low={self.memory.low},ask={ask}"
-            )
-            if detect := "stub" if options.slow else plugin_words(options.detection):
-                plugin += f",detect={detect}" + (
-                    f",traps={options.traps}" if options.traps is not None and not options.slow else ""
-                )
-            words += ["-plugin", plugin]
+            detect = "stub" if options.slow else plugin_words(options.detection)
+            told = self.plugin_words(detect, traps=bool(detect) and not options.slow)
+            words += ["-plugin", f"file={comma(PLUGIN)},{told}"]
         if options.kernel:
             words += ["-kernel", options.kernel, "-append", options.append]
         if options.initrd:
@@ -148,39 +133,30 @@ class Machine:
                           "-drive", f"if=pflash,unit=1,format=raw,snapshot=on,file={comma(variables)}"]  # fmt: skip
         return [*words, *options.more]
 
+    def load(self) -> None:
+        """QEMU loads what it boots itself: nobody asks."""
+
+    def clock(self) -> float:
+        """Seconds, for deadlines: what an idle guest waits for counts."""
+        return time.monotonic()
+
+    def powered_off(self, status: int) -> bool:
+        """Whether this exit status is that of a machine that was powered off."""
+        return status == 0
+
     def words(self) -> str:
-        """What QEMU said, its last line first of all."""
-        self.errors.seek(0)
-        return self.errors.read().decode("utf-8", "replace").strip()
+        """QEMU's last line, or the plugin's, which says more."""
+        words = self.said().strip().splitlines()
+        own = [line for line in words if line.startswith("splitlock plugin")]
+        return (own or words or [""])[-1]
 
     def stop(self) -> None:
         """Ask QEMU to end: it takes its leave of the disks."""
         if self.process.poll() is None:
             self.process.terminate()
 
-    def end(self) -> None:
-        """End QEMU, by force if it must be, and free everything but memory and counts."""
-        self._hang_up()
-        self.stop()
-        try:
-            self.process.wait(_END)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        self.console.close()
-
-    def _hang_up(self) -> None:
-        self.asked.close()
+    def hang_up(self) -> None:
+        """Answer no more questions, nor the gdb stub's."""
+        super().hang_up()
         if self.stub is not None:
             self.stub.close()
-
-    def _close(self) -> None:
-        self._hang_up()
-        self.console.close()
-        self.close()
-
-    def close(self) -> None:
-        """Free memory and counts, too."""
-        self.errors.close()
-        self.memory.close()
-        self.shared.close()

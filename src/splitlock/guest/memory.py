@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import struct
+from collections.abc import Iterator
 
 from splitlock._errors import SplitlockError
 
@@ -12,9 +13,19 @@ PAGE = 4096
 LOW = 2 << 30  #: bytes of memory below 4 GiB at most, as the machine is told (max-ram-below-4g); the rest begins there
 _HIGH = 4 << 30
 _PRESENT, _WRITABLE, _USER, _ACCESSED, _DIRTY, _LARGE = 1, 1 << 1, 1 << 2, 1 << 5, 1 << 6, 1 << 7
+_EPT_ANY = 7  # of an entry: read, write, execute; none of them: nothing is mapped
 _ADDRESS = 0x000F_FFFF_FFFF_F000
 _LA57 = 1 << 12  # of CR4
 _U64 = struct.Struct("<Q")
+
+
+def _pages(address: int, size: int) -> Iterator[tuple[int, int]]:
+    """A range in pieces of which none reaches over a page's end: address and bytes of each."""
+    end = address + size
+    while address < end:
+        length = min(end - address, PAGE - address % PAGE)
+        yield address, length
+        address += length
 
 
 class Memory:
@@ -43,10 +54,64 @@ class Memory:
         at = self.offset(physical) if physical >= 0 else None
         return None if at is None or at + size > self.size else self.ram[at : at + size]
 
+    def span(self, physical: int, size: int) -> bytes:
+        """As much as there is of so many bytes at a physical address; what was never written is not made to exist."""
+        at = self.offset(physical)
+        return b"" if at is None else os.pread(self.fd, size, at)
+
     def close(self) -> None:
         """Free it."""
         self.ram.close()
         os.close(self.fd)
+
+
+class GuestMemory(Memory):
+    """The memory of a virtual machine in the machine: what its extended page tables map (SDM vol. 3, 29.3)."""
+
+    def __init__(self, memory: Memory, eptp: int) -> None:
+        """`eptp`: its VMCS's EPT pointer; `memory`: the machine's, which stays its owner's."""
+        self.size, self.low, self.fd, self.ram = memory.size, memory.low, memory.fd, memory.ram
+        self._host = memory
+        self._root = eptp & _ADDRESS
+
+    def offset(self, physical: int) -> int | None:
+        """Where in `ram` a guest-physical address lies."""
+        table = self._root
+        for shift in (39, 30, 21, 12):
+            at = self._host.offset(table + (physical >> shift & 511) * 8)
+            if at is None or at + 8 > self.size:
+                return None
+            (entry,) = _U64.unpack_from(self.ram, at)
+            if not entry & _EPT_ANY:
+                return None
+            if shift == 12 or (shift < 39 and entry & _LARGE):
+                mask = (1 << shift) - 1
+                return self._host.offset(int(entry & _ADDRESS & ~mask | physical & mask))
+            table = entry & _ADDRESS
+        return None
+
+    def read(self, physical: int, size: int) -> bytes | None:
+        """So many bytes at a guest-physical address, None where they are not all there."""
+        parts = []
+        for here, length in _pages(physical, size):
+            part = super().read(here, length)
+            if part is None:
+                return None
+            parts.append(part)
+        return b"".join(parts)
+
+    def span(self, physical: int, size: int) -> bytes:
+        """As much as there is, up to the first page that is not."""
+        parts = []
+        for here, length in _pages(physical, size):
+            at = self.offset(here)
+            if at is None:
+                break
+            parts.append(os.pread(self.fd, length, at))
+        return b"".join(parts)
+
+    def close(self) -> None:
+        """Nothing: it is the machine's."""
 
 
 class Space:
@@ -94,16 +159,14 @@ class Space:
 
     def read(self, address: int, size: int) -> bytes:
         """So many bytes at a virtual address. Raises LookupError where they are not all there."""
-        found = b""
-        while len(found) < size:
-            at = address + len(found)
+        parts = []
+        for at, length in _pages(address, size):
             physical = self.physical(at & (1 << 64) - 1)
-            part = min(size - len(found), PAGE - at % PAGE)
-            data = None if physical is None else self.memory.read(physical, part)
-            if data is None:
+            part = None if physical is None else self.memory.read(physical, length)
+            if part is None:
                 raise LookupError(f"{at:#x}: not in the guest's memory")
-            found += data
-        return found
+            parts.append(part)
+        return b"".join(parts)
 
     def number(self, address: int, size: int = 8) -> int:
         """An unsigned number of `size` bytes at a virtual address. Raises LookupError."""

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from splitlock.guest import linux, uefi
+from splitlock.guest.memory import GuestMemory, Memory
 from splitlock.guest.shared import AFTER_BOOT_SECTOR, KNOWS_REGISTERS, NESTED, SMM
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Literal
 
-    from splitlock.guest.memory import Memory
     from splitlock.guest.shared import Entry, Shared
 
     Where = Literal["firmware", "boot loader", "kernel", "module", "user", "nested"]
     Mode = Literal[16, 32, 64]
 
+_GUESTS, _MOST_READ = 16, 64  # virtual machines whose kernels are kept; that are read at all, a second each
 _PE, _PG = 1, 1 << 31  # CR0
 _LMA = 1 << 10  # EFER
 _VM = 1 << 17  # EFLAGS: virtual-8086 mode
@@ -24,6 +26,12 @@ _LA57 = 1 << 12  # CR4
 _USER32 = 0x23  # CS of 32-bit programs (arch/x86/include/asm/segment.h, __USER32_CS; Windows has the same)
 _BIOS, _MEGABYTE, _FLASH = 0xC0000, 0x100000, 0xFFC0_0000  # option ROMs and BIOS; firmware's flash ends at 4 GiB
 _EFI = range(0xFFFF_FFEF_0000_0000, 0xFFFF_FFFF_0000_0000)  # Documentation/arch/x86/x86_64/mm.rst
+
+
+class Hypervisor(NamedTuple):
+    """Who has a virtual machine's VM exits."""
+
+    module: str | None  #: None: the kernel itself
 
 
 @dataclass
@@ -38,18 +46,24 @@ class Named:
     process: linux.Process | None = None
     mapping: linux.Mapping | None = None
     kernel: linux.Kernel | None = None  #: that ran; its functions get their names in the end
+    hypervisor: Hypervisor | None = None
+    inner: Named | None = None  #: in a virtual machine: who it is there; the rest is the program that runs it
 
 
 class Names:
     """What the guest's memory says. Nothing here raises because of what that holds."""
 
-    def __init__(self, memory: Memory, shared: Shared, cpus: int) -> None:
+    def __init__(self, memory: Memory, shared: Shared | None, cpus: int) -> None:
+        """`shared`: None for a virtual machine in the machine, whose running tasks nobody reads."""
         self._memory, self._shared, self._cpus = memory, shared, cpus
         self.kernel: linux.Kernel | None = None
         self.unreadable: linux.Unreadable | None = None  #: a kernel was seen, but its symbols cannot be read
         self._refused: linux.Code | None = None  #: whose that was: as long as it runs it is not read again
         self._told = False
         self._tasks: linux.Tasks | None = None
+        self._guests: dict[int, Names] = {}  # by EPT pointer, the last ones
+        self._guests_read = 0
+        self.unnamed: dict[str, None] = {}  #: why virtual machines in the machine have no names, each reason once
 
     def find_kernel(self, cr3: int, cr4: int) -> linux.Kernel | None:
         """The Linux kernel that these page tables are of; the plugin is told where its tasks are."""
@@ -76,8 +90,8 @@ class Names:
 
     def _tell(self) -> None:
         """Early in its boot a kernel has no per-CPU memory yet: then again at the next occasion."""
-        self._told = False
-        if self.kernel is None:
+        self._told = self._shared is None
+        if self.kernel is None or self._shared is None:
             return
         try:
             tasks = self.kernel.tasks(self._cpus)
@@ -132,15 +146,45 @@ class Names:
         return Named("user", mode, process=process, mapping=mapping, kernel=kernel)
 
     def _nested(self, entry: Entry, mode: Mode | None) -> Named:
-        """A guest's guest: the program of the host that runs it."""
+        """A guest's guest: the program of the host that runs it, and who it is inside."""
         kernel = next((k for la57 in (0, _LA57) if (k := self.find_kernel(entry.host_cr3, la57))), None)
-        process = None
+        process = hypervisor = None
         try:
             if kernel is not None:
                 process = kernel.process(kernel.per_cpu(self._cpus)[entry.vcpu])
+                hypervisor = _hypervisor(kernel, entry.host_rip)
         except (LookupError, IndexError):
             pass
-        return Named("nested", mode, process=process, kernel=kernel)
+        inner = self._inside(entry)
+        return Named("nested", mode, process=process, kernel=kernel, hypervisor=hypervisor, inner=inner)
+
+    def hypervisor(self, rip: int, cr3: int) -> Hypervisor | None:
+        """Whose code the host goes on with, on these page tables, after a VM exit; None: not known."""
+        kernel = next((k for la57 in (0, _LA57) if (k := self.find_kernel(cr3, la57))), None)
+        try:
+            return None if kernel is None else _hypervisor(kernel, rip)
+        except LookupError:
+            return None
+
+    def _inside(self, entry: Entry) -> Named | None:
+        """Who it is in its own virtual machine, where a Linux runs there on page tables that can be followed."""
+        if not entry.space or not entry.efer & _LMA:
+            return None
+        names = self._guests.pop(entry.space, None)
+        if names is None:
+            if self._guests_read == _MOST_READ:
+                self.unnamed[f"there were more than {_MOST_READ}"] = None
+                return None
+            self._guests_read += 1
+            names = Names(GuestMemory(self._memory, entry.space), None, 1)
+        self._guests[entry.space] = names
+        if len(self._guests) > _GUESTS:
+            del self._guests[next(iter(self._guests))]
+        if names.find_kernel(entry.cr3, entry.cr4) is None:
+            if names.unreadable:
+                self.unnamed[f"the symbols of their Linux cannot be read ({names.unreadable})"] = None
+            return None
+        return names.name(entry._replace(flags=entry.flags & ~NESTED))
 
     @staticmethod
     def _kernel(kernel: linux.Kernel | None, entry: Entry, mode: Mode | None) -> Named:
@@ -166,10 +210,20 @@ class Names:
         return Named("boot loader" if entry.flags & AFTER_BOOT_SECTOR or mode == 64 else "firmware", mode)
 
 
+def _hypervisor(kernel: linux.Kernel, address: int) -> Hypervisor | None:
+    """Whose code this is, at which a VM exit goes on. Raises LookupError."""
+    if not address:
+        return None
+    module = kernel.module(address)
+    if module is not None:
+        return Hypervisor(module[0])
+    return Hypervisor(None) if kernel.symbols.function(address) else None
+
+
 def _mode(entry: Entry) -> Mode | None:
     """16-, 32- or 64-bit code: as QEMU says; else by registers and the operand's size; None where that leaves two."""
     if entry.mode in (16, 32, 64):
-        return entry.mode  # type: ignore[no-any-return]  # a named tuple's
+        return entry.mode  # type: ignore[return-value]  # one of these
     if not entry.flags & KNOWS_REGISTERS:
         return None
     if not entry.cr0 & _PE or entry.eflags & _VM:

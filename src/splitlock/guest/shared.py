@@ -6,16 +6,20 @@ import mmap
 import os
 import struct
 from collections import namedtuple
+from typing import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 CPUS, ENTRIES, _TABLE = 256, 1 << 16, 1 << 16
+HYPERVISOR = 0xFFFF_0000  #: asked, plus the number of a hypervisor: who is that?
+LOAD = (1 << 32) - 1  #: asked instead of an entry's number: the boot sector waits for what it is to boot
 _MOST_PLACES = 4096
-NESTED, SMM, AFTER_BOOT_SECTOR, KNOWS_REGISTERS = 1, 2, 4, 8  #: bits of Entry.flags
-_ENTRY = struct.Struct("<12Q8QQI4B16s")
-_HEAD = struct.Struct("<II9Q")
+#: bits of Entry.flags
+NESTED, SMM, AFTER_BOOT_SECTOR, KNOWS_REGISTERS, VMX_ROOT, LEVEL_2 = 1, 2, 4, 8, 16, 32
+_ENTRY = struct.Struct("<12Q8Q7QI4B16s")
+_HEAD = struct.Struct("<II10Q")
 _LOOK = struct.Struct("<Q")
 _TASKS = _HEAD.size + _LOOK.size
 _KERNEL = struct.Struct("<5Q")
@@ -23,19 +27,65 @@ _ESCAPED = struct.Struct("<QQ")
 _ESCAPES = _TASKS + _KERNEL.size + 8 * CPUS
 _PLACES = _ESCAPES + _ESCAPED.size
 _ARMED = _PLACES + 8 * _MOST_PLACES
+_SEEN = struct.Struct("<QQ")
+_SEEN_AT = _ARMED + CPUS
+_HYPERVISOR = struct.Struct("<3Q")
 
-Entry = namedtuple(
-    "Entry",
-    "hits traps signals trapped_at waited longest waits pc address task started execs "
-    "cr0 cr3 cr4 efer eflags cs gs_base k_gs_base host_cr3 vcpu size length mode flags code",
-)
-"""A locked instruction that crossed, as one program runs it; registers are those at the first hit. `hits`: it executed;
-`traps`: exceptions raised for it instead, or behind it; the others of these: see plugin/shared.h."""
 
-Totals = namedtuple("Totals", "api knows sites hits lost entries boot_sector traps resets cr3 cr4")
+class Entry(NamedTuple):
+    """A locked instruction that crossed, as one program runs it: plugin/shared.h's struct entry.
+
+    `hits`: it executed; `traps`: exceptions raised for it instead, or behind it; registers are those at the first hit.
+    """
+
+    hits: int = 0
+    traps: int = 0
+    signals: int = 0
+    trapped_at: int = 0
+    waited: int = 0
+    longest: int = 0
+    waits: int = 0
+    pc: int = 0
+    address: int = 0
+    task: int = 0
+    started: int = 0
+    execs: int = 0
+    cr0: int = 0
+    cr3: int = 0
+    cr4: int = 0
+    efer: int = 0
+    eflags: int = 0
+    cs: int = 0
+    gs_base: int = 0
+    k_gs_base: int = 0
+    host_cr3: int = 0
+    space: int = 0
+    host_rip: int = 0
+    exits: int = 0
+    injected: int = 0
+    delivered: int = 0
+    triple_faults: int = 0
+    vcpu: int = 0
+    size: int = 0
+    length: int = 0
+    mode: int = 0
+    flags: int = 0
+    code: bytes = b""
+
+
+Totals = namedtuple("Totals", "api knows sites hits lost entries boot_sector traps resets clock cr3 cr4")
 """`api`: QEMU's plugin interface, 0 when the plugin was not loaded; `knows`: bit 0 registers, bit 1 the code's mode;
 `sites`: locked instructions translated; `hits` in all; `lost`: those of them in no entry; `boot_sector`: one has run;
-`cr3`, `cr4`: what they were in the kernel when `look` was last answered."""
+`clock`: of the machine at the last exception, in nanoseconds, 0 where its time is ours; `cr3`, `cr4`: what they were in
+the kernel when `look` was last answered."""
+
+
+class Entered(NamedTuple):
+    """Who enters virtual machines: where a VM exit goes on, the host's page tables then, and VM entries until now."""
+
+    rip: int
+    cr3: int
+    entries: int
 
 
 class Shared:
@@ -62,6 +112,18 @@ class Shared:
     def entries(self) -> Iterator[Entry]:
         """All of them, in the order of their first hits."""
         return map(self.entry, range(min(self.totals().entries, ENTRIES)))
+
+    def turned_on(self) -> bool:
+        """Whether software has ever turned split-lock detection on."""
+        return bool(_SEEN.unpack_from(self._map, _SEEN_AT)[0])
+
+    def hypervisors(self) -> list[Entered]:
+        """In the order of their first VM entries."""
+        count = int(_SEEN.unpack_from(self._map, _SEEN_AT)[1])
+        first = _SEEN_AT + _SEEN.size
+        return [
+            Entered(*_HYPERVISOR.unpack_from(self._map, first + number * _HYPERVISOR.size)) for number in range(count)
+        ]
 
     def tell_tasks(
         self, direct_map: int, started: int, execs: int, exec_bytes: int, send_fault: int, current: dict[int, int]

@@ -14,12 +14,14 @@ from contextlib import contextmanager
 
 from splitlock._errors import SplitlockError
 from splitlock.guest.machine import Machine
-from splitlock.guest.names import Named, Names
+from splitlock.guest.names import Hypervisor, Named, Names
+from splitlock.guest.shared import HYPERVISOR, LOAD
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from splitlock.guest.emulated import Emulated
     from splitlock.guest.machine import Options
     from splitlock.guest.stub.stops import Stops
 
@@ -39,10 +41,12 @@ class Watch:
     `named`: by the number of the plugin's entry; `said`: on its console, the last of it.
     """
 
-    def __init__(self, machine: Machine, cpus: int) -> None:
+    def __init__(self, machine: Emulated, cpus: int) -> None:
         self.machine = machine
         self.names = Names(machine.memory, machine.shared, cpus)
         self.named: dict[int, Named] = {}
+        self.hypervisors: list[Hypervisor | None] = []  #: as `Shared.hypervisors` has them; None: not known
+        self.livelocked: set[int] = set()  #: numbers of entries that did nothing but trap
         self.said = bytearray()
         self.stops: Stops | None = None  #: of the gdb stub
         self.passes = 0  #: with `--slow`: which one this is
@@ -108,7 +112,13 @@ class Watch:
         if len(question) < 4:
             return False
         number = int.from_bytes(question, "little")
-        self.named[number] = self.names.name(self.machine.shared.entry(number))
+        if number == LOAD:
+            self.machine.load()
+        elif number >= HYPERVISOR:
+            entered = self.machine.shared.hypervisors()[number - HYPERVISOR]
+            self.hypervisors.append(self.names.hypervisor(entered.rip, entered.cr3))
+        else:
+            self.named[number] = self.names.name(self.machine.shared.entry(number))
         try:
             self.machine.asked.sendall(b"\0")
         except OSError:
@@ -134,9 +144,11 @@ class Watch:
         self._look()
 
     def _livelock(self, now: float) -> bool:
-        """Has an instruction done nothing but trap for too long, over and over?"""
+        """Has an instruction done nothing but trap for too long, over and over? In the machine's own time."""
         stuck = {}
-        if self.machine.shared.totals().traps:
+        totals = self.machine.shared.totals()
+        if totals.traps:
+            now = totals.clock / 1e9 or now
             for number, entry in enumerate(self.machine.shared.entries()):
                 if entry.trapped_at:
                     begin = self._stuck.get(number)
@@ -144,9 +156,9 @@ class Watch:
                         begin = (entry.hits, entry.traps, now)
                     stuck[number] = begin
                     if now - begin[2] > _LIVELOCK and entry.traps - begin[1] > 2 * _LIVELOCK:
-                        return True
+                        self.livelocked.add(number)
         self._stuck = stuck
-        return False
+        return bool(self.livelocked)
 
     def _look(self) -> None:
         """Find the kernel that runs, also where nothing splits: the report says so, and names come sooner."""
@@ -155,26 +167,34 @@ class Watch:
         self.machine.shared.look()
 
     def _how(self, status: int) -> str:
-        """How QEMU ended of itself. Raises SplitlockError where it did not even begin."""
-        if status == 0:
+        """How the emulator ended of itself. Raises SplitlockError where it did not even begin."""
+        if self.machine.powered_off(status):
             return "power off"
-        words = self.machine.words().splitlines()
-        own = [line for line in words if line.startswith("splitlock plugin")]  # QEMU's word after it says less
-        said = f": {(own or words)[-1]}" if words else ""
+        emulator = self.machine.emulator
+        words = self.machine.words()
+        said = f": {words}" if words else ""
         if status > 0 and not self.machine.shared.totals().sites:
-            raise SplitlockError(f"QEMU did not start{said or f' (exit status {status})'}", 2)
+            raise SplitlockError(f"{emulator} did not start{said or f' (exit status {status})'}", 2)
         how = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
-        return f"qemu: {how}{said}"
+        return f"{emulator.lower()}: {how}{said}"
 
 
 @contextmanager
 def lived(
     options: Options, qemu: str, *, duration: float | None, until: str | None, console: int | None
 ) -> Iterator[tuple[Watch, Ended]]:
-    """A guest, after its end; arguments are those of `Machine` and of `Watch.run`."""
-    machine = Machine(options, qemu)
+    """A guest in QEMU, after its end; arguments are those of `Machine` and of `Watch.run`."""
+    with watched(Machine(options, qemu), duration=duration, until=until, console=console) as (watch, ended):
+        yield watch, ended
+
+
+@contextmanager
+def watched(
+    machine: Emulated, *, duration: float | None, until: str | None, console: int | None
+) -> Iterator[tuple[Watch, Ended]]:
+    """A machine that was just started, after its end; the other arguments are those of `Watch.run`."""
     try:
-        watch = Watch(machine, options.cpus)
+        watch = Watch(machine, machine.options.cpus)
         try:
             ended = watch.run(duration=duration, until=until, console=console)
         finally:

@@ -9,6 +9,7 @@ from splitlock.host.settings import audit as settings
 from splitlock.host.settings.audit import Unused
 from splitlock.host.settings.command_lines import given
 from splitlock.linux import parameter, versions
+from splitlock.linux.detection import LIMITS_NOTHING
 from splitlock.linux.text import number
 from splitlock.report import status as report
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from splitlock.host.root import Root
     from splitlock.report.status import Kernel, Mode, Processor
 
-_MODE = re.compile(r"(off|warn|fatal|ratelimit)(?::(\d+))?")
+_MODE = re.compile(rf"({'|'.join(parameter.MODES)})(?::(\d{{1,9}}))?")
 _RELEASE = re.compile(r"Linux version (\S+)")
 MODULES = ("lib/modules", "usr/lib/modules")
 
@@ -72,6 +73,14 @@ def _mode(
     """
     if other:
         return "unknown", 0, f"{other} answers in Linux's place: the mode is that of the system below it"
+    mode, rate, why = _asked(heard, name, processor, command_line)
+    if mode == "ratelimit" and processor.bus_lock.used.known == "no":
+        why += f"; it {LIMITS_NOTHING}"
+    return mode, rate, why
+
+
+def _asked(heard: Heard, name: str | None, processor: Processor, command_line: str | None) -> tuple[Mode, int, str]:
+    """As `_mode`, of a Linux."""
     split, bus = processor.split_lock.used, processor.bus_lock.used
     if split.known == bus.known == "no":
         why = split.why if split.why == bus.why else f"{split.why}; {bus.why}"
@@ -79,7 +88,7 @@ def _mode(
     said = _MODE.fullmatch(heard.mode or "")
     if said:
         rate = number(said[2] or "") or 0
-        return said[1], rate, f"the kernel said so at boot ({heard.source})"  # type: ignore[return-value]
+        return said[1], rate, f"the kernel said so at boot ({heard.told_by})"  # type: ignore[return-value]
     if command_line is None and name is None:
         return "unknown", 0, "no kernel is known to run there: no command line, no log"
     if command_line is None:

@@ -10,10 +10,18 @@ from splitlock.host.judgement import uses
 from splitlock.host.judgement.uses import Facts
 from splitlock.host.settings.command_lines import given
 from splitlock.linux import versions
-from splitlock.linux.detection import AMD
+from splitlock.linux.detection import AMD, INTEL
 from splitlock.linux.models import UNANNOUNCED
 from splitlock.linux.text import number
 from splitlock.report.status import Detection, Processor
+from splitlock.x86.msr import (
+    CORE_CAPABILITIES,
+    DEBUGCTL,
+    DETECT_BUS_LOCKS,
+    DETECT_SPLIT_LOCKS,
+    HAS_SPLIT_LOCKS,
+    TEST_CTRL,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,8 +30,6 @@ if TYPE_CHECKING:
     from splitlock.linux.versions import Release
     from splitlock.report.judgement import Known, Use
 
-TEST_CTRL, CORE_CAPABILITIES, DEBUGCTL = 0x33, 0xCF, 0x1D9  # SDM vol. 4
-_DETECT_SPLIT, _HAS_SPLIT, _DETECT_BUS = 1 << 29, 1 << 5, 1 << 2
 _HYPERVISORS = {
     "KVMKVMKVM": "KVM", "Microsoft Hv": "Hyper-V", "VMwareVMware": "VMware", "XenVMMXenVMM": "Xen",
     "TCGTCGTCGTCG": "QEMU (TCG)", "VBoxVBoxVBox": "VirtualBox", "ACRNACRNACRN": "ACRN", "bhyve bhyve ": "bhyve",
@@ -43,7 +49,7 @@ def processor(root: Root, heard: Heard, release: Release | None, foreign: str = 
     info = _cpuinfo(root)
     text = root.text("proc/cpuinfo") or ""
     facts = _facts(root, heard, release, foreign, info)
-    online = [n for n in map(number, re.findall(r"^processor\s*:\s*(\d+)", text, re.M)) if n is not None]
+    online = [n for n in map(number, re.findall(r"^processor\s*:\s*(\d{1,9})\b", text, re.M)) if n is not None]
     leaf = cpuid.leaf7() if root.live else None
     return Processor(
         name=info.get("model name"),
@@ -83,14 +89,14 @@ def _split(root: Root, leaf: tuple[int, ...] | None, facts: Facts, online: list[
     values = cpuid.msr(TEST_CTRL, online) if root.live else {}
     supported, source = _has_split(leaf, facts, used, online)
     return Detection(
-        supported=supported, used=used, enabled=_enabled(supported, values, _DETECT_SPLIT), source=source,
+        supported=supported, used=used, enabled=_enabled(supported, values, DETECT_SPLIT_LOCKS), source=source,
         registers=_registers("TEST_CTRL", values),
     )  # fmt: skip
 
 
 def _has_split(leaf: tuple[int, ...] | None, facts: Facts, used: Use, online: list[int]) -> tuple[Known, str]:
     """The processor, whatever its kernel makes of it."""
-    listed = facts.vendor == "GenuineIntel" and facts.family == 6 and facts.model in UNANNOUNCED
+    listed = facts.vendor == INTEL and facts.family == 6 and facts.model in UNANNOUNCED
     if used.known == "yes" or facts.vendor in AMD or not facts.x86:
         return ("yes" if used.known == "yes" else "no"), used.why
     if leaf is not None and not leaf[3] >> 30 & 1:
@@ -100,9 +106,13 @@ def _has_split(leaf: tuple[int, ...] | None, facts: Facts, used: Use, online: li
             else ("no", "the processor does not announce it: CPUID.7.EDX[30] = 0")
         )
     if leaf is not None and (capable := cpuid.msr(CORE_CAPABILITIES, online[:1])):
-        return ("yes" if next(iter(capable.values())) & _HAS_SPLIT else "no"), "IA32_CORE_CAPABILITIES[5]"
+        return ("yes" if next(iter(capable.values())) & HAS_SPLIT_LOCKS else "no"), "IA32_CORE_CAPABILITIES[5]"
     if listed:
         return "yes", "its model"
+    if facts.said_off_by_steamos:
+        return "yes", "the kernel's log: it turned it off"
+    if facts.release and facts.release.steamos and facts.flags is not None:
+        return "unknown", "SteamOS's kernel shows it only where it uses it"
     all_models = (
         facts.known(versions.ONLY_ANNOUNCED) == "yes"
         and not facts.foreign
@@ -133,7 +143,7 @@ def _bus(root: Root, leaf: tuple[int, ...] | None, facts: Facts, online: list[in
     else:
         supported, source = "unknown", used.why
     return Detection(
-        supported=supported, used=used, enabled=_enabled(supported, values, _DETECT_BUS), source=source,
+        supported=supported, used=used, enabled=_enabled(supported, values, DETECT_BUS_LOCKS), source=source,
         registers=_registers("DEBUGCTL", values),
     )  # fmt: skip
 

@@ -17,10 +17,10 @@ _CONTAINER = re.compile(
     r"(?:docker|libpod|cri-containerd|crio|containerd)[-/]([0-9a-f]{12,64})|/([0-9a-f]{64})(?:\.scope)?(?:/|$)"
     r"|lxc\.payload\.([^/]+)|/lxc/([^/]+)|machine\.slice/(?:machine-|systemd-nspawn@)([^/]+?)\.(?:scope|service)"
 )
-_MACHINE = re.compile(r"machine-(qemu|lxc|ch)\\x2d\d+\\x2d([^/]+)\.scope")
+_MACHINE = re.compile(r"machine-(qemu|lxc|ch)\\x2d\d{1,9}\\x2d([^/]{1,255})\.scope")
 #: Names of threads in which a virtual processor runs: QEMU's with libvirt or Proxmox, VirtualBox's, VMware's, crosvm's.
 _VCPU_THREADS = (
-    (re.compile(r"CPU \d+/(KVM|TCG|HVF)$"), "QEMU"), (re.compile(r"EMT(-\d+)?$"), "VirtualBox"),
+    (re.compile(r"CPU \d+/(KVM|TCG|HVF)$"), "QEMU"), (re.compile(r"EMT(-\d{1,9})?$"), "VirtualBox"),
     (re.compile(r"vmx-vcpu-\d+$"), "VMware"), (re.compile(r"crosvm_vcpu\d+$"), "crosvm"),
     (re.compile(r"fc_vcpu ?\d+$"), "Firecracker"), (re.compile(r"vcpu\d+$"), "cloud-hypervisor"),
 )  # fmt: skip

@@ -6,10 +6,13 @@ from collections import Counter, OrderedDict
 
 from splitlock.host.causes import Causes
 from splitlock.host.explain.line import explain
-from splitlock.host.log.heard import FOUND, Log
+from splitlock.host.log.boots import FOUND
+from splitlock.host.log.heard import Log
+from splitlock.host.log.machine import label
+from splitlock.host.log.wrappings import LOCAL
 from splitlock.host.oops import explanation as oops
 from splitlock.linux.text import when
-from splitlock.report.watch import Count, Event, Summary
+from splitlock.report.watch import Count, Event, Host, Summary
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -54,6 +57,10 @@ class Watch:
             self._count(made)
             yield made
 
+    def elsewhere(self, event: Event) -> bool:
+        """Is it another machine's than the log's first?"""
+        return bool(self._log.hosts) and label(event.host) not in ("", LOCAL, self._log.named)
+
     def _event(self, line: Line, said: Said) -> Event:
         record = said.record
         if said.dump and said.dump.place:
@@ -66,8 +73,10 @@ class Watch:
             if len(self._explained) > _EXPLAINED:
                 self._explained.popitem(last=False)
         made.time, made.stamp, made.text, made.number = _when(record.time), line.stamp, line.text, line.number
+        made.host = record.host
         if said.dump:
             made.oops = oops.explain(said.dump, self._files)
+            made.detail = line.detail
         made.causes = [cause for cause in self._causes.of_event(made) if cause.name not in self._told]
         self._told.update(cause.name for cause in made.causes)
         if not record.speaker or line.kind == "lost":
@@ -110,7 +119,7 @@ class Watch:
     def summary(self, *, complete: bool) -> Summary:
         """The sum so far; the places with the most lines first."""
         log = self._log
-        doubts = log.gaps() + [why for why in (log.deaf(), log.unarmed()) if why]
+        doubts = log.doubts()
         return Summary(
             source=log.source.name,
             complete=complete,
@@ -130,7 +139,13 @@ class Watch:
             doubts=doubts,
             counts=sorted(self._counts.values(), key=lambda count: -count.lines),
             uncounted=self.uncounted,
+            hosts=_hosts(log) if log.hosts else [],
         )
+
+
+def _hosts(log: Log) -> list[Host]:
+    boots = {log.named: log, **log.hosts}
+    return [Host(name=name, release=boot.release, mode=boot.mode, lines=boot.found) for name, boot in boots.items()]
 
 
 def _when(seconds: float | None) -> str | None:

@@ -69,6 +69,24 @@ class Callbacks(ctypes.Structure):
 Callback = ctypes.CFUNCTYPE(c_int, c_void_p, c_void_p)
 """int (*callback)(Dwfl_Frame * or Dwarf_Die *, void *) of dwfl_getthread_frames, dwarf_getfuncs."""
 
+NextThread = ctypes.CFUNCTYPE(c_int, c_void_p, c_void_p, c_void_p)
+ReadMemory = ctypes.CFUNCTYPE(c_bool, c_void_p, c_uint64, POINTER(c_uint64), c_void_p)
+SetRegisters = ctypes.CFUNCTYPE(c_bool, c_void_p, c_void_p)
+
+
+class ThreadCallbacks(ctypes.Structure):
+    """Dwfl_Thread_Callbacks; it must outlive every session that it is attached to."""
+
+    _fields_ = (
+        ("next_thread", NextThread),
+        ("get_thread", c_void_p),
+        ("memory_read", ReadMemory),
+        ("set_initial_registers", SetRegisters),
+        ("detach", c_void_p),
+        ("thread_detach", c_void_p),
+    )
+
+
 _OUT64 = POINTER(c_uint64)
 _PROTOTYPES: dict[str, tuple[type | None, list[type]]] = {
     "dwfl_begin": (c_void_p, [POINTER(Callbacks)]),
@@ -86,6 +104,8 @@ _PROTOTYPES: dict[str, tuple[type | None, list[type]]] = {
     "dwfl_module_getsym": (c_char_p, [c_void_p, c_int, POINTER(Sym), c_void_p]),
     "dwfl_linux_proc_report": (c_int, [c_void_p, c_int]),
     "dwfl_linux_proc_attach": (c_int, [c_void_p, c_int, c_bool]),
+    "dwfl_attach_state": (c_bool, [c_void_p, c_void_p, c_int, POINTER(ThreadCallbacks), c_void_p]),
+    "dwfl_thread_state_registers": (c_bool, [c_void_p, c_int, c_uint, _OUT64]),
     "dwfl_getthread_frames": (c_int, [c_void_p, c_int, Callback, c_void_p]),
     "dwfl_frame_pc": (c_bool, [c_void_p, _OUT64, POINTER(c_bool)]),
     "dwarf_getsrc_die": (c_void_p, [c_void_p, c_uint64]),
@@ -185,6 +205,29 @@ def visit(call: Callable[[object], object], body: Callable[[int], bool]) -> None
     call(Callback(step))
     if failed:
         raise failed[0]
+
+
+def stack(lib: ctypes.CDLL, session: int, tid: int, limit: int) -> list[int]:
+    """At most `limit` program counters of a thread that the session is attached to, innermost first.
+
+    The first is the thread's rip. One that is a return address is lowered by one, so that it lies in the call it
+    returns from. Ends early where unwinding fails.
+    """
+    found: list[int] = []
+    pc, activation = c_uint64(), c_bool()
+
+    def add(frame: int) -> bool:
+        if not lib.dwfl_frame_pc(frame, ctypes.byref(pc), ctypes.byref(activation)):
+            return False
+        if not activation.value:
+            if pc.value == 0:  # the outermost caller, by frame pointers
+                return False
+            pc.value -= 1
+        found.append(pc.value)
+        return len(found) < limit
+
+    visit(lambda callback: lib.dwfl_getthread_frames(session, tid, callback, None), add)
+    return found
 
 
 def unit_ranges(lib: ctypes.CDLL, module: int) -> list[tuple[int, int, int]]:

@@ -12,13 +12,19 @@ from splitlock._errors import ImageError
 from splitlock.image.compressed import compression, expand
 
 HEAD = 0x250  #: bytes of a file that tell whether it is one, and where its payload lies
-_SETUP_SECTS, _MAGIC, _VERSION, _PAYLOAD = 0x1F1, 0x202, 0x206, 0x248
+_SETUP_SECTS, _SYSSIZE, _MAGIC, _VERSION, _PAYLOAD = 0x1F1, 0x1F4, 0x202, 0x206, 0x248
 _OLDEST = 0x208
 
 
 def is_bzimage(head: bytes) -> bool:
     """Whether a file that starts so is a bootable kernel."""
     return head[_MAGIC : _MAGIC + 4] == b"HdrS" and head[0x1FE:0x200] == b"\x55\xaa"
+
+
+def length(head: bytes) -> int:
+    """Bytes that the kernel has at least, by its own header: the last paragraph of 16 bytes may be cut short."""
+    paragraphs = int.from_bytes(head[_SYSSIZE : _SYSSIZE + 4], "little")
+    return ((head[_SETUP_SECTS] or 4) + 1) * 512 + max(0, paragraphs * 16 - 15)
 
 
 def vmlinux(data: bytes, limit: int) -> bytes:

@@ -7,6 +7,7 @@ addresses of the file, in bytes, before any load bias.
 
 from __future__ import annotations
 
+import re
 import struct
 from collections import namedtuple
 
@@ -14,14 +15,14 @@ from splitlock._errors import ImageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
     from mmap import mmap
 
     Buffer = bytes | mmap
 
 ET_REL, ET_EXEC, ET_DYN = 1, 2, 3
-EM_386, EM_X86_64 = 3, 62
-PT_LOAD, PT_DYNAMIC, PT_INTERP, PT_NOTE = 1, 2, 3, 4
+EM_X86_64 = 62
+PT_LOAD, PT_DYNAMIC, PT_NOTE = 1, 2, 4
 PT_GNU_EH_FRAME = 0x6474E550
 PF_X, PF_W = 1, 2
 SHT_SYMTAB, SHT_NOBITS, SHT_DYNSYM = 2, 8, 11
@@ -161,24 +162,61 @@ class Elf:
                 if shndx and value:
                     yield Symbol(text_at(names, name), info & 15, value, size)
 
+    def addresses(self, names: Collection[bytes]) -> dict[bytes, int]:
+        """Where symbols of these names are, whatever their version; of those that are defined here.
+
+        As `symbols`, but without a look at the names of the others.
+        """
+        kinds = {s.type: s for s in reversed(self.sections)}
+        table = kinds.get(SHT_SYMTAB) or kinds.get(SHT_DYNSYM)
+        if not table or table.link >= len(self.sections):
+            return {}
+        strings = self.sections[table.link]
+        held = bytes(self.data[strings.offset : strings.offset + strings.size])
+        # a string may be the end of another one's
+        places = {m.start(): name for name in names for m in re.finditer(re.escape(name) + rb"(?=[\0@])", held)}
+        raw = bytes(self.data[table.offset : table.offset + table.size])
+        first = memoryview(raw[: len(raw) // _SYM.size * _SYM.size]).cast("I")[:: _SYM.size // 4]
+        found = {}
+        for i, name in enumerate(first):
+            if name in places:
+                _, _, _, shndx, value, _ = _SYM.unpack_from(raw, i * _SYM.size)
+                if shndx and value:
+                    found[places[name]] = value
+        return found
+
     def build_id(self) -> str | None:
         """The GNU build-id in hex, where the linker left one."""
+        found = self._build_id()
+        return None if found is None else found[1].hex()
+
+    def build_id_at(self) -> tuple[int, bytes] | None:
+        """The address of the GNU build-id in what is loaded, and itself."""
+        found = self._build_id()
+        if found is None:
+            return None
+        at = found[0]
+        holder = next((s for s in self.segments if s.type == PT_LOAD and s.offset <= at < s.offset + s.filesz), None)
+        return None if holder is None else (holder.vaddr + at - holder.offset, found[1])
+
+    def _build_id(self) -> tuple[int, bytes] | None:
+        """Its place in the file, and itself."""
         for s in self.segments:
             if s.type == PT_NOTE:
                 note = self._note(self.data[s.offset : s.offset + s.filesz])
                 if note is not None:
-                    return note.hex()
+                    return s.offset + note[0], note[1]
         return None
 
     @staticmethod
-    def _note(raw: bytes) -> bytes | None:
+    def _note(raw: bytes) -> tuple[int, bytes] | None:
         at = 0
         while at + _NHDR.size <= len(raw):
             namesz, descsz, kind = _NHDR.unpack_from(raw, at)
             name = at + _NHDR.size
             desc = name + (namesz + 3 & ~3)
             if kind == NT_GNU_BUILD_ID and raw[name : name + 4] == b"GNU\0":
-                return raw[desc : desc + descsz]
+                return desc, raw[desc : desc + descsz]
             at = desc + (descsz + 3 & ~3)
         return None
 

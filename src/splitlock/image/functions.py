@@ -46,31 +46,37 @@ def frame_ranges(elf: Elf) -> list[tuple[int, int]]:
 
     Found by section header, else through PT_GNU_EH_FRAME. Raises ImageError when it is malformed.
     """
-    return [(start, end) for start, end, _ in _frames(elf)]
+    return [(start, end) for start, end, _ in frames(elf)]
 
 
 def handler_starts(elf: Elf) -> set[int]:
     """Starts of functions whose frame entry names exception handlers (a language-specific data area)."""
-    return {start for start, _, handlers in _frames(elf) if handlers}
+    return {start for start, _, handlers in frames(elf) if handlers}
 
 
-def _frames(elf: Elf) -> list[tuple[int, int, bool]]:
+def frame_section(elf: Elf) -> tuple[bytes, int]:
+    """The contents of .eh_frame and its address; empty where there is none.
+
+    Found by section header, else through PT_GNU_EH_FRAME. Raises ImageError when that points nowhere.
+    """
     section = elf.section(".eh_frame")
     if section is not None and section.size:
-        address = section.addr
-        raw = elf.data[section.offset : section.offset + section.size]
-    else:
-        header = next((s for s in elf.segments if s.type == PT_GNU_EH_FRAME), None)
-        if header is None:
-            return []
-        encoding = elf.read(header.vaddr + 1, 1)[0]
-        address = _pointer(elf.read(header.vaddr, header.filesz), 4, encoding, header.vaddr)[0]
-        holder = next((s for s in elf.segments if s.vaddr <= address < s.vaddr + s.filesz and s.type == 1), None)
-        if holder is None:
-            raise ImageError("PT_GNU_EH_FRAME points outside the file")
-        raw = elf.read(address, holder.vaddr + holder.filesz - address)
+        return elf.data[section.offset : section.offset + section.size], section.addr
+    header = next((s for s in elf.segments if s.type == PT_GNU_EH_FRAME), None)
+    if header is None:
+        return b"", 0
+    encoding = elf.read(header.vaddr + 1, 1)[0]
+    address = _pointer(elf.read(header.vaddr, header.filesz), 4, encoding, header.vaddr)[0]
+    holder = next((s for s in elf.segments if s.vaddr <= address < s.vaddr + s.filesz and s.type == 1), None)
+    if holder is None:
+        raise ImageError("PT_GNU_EH_FRAME points outside the file")
+    return elf.read(address, holder.vaddr + holder.filesz - address), address
+
+
+def frames(elf: Elf) -> list[tuple[int, int, bool]]:
+    """`(start, end, may have handlers)` of every frame description entry. Raises ImageError when one is malformed."""
     try:
-        return _entries(raw, address)
+        return _entries(*frame_section(elf))
     except ImageError:
         raise
     except (IndexError, ValueError, struct.error):

@@ -12,10 +12,11 @@ import struct
 from bisect import bisect_right
 
 from splitlock._errors import ImageError
+from splitlock.image.apart import Symbols
 from splitlock.image.demangle import demangle
 from splitlock.image.elf import PF_X, PT_LOAD, Elf, elf_class
 from splitlock.image.functions import function_ranges
-from splitlock.image.symbols import Frame, Symbols
+from splitlock.image.symbols import Frame
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -128,6 +129,11 @@ class Loaded:
             return self._symbols.frames(address)
         at = bisect_right(self._names, (address, "\U0010ffff")) - 1
         return [Frame(f"{self._names[at][1]}+{address - self._names[at][0]:#x}", None, False)] if at >= 0 else []
+
+    @property
+    def trouble(self) -> str:
+        """Why `frames` knows less than the file may hold, and what to do; empty: it does not."""
+        return self._symbols.trouble if self._symbols is not None else ""
 
     def start(self, address: int) -> int | None:
         """Where the function begins that an address is in or just behind; None where that is not known."""

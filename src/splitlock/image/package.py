@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import stat
-from collections import namedtuple
 from contextlib import closing
 from typing import NamedTuple
 
@@ -41,13 +40,20 @@ class File(NamedTuple):
     root: str = ""  #: the directory that its path begins at and cannot leave; empty: this machine's
 
 
-Member = namedtuple("Member", "path member data")
-Member.__doc__ = """An ELF file: the path of the file it is or is in, its name inside a package, its contents.
+class Member(NamedTuple):
+    """An ELF file. Names that are not UTF-8 have escapes in place of what is not."""
 
-`member` is None for a file that is in no package. Names that are not UTF-8 have escapes in place of what is not.
-"""
-Failure = namedtuple("Failure", "path member reason")
-Failure.__doc__ = """Something that could not be read: where, as in a Member, and why, in one line."""
+    path: str  #: of the file that it is, or is in
+    member: str | None  #: its name inside a package; None: it is in none
+    data: bytes
+
+
+class Failure(NamedTuple):
+    """Something that could not be read: where, as in a Member."""
+
+    path: str
+    member: str | None
+    reason: str  #: in one line
 
 
 def default_paths() -> list[str]:

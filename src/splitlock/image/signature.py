@@ -7,7 +7,7 @@ Behind the module's ELF image lie a PKCS#7 message, a 12-byte struct that says h
 
 from __future__ import annotations
 
-from collections import namedtuple
+from typing import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,10 +17,14 @@ MARKER = b"~Module signature appended~\n"
 _PKCS7 = 2  # id_type of the struct
 _STRUCT = 12
 
-# signer: common name of the certificate's issuer, "" where the signer is named by key alone.
-# key_id: serial number or subject key identifier, upper-case hex bytes as modinfo prints them.
-# hash_algorithm: "sha256", or a dotted object identifier.
-Signature = namedtuple("Signature", "signer key_id hash_algorithm")
+
+class Signature(NamedTuple):
+    """Who signed a module."""
+
+    signer: str  #: common name of the certificate's issuer; empty where the signer is named by key alone
+    key_id: str  #: serial number or subject key identifier, upper-case hex bytes as modinfo prints them
+    hash_algorithm: str  #: sha256, or a dotted object identifier
+
 
 _COMMON_NAME = bytes.fromhex("550403")
 _HASHES = {

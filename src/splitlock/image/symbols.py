@@ -6,7 +6,7 @@ lines and no stacks. Addresses are those of the ELF file, as addr2line(1) takes 
 program counters of `Unwinder`, which are those of the running process.
 
 Nothing here raises because of what a file holds: what cannot be read is not known. An object is to
-be used by one thread at a time.
+be used by one thread at a time. Strangers' files are not for `Names`, but for image/apart.py, which has it in a child.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ inlined into the next one. The path is as the compiler wrote it (it may be relat
 compilation directory)."""
 
 
-class Symbols:
+class Names:
     """The names in one ELF image, with its separate debug information where that is installed.
 
     The file is opened at the first question. `descriptor`: it is open already, and `path` its name only; the descriptor
@@ -46,9 +46,9 @@ class Symbols:
     perf do.
     """
 
-    def __init__(self, path: str, descriptor: int | None = None, *, beside: bool = True) -> None:
+    def __init__(self, path: str, descriptor: int | None = None, *, beside: bool = True, libdw: bool = True) -> None:
         self.path = path
-        self._descriptor, self._beside = descriptor, beside
+        self._descriptor, self._beside, self._libdw = descriptor, beside, libdw
         self._opened = False
         self._lib: ctypes.CDLL | None = None
         self._dwfl: int | None = None
@@ -63,7 +63,7 @@ class Symbols:
         self._frames: dict[int, list[Frame]] = {}
         self._data: dict[int, tuple[str, int, str] | None] = {}
 
-    def __enter__(self) -> Symbols:
+    def __enter__(self) -> Names:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -145,7 +145,7 @@ class Symbols:
                     self._sections.append((s.addr, s.addr + s.size, s.name, s.flags))
         except (OSError, ValueError, OverflowError):
             pass  # unreadable, or (ImageError, a ValueError) malformed: libdw may make more of it
-        self._lib = _libdw.load()
+        self._lib = _libdw.load() if self._libdw else None
         if self._lib is not None:
             way = "dwfl_standard_find_debuginfo" if self._beside else "dwfl_build_id_find_debuginfo"
             self._dwfl = _libdw.begin(self._lib, "dwfl_build_id_find_elf", way)
@@ -308,21 +308,7 @@ class Unwinder:
         # stack after one for which the registers could not be read.
         if lib is None or self._dwfl is None or limit < 1 or not _libdw.can_read_registers(tid):
             return []
-        found: list[int] = []
-        pc, activation = ctypes.c_uint64(), ctypes.c_bool()
-
-        def add(frame: int) -> bool:
-            if not lib.dwfl_frame_pc(frame, ctypes.byref(pc), ctypes.byref(activation)):
-                return False
-            if not activation.value:
-                if pc.value == 0:  # the outermost caller, by frame pointers
-                    return False
-                pc.value -= 1
-            found.append(pc.value)
-            return len(found) < limit
-
-        _libdw.visit(lambda callback: lib.dwfl_getthread_frames(self._dwfl, tid, callback, None), add)
-        return found
+        return _libdw.stack(lib, self._dwfl, tid, limit)
 
     def close(self) -> None:
         """Free the session. The process stays as it is."""

@@ -18,10 +18,13 @@ Trap = Literal["#AC", "#DB"]
 #: asking: a program that has set EFLAGS.AC, and so asked for alignment checks itself. guest: as KVM asks its host.
 Place = Literal["program", "asking", "kernel", "interrupt", "guest"]
 Fate = Literal["executed", "slowed", "limited", "sigbus", "oops", "panic", "livelock"]
-Logged = Literal["never", "once a boot", "once a task", "each time"]
+#: How often so many locks of one task trap. once: the first one ends the task, or detection for it. each window: what
+#: follows while detection is off does not trap. for ever: the same instruction, again and again
+Traps = Literal["once", "each lock", "each window", "for ever"]
 
 #: /proc/cpuinfo's vendor_id of AMD's processors and their kin: no `#AC` for split locks
 AMD = ("AuthenticAMD", "HygonGenuine")
+INTEL = "GenuineIntel"  #: vendor_id of those that have it
 FATES: tuple[Fate, ...] = ("executed", "slowed", "limited", "sigbus", "oops", "panic", "livelock")
 PLACES: tuple[Place, ...] = ("program", "asking", "kernel", "interrupt", "guest")
 
@@ -71,8 +74,8 @@ class Effect(NamedTuple):
     fate: Fate
     what: str  #: in words
     source: str  #: the kernel's function
-    sentence: Sentence | None = None  #: what is logged
-    logged: Logged = "never"  #: at most; a rate limit may hold lines back
+    sentence: Sentence | None = None  #: what is logged at a trap; linux/often.py says how often
+    traps: Traps = "once"
     sleep_ms: int = 0  #: that the task waits, each time it traps
     alone_jiffies: int = 0  #: for which no other task may have detection turned off
 
@@ -88,8 +91,8 @@ class Rule(NamedTuple):
     mitigate: bool | None = None  #: kernel.split_lock_mitigate; None: whatever it is
 
 
-def _sigbus(why: str, source: str, sentence: Sentence | None, logged: Logged = "each time") -> Effect:
-    return Effect("sigbus", f"{why}: SIGBUS, BUS_ADRALN, si_addr 0", source, sentence, logged if sentence else "never")
+def _sigbus(why: str, source: str, sentence: Sentence) -> Effect:
+    return Effect("sigbus", f"{why}: SIGBUS, BUS_ADRALN, si_addr 0", source, sentence)
 
 
 _TRAPS = "traps.c: exc_alignment_check()"
@@ -97,6 +100,8 @@ _OLD_TRAPS = "traps.c: do_alignment_check()"
 _WARN, _USER, _GUEST, _BUS = (
     "split_lock_warn()", "handle_user_split_lock()", "handle_guest_split_lock()", "handle_bus_lock()",
 )  # fmt: skip
+#: Of `ratelimit` where `#DB` is not used: split_lock_init() turns `#AC` off, and bus_lock_init() turns nothing on.
+LIMITS_NOTHING = "detects nothing here, just as off: to limit the rate the kernel needs bus-lock detection (#DB)"
 _OFF_FOR = f"turns detection off on this core for {JIFFIES} jiffies"
 
 RULES = (
@@ -104,50 +109,47 @@ RULES = (
     Rule("#AC", MODES, ("program", "asking"), None,
          _sigbus("takes it for a failed alignment check", _OLD_TRAPS, sentences.KILLED)),
     Rule("#AC", MODES, ("kernel",), None,
-         Effect("oops", "the kernel oopses", _OLD_TRAPS, sentences.ALIGNMENT, "each time")),
+         Effect("oops", "the kernel oopses", _OLD_TRAPS, sentences.ALIGNMENT)),
     Rule("#AC", MODES, ("interrupt",), None,
-         Effect("panic", "an oops in an interrupt: panic", _OLD_TRAPS, sentences.ALIGNMENT, "each time")),
+         Effect("panic", "an oops in an interrupt: panic", _OLD_TRAPS, sentences.ALIGNMENT)),
     # -- #AC ------------------------------------------------------------------------------------------------------
     Rule("#AC", MODES, ("kernel",), versions.SPLIT_LOCKS,
-         Effect("oops", "the kernel oopses", _TRAPS, sentences.OOPS_5_7, "each time")),
+         Effect("oops", "the kernel oopses", _TRAPS, sentences.OOPS_5_7)),
     Rule("#AC", MODES, ("kernel",), versions.OOPS_PREFIX,
-         Effect("oops", "the kernel oopses", _TRAPS, sentences.OOPS, "each time")),
+         Effect("oops", "the kernel oopses", _TRAPS, sentences.OOPS)),
     Rule("#AC", MODES, ("interrupt",), versions.SPLIT_LOCKS,
-         Effect("panic", "an oops in an interrupt: panic", _TRAPS, sentences.OOPS_5_7, "each time")),
+         Effect("panic", "an oops in an interrupt: panic", _TRAPS, sentences.OOPS_5_7)),
     Rule("#AC", MODES, ("interrupt",), versions.OOPS_PREFIX,
-         Effect("panic", "an oops in an interrupt: panic", _TRAPS, sentences.OOPS, "each time")),
+         Effect("panic", "an oops in an interrupt: panic", _TRAPS, sentences.OOPS)),
     # a kernel that detects nothing, and gets it all the same: from its hypervisor
     Rule("#AC", ("off", "ratelimit"), ("program",), versions.SPLIT_LOCKS,
          Effect("livelock", "warns, writes a TEST_CTRL that it does not have, and runs the instruction again: it traps "
-                "for ever", _WARN, sentences.TOOK_SPLIT, "once a task")),
+                "for ever", _WARN, sentences.TOOK_SPLIT, "for ever")),
     Rule("#AC", ("warn",), ("program", "guest"), versions.SPLIT_LOCKS,
-         Effect("executed", "detection is off while this task runs, for good", _WARN, sentences.TOOK_SPLIT,
-                "once a task")),
+         Effect("executed", "detection is off while this task runs, for good", _WARN, sentences.TOOK_SPLIT)),
     Rule("#AC", ("warn",), ("program", "guest"), versions.MISERY,
          Effect("slowed", f"sleeps {SLEEP_MS} ms, waits until no other core runs split locks, {_OFF_FOR}", _WARN,
-                sentences.TOOK_SPLIT, "once a task", SLEEP_MS, JIFFIES)),
+                sentences.TOOK_SPLIT, "each window", SLEEP_MS, JIFFIES)),
     Rule("#AC", ("warn",), ("program", "guest"), versions.MITIGATE,
-         Effect("executed", _OFF_FOR, _WARN, sentences.TOOK_SPLIT, "once a task"), mitigate=False),
+         Effect("executed", _OFF_FOR, _WARN, sentences.TOOK_SPLIT, "each window"), mitigate=False),
     Rule("#AC", ("fatal",), ("program",), versions.SPLIT_LOCKS, _sigbus("not handled", _USER, sentences.KILLED)),
     Rule("#AC", MODES, ("asking",), versions.SPLIT_LOCKS,
          _sigbus("the task set EFLAGS.AC", _USER, sentences.KILLED)),
     Rule("#AC", ("fatal",), ("guest",), versions.KVM_ASKS,
-         Effect("sigbus", "SIGBUS to the program that runs the virtual machine", _GUEST, sentences.GUEST_FATAL,
-                "once a boot")),
+         Effect("sigbus", "SIGBUS to the program that runs the virtual machine", _GUEST, sentences.GUEST_FATAL)),
     Rule("#AC", ("off", "ratelimit"), ("guest",), versions.KVM_ASKS,
-         Effect("sigbus", "SIGBUS to the program that runs the virtual machine", _GUEST, sentences.GUEST_BOGUS,
-                "once a boot")),
+         Effect("sigbus", "SIGBUS to the program that runs the virtual machine", _GUEST, sentences.GUEST_BOGUS)),
     # -- #DB: in user mode alone, behind the instruction ------------------------------------------------------------
     Rule("#DB", MODES, ("program", "asking"), None,
          Effect("executed", "nothing: the bus-lock bit of DR6 alone sends no signal", "traps.c: exc_debug_user()")),
     Rule("#DB", ("off",), ("program", "asking"), versions.BUS_LOCKS, Effect("executed", "nothing", _BUS)),
     Rule("#DB", ("warn",), ("program", "asking"), versions.BUS_LOCKS,
-         Effect("executed", "a line each time, rate limited; goes on", _BUS, sentences.TOOK_BUS, "each time")),
+         Effect("executed", "a line each time, rate limited; goes on", _BUS, sentences.TOOK_BUS, "each lock")),
     Rule("#DB", ("fatal",), ("program", "asking"), versions.BUS_LOCKS,
          Effect("sigbus", "SIGBUS, BUS_ADRALN; the lock has executed", _BUS)),
     Rule("#DB", ("ratelimit",), ("program", "asking"), versions.RATELIMIT,
          Effect("limited", f"waits in steps of {STEP_MS} ms until the limit of all tasks lets it go on", _BUS,
-                sentences.TOOK_BUS, "each time", STEP_MS)),
+                sentences.TOOK_BUS, "each lock", STEP_MS)),
 )  # fmt: skip
 
 
@@ -164,6 +166,17 @@ def effect(kernel: Kernel, trap: Trap, mode: Mode, place: Place, *, mitigate: bo
     if found is None:
         raise LookupError(f"{trap} in mode {mode}, {place}")
     return found
+
+
+def false_bus_locks(release: Release) -> Literal["yes", "no", "unknown"]:
+    """Does it take the first `#DB` of any kind on a core for a bus lock, on a processor that has bus-lock detection?
+
+    DR6 says "no bus lock" only once a first `#DB` has set its bits, before DR6_BUS_LOCK; docs/linux.md, "False lines".
+    """
+    asks, fixed = has(versions.BUS_LOCKS, release), has(versions.DR6_BUS_LOCK, release)
+    if asks == "no" or fixed == "yes":
+        return "no"
+    return "yes" if asks == "yes" and fixed == "no" else "unknown"
 
 
 def used(kernel: Kernel, processor: Processor) -> Processor:

@@ -12,10 +12,12 @@ class Head(NamedTuple):
     split  a kernel that knows of split locks (5.7 and later): `Split lock detected`. False: `alignment check`, which
            older kernels say, for whom `#AC` in kernel mode has no meaning
     number `[#N]`: the number of this oops since boot; None where the line with it is missing
+    lost   the first line is missing: why the kernel stopped is not said, and `split` is a guess by the rest
     """
 
     split: bool
     number: int | None
+    lost: bool = False
 
 
 class Frame(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from string import Formatter
 from typing import Literal, NamedTuple
 
@@ -103,7 +104,7 @@ _GROUPS = dict(_groups())
 # Of a line that a narrow terminal broke there may be any part.
 _PART = (
     r"x86/spl(?:i(?:t(?: (?:l(?:oc?)?)?)?)?)?\s*$|plit lock detec|\block detection(?:: ?#|:?\s*$)|_lock trap at"
-    r"|detection: #(?:AC|DB): |(?:took a|fatal|bogus) (?:split|bus)(?:_|\s*$)|(?:^\W*|lock |\bc?k )trap at addr"
+    r"|detection: #(?:AC|DB): |(?:took a|fatal|bogus) (?:split|bus)(?:_|\s*$)|(?:^\W{0,40}|lock |\bc?k )trap at addr"
     r"|(?:alignment )?check ip:[0-9a-f]"
 )
 # Where a sentence may begin, and what is a piece of one.
@@ -129,7 +130,16 @@ def lines(text: str) -> Iterator[Line]:
     It may begin with whatever a logger puts there, hold several of the kernel's messages, and end within one.
     """
     if not any(needle in text for needle in _NEEDLES):  # a million other lines a minute
-        return
+        return iter(())
+    return iter(_lines(text))
+
+
+@lru_cache(maxsize=2)  # a record is asked about by everybody who reads it: its wrapping, the oops's head, the log
+def _lines(text: str) -> tuple[Line, ...]:
+    return tuple(_found(text))
+
+
+def _found(text: str) -> Iterator[Line]:
     done = 0
     for anchor in _ANCHOR.finditer(text):
         start = anchor.start()
@@ -158,7 +168,7 @@ def _line(match: re.Match[str], stamp: str) -> Line:
         group -= 1
     sentence, names = _GROUPS[group]
     given = dict(zip(names, match.groups()[group:], strict=False))
-    number = {name: int(given[name], base) for name, base in _NUMBERS.items() if given.get(name)}
+    number = {name: int(value, _NUMBERS[name]) for name, value in given.items() if value and name in _NUMBERS}
     mapped = _PLACE.fullmatch(given.get("place") or "")
     detail = sentence.detail
     if "rate" in number:

@@ -8,6 +8,7 @@ The words: arch/x86/kernel/dumpstack.c (`__die_header`, `show_opcodes`, `show_ir
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from splitlock.linux.dump import Dump, Frame, Head
 from splitlock.linux.log import lines
@@ -25,9 +26,9 @@ _NAME = 256  # characters: symbols are shorter (KSYM_NAME_LEN is 512, of mangled
 _COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _BREAK = re.compile(r"\\x0a|\\n|#012|\n")  # /dev/kmsg and journalctl; JSON; rsyslog; a record with a break in it
 _CLOCK = re.compile(r"\[ *\d+\.\d{6}\]")
-_CALLER = re.compile(r"\[ *([CT]\d+)\]")  # CONFIG_PRINTK_CALLER: which CPU or task wrote the line
+_CALLER = re.compile(r"\[ *([CT]\d{1,10})\]")  # CONFIG_PRINTK_CALLER: which CPU or task wrote the line
 
-_NUMBER = re.compile(r": [0-9a-fA-F]{4} \[#(?P<number>\d+)\]")
+_NUMBER = re.compile(r": [0-9a-fA-F]{4} \[#(?P<number>\d{1,9})\]")
 
 _MODULE = r"(?: \[(?P<module>[\w-]{1,64})(?: (?P<build>[0-9a-fA-F]+))?\])?"
 _SYMBOL = r"(?P<symbol>[\w.$]{1,512})\+0x(?P<offset>[0-9a-fA-F]{1,16})/0x(?P<size>[0-9a-fA-F]{1,16})"
@@ -40,13 +41,13 @@ _FRAME = re.compile(
     rf"(?:{_SYMBOL}|(?P<address>0x[0-9a-fA-F]{{4,16}})|{_SOURCE}){_MODULE}$"
 )
 _IP = re.compile(r"\b(?P<name>[RE]IP): (?:(?P<cs>[0-9a-fA-F]{4}):)?(?:\[<[0-9a-fA-F]*>\] *)*(?P<where>.*)")
-_CONTEXT = re.compile(r"(?:^|\s)<(?P<end>/?)(?P<name>[A-Z#][A-Z#0-9_]{1,15})>(?P<rest>.*)$")
+_CONTEXT = re.compile(r"(?:^|\s)<(?P<end>/?)(?P<name>[A-Z#][A-Z#0-9_]{1,15})>(?P<rest>.*)")
 _REGISTER = re.compile(  # of all their digits: a line that was cut off has fewer
     r"\b(?:(R[A-D]X|R[SD]I|R[BS]P|R\d\d|[CD]R\d|FS|GS|knlGS): *(?:[0-9a-fA-F]{4}:)?([0-9a-fA-F]{16})"
     r"|(E[A-D]X|E[SD]I|E[BS]P|EFLAGS|[CD]R\d): *([0-9a-fA-F]{8}))\b"
 )
 _OPCODES = re.compile(r"\bCode: (?P<bytes>[<(]?[0-9a-fA-F]{2}(?![0-9a-fA-F])[0-9a-fA-F<>() ]*)")
-_MORE = re.compile(r"(?: *[<(]?[0-9a-fA-F]{0,2}[>)]?(?: |$))+")  # of it, where a terminal has broken the line
+_MORE = re.compile(r"(?: *+[<(]?[0-9a-fA-F]{0,2}[>)]?(?: |$))+")  # of it, where a terminal has broken the line
 _BYTE = re.compile(r"([<(]?)([0-9a-fA-F]{2})([>)]?)")
 _UNREADABLE = re.compile(
     r"\bCode: +(?:Unable to access opcode bytes at (?:RIP )?(?:0x(?P<start>[0-9a-fA-F]{1,16}))?|Bad RIP)"
@@ -54,21 +55,23 @@ _UNREADABLE = re.compile(
 _PROLOGUE, _SHOWN = 42, 64  # bytes before the instruction that `Code:` begins with; all of them
 #: What a terminal has broken within: a place, a register's value. The line of a task, which else has a release.
 _BROKEN = re.compile(
-    r"\b[RE]IP: (?:\d{4}:)?[^ ]*(?: \[[^\]]*)?$|\bCPU: \d+ .*$"
+    r"\b[RE]IP: (?:\d{4}:)?[^ ]{0,600}(?: \[[^\]]{0,99})?$|\bCPU: \d+ "
     r"|\b(?:[RE][A-D]X|[RE][SD]I|[RE][BS]P|R\d\d|[CD]R\d|[FG]S|knlGS): *(?:[0-9a-fA-F]{4}:)?[0-9a-fA-F]{0,15}$"
 )
-_REST = re.compile(r"(?:[^\s:\[\]]+|[^\s:\[\]]*[ \[]?[\w-]+\])(?: [^:\[]*| .*[A-Z0-9]{2,5}: .*| #\d.*)?$")
+_REST = re.compile(
+    r"(?:[^\s:\[\]]++|[^\s:\[\]]{0,99}[ \[]?[\w-]{1,99}\])(?: [^:\[]*+$| .{0,400}[A-Z0-9]{2,5}: | #\d|$)"
+)
 _TASK = re.compile(  # a name may read like what follows it ("a Not tainted 1"): the last that does is the kernel's
-    r"\bCPU: (?P<cpu>\d+) (?:UID: \d+ )?PID: (?P<pid>\d+) Comm: (?P<comm>.{0,60}) +(?:Kdump: loaded )?"
-    r"(?P<taint>Not tainted|Tainted: [A-Z -]+?) +(?P<release>\d[^\s]*)(?: (?P<version>.*))?"
+    r"\bCPU: (?P<cpu>\d{1,9}) (?:UID: \d{1,10} )?PID: (?P<pid>\d{1,10}) Comm: (?P<comm>.{0,60}) {1,20}"
+    r"(?:Kdump: loaded )?(?P<taint>Not tainted|Tainted: [A-Z -]{1,40}?) {1,20}(?P<release>\d\S*)(?: (?P<version>.*))?"
 )
 _HARDWARE = re.compile(r"\bHardware name: (.*)")
 _WORK = re.compile(r"\bWorkqueue: (.*)")
 _LINKED = re.compile(r"\bModules linked in:(?P<names>.*)")
 _LINKED_ON = re.compile(
-    r"(?:^|\]|\bkernel:) *([\w-]+(?:\([A-Z+-]+\))?(?: [\w-]+(?:\([A-Z+-]+\))?)*)(?: *\[last unloaded:.*)?$"
+    r"(?:^|\]|\bkernel:) *+([\w-]++(?:\([A-Z+-]{1,9}\))?+(?: [\w-]++(?:\([A-Z+-]{1,9}\))?+)*+)(?: *+\[last unloaded:|$)"
 )
-_LOADED = re.compile(r"([\w-]+)(?:\(([A-Z+-]+)\))?(?: |$)")
+_LOADED = re.compile(r"(?<![\w-])([\w-]{1,64})(?:\(([A-Z+-]{1,9})\))?(?: |$)")
 _TRACE = re.compile(r"\bCall Trace:")
 _END = re.compile(r"---\[ end trace ")
 _PANIC = re.compile(r"\bKernel panic - not syncing: (.*)")
@@ -85,18 +88,23 @@ def _head(text: str) -> tuple[Head, list[str]] | None:
     """The head in a record, and the lines that follow it there."""
     if "lock detected" not in text and "alignment check:" not in text:
         return None
+    return _beginning(text)
+
+
+@lru_cache(maxsize=1)  # `head`, `Collector.feed` and `Collector()` ask the same of a record, one after the other
+def _beginning(text: str) -> tuple[Head, list[str]] | None:
     records = _lines(text)
     for at, record in enumerate(records):
-        kind = next((line.kind for line in lines(record) if line.kind in ("oops", "alignment")), None)
-        if kind:
-            number = next((found for line in records[at : at + 2] if (found := _NUMBER.search(line))), None)
-            return Head(kind == "oops", int(number["number"]) if number else None), records[at + 1 :]
+        for line in lines(record):
+            if line.kind in ("oops", "alignment"):
+                number = next((found for each in records[at : at + 2] if (found := _NUMBER.search(each))), None)
+                return Head(line.kind == "oops", int(number["number"]) if number else None), records[at + 1 :]
     return None
 
 
 def _lines(text: str) -> list[str]:
     """The kernel's lines in one record, without colours and what ends them."""
-    return [_COLOUR.sub("", line).rstrip() for line in _BREAK.split(text)]
+    return [(_COLOUR.sub("", line) if "\x1b" in line else line).rstrip() for line in _BREAK.split(text)]
 
 
 class Collector:
@@ -119,6 +127,15 @@ class Collector:
         caller = _CALLER.search(text[:_NAME])
         self._caller = caller[1] if caller else None
         self._take(found[1])
+
+    @classmethod
+    def headless(cls, records: list[str]) -> Collector:
+        """Of a dump whose first line is lost. `records`: what was seen of it until it was known to be one."""
+        made = cls("Split lock detected")
+        made.dump.head = Head(split=True, number=None, lost=True)
+        for record in records:
+            made.feed(record)
+        return made
 
     def again(self, text: str) -> bool:
         """Is it the last record once more, of the same microsecond? Two consoles wrote the log, or two loggers."""

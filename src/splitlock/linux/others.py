@@ -8,6 +8,7 @@ sched_show_task). Where a second trace does not say where it ends, what follows 
 from __future__ import annotations
 
 import re
+from collections import deque
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,10 +17,10 @@ if TYPE_CHECKING:
 _WARNING = re.compile(r"\[ cut here \]|\bWARNING: (?:CPU: \d+ |possible |\S+:\d+ at )")
 _LOCKUP = re.compile(r"\bBUG: |\brcu: INFO: |\bINFO: rcu|\bNMI backtrace for cpu|\bINFO: NMI handler")
 _TASK = re.compile(r"\bINFO: task |\btask:.{1,32} state:\w")
-_CPU = re.compile(r"\bCPU: (\d+) (?:UID: \d+ )?PID: (\d+) Comm: ")
+_CPU = re.compile(r"\bCPU: (\d{1,9}) (?:UID: \d{1,10} )?PID: (\d{1,10}) Comm: ")
 _PLACE = re.compile(r"\b[RE]IP: ")
 _VALUES = re.compile(r"\bCode: |\b(?:[RE][A-D]X|[RE][SD]I|[RE][BS]P|R\d\d|[CD]R\d|[FG]S|EFLAGS): *[0-9a-fA-F]|\bPKRU: ")
-_FRAME = re.compile(r"\+0x[0-9a-fA-F]+/0x|</?[A-Z]+>|\b0x[0-9a-f]{4,16}$|\(\S+:\d+\)")
+_FRAME = re.compile(r"\+0x[0-9a-fA-F]+/0x|</?[A-Z]+>|\b0x[0-9a-f]{4,16}$|\(\S{1,255}:\d{1,7}\)")
 
 
 class Others:
@@ -89,10 +90,23 @@ _NUMBERED = re.compile(r"(?:^|\] *|[a-z]: *|>): [0-9a-f]{4} \[#\d+\]")  # the re
 _HEADS = re.compile(r"\[#\d+\]|\[ cut here \]|\bWARNING: |\bBUG: |\bINFO: |NMI backtrace|\bsysrq: |\bOops")
 _KERNEL = re.compile(r"\b[RE]IP: (?:0010|0060):")
 _LOCKED = re.compile(
-    r"\bCode: .*<(?:f0|(?:66|26|2e|36|3e|64|65|f2|f3)> (?:(?:66|26|2e|36|3e|64|65|f2|f3) )*f0\b)", re.I
+    r"\bCode: [^<]{0,400}<(?:f0|(?:66|26|2e|36|3e|64|65|f2|f3)> (?:(?:66|26|2e|36|3e|64|65|f2|f3) ){0,14}f0\b)", re.I
 )
-_NEEDLES = ("[#", "IP: 00", "Code: ", "cut here", "WARNING: ", "BUG: ", "INFO: ", "NMI backtrace", "sysrq: ", "Oops")
+_NEEDLES = (
+    " Comm: ",
+    "[#",
+    "IP: 00",
+    "Code: ",
+    "cut here",
+    "WARNING: ",
+    "BUG: ",
+    "INFO: ",
+    "NMI backtrace",
+    "sysrq: ",
+    "Oops",
+)
 _DUMP = 200  # lines: a dump's, and those that come between them
+_BEFORE = 8  # lines that may stand between `CPU:` and `Code:`
 
 
 class Headless:
@@ -101,10 +115,21 @@ class Headless:
 
     def __init__(self) -> None:
         self._rest, self._kernel = 0, False
+        self._kept: deque[str] = deque(maxlen=_BEFORE)
+
+    @property
+    def records(self) -> list[str]:
+        """What was seen of the dump that is there."""
+        seen = list(self._kept)
+        first = max((at for at, text in enumerate(seen) if _CPU.search(text)), default=-1)
+        if first < 0:
+            first = max((at for at, text in enumerate(seen) if _KERNEL.search(text)), default=len(seen) - 1)
+        return seen[first:] if not _NUMBERED.search(seen[-1]) else seen[-1:]
 
     def feed(self, text: str, *, known: bool) -> bool:
         """Is it there, with this line? Said once of each dump. `known`: the line is a part of an oops with its head."""
         self._rest = _DUMP if known else max(self._rest - 1, 0)
+        self._kept.append(text)
         if known or not any(needle in text for needle in _NEEDLES):
             return False
         found = bool(_NUMBERED.search(text))

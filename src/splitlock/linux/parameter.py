@@ -18,7 +18,7 @@ NAME = "split_lock_detect"
 _NAMED: dict[str, Mode] = {"off": "off", "warn": "warn", "fatal": "fatal"}
 _BUFFER = 20  # bytes, the terminating zero among them: of a longer value the kernel looks at the start
 _BLANK = re.compile("[\0- ]+")  # myisspace(): whatever is not above a blank
-_NUMBER = re.compile(r"ratelimit:(-?\d+)")  # sscanf("ratelimit:%d"): what follows the digits is not looked at
+_NUMBER = re.compile(r"ratelimit:(-?\d{1,12})")  # sscanf("ratelimit:%d"): what follows the digits is not looked at
 
 
 class Setting(NamedTuple):

@@ -61,6 +61,27 @@ def status(tid: int) -> dict[str, str]:
         return {}
 
 
+def origin(tid: int) -> int:
+    """The process that a new task comes from: its own if it is a thread, else its parent; 0 when it is gone."""
+    fields = status(tid)
+    group = int(fields.get("Tgid", "0"))
+    return group if group != tid else int(fields["PPid"])
+
+
+def tracer_of(tid: int) -> int:
+    """The process that traces a task; 0 without one."""
+    return int(status(tid).get("TracerPid", "0"))
+
+
+def children(tid: int) -> list[int]:
+    """The processes that this task has started and not waited for; none when it is gone."""
+    try:
+        with open(f"/proc/{tid}/task/{tid}/children") as file:
+            return [int(word) for word in file.read().split()]
+    except OSError:
+        return []
+
+
 class Memory:
     """A task's memory, held open while a `with` lasts. Opening it, reading and writing raise OSError."""
 

@@ -27,6 +27,11 @@ class Release(NamedTuple):
         tag = _TAG.search(self.text)
         return any(mark in self.text for mark in _PATCHED) or (tag is not None and tag[1] not in _STABLE)
 
+    @property
+    def steamos(self) -> bool:
+        """Is it SteamOS's, which reads its parameter before it looks at the processor? docs/linux.md, "At boot"."""
+        return any(mark in self.text for mark in _STEAMOS)
+
 
 class Change(NamedTuple):
     """One thing that a Linux does and an older one does not."""
@@ -49,10 +54,11 @@ class Change(NamedTuple):
 
 
 _LONGEST = 64  # bytes: __NEW_UTS_LEN
+_STEAMOS = ("valve", "neptune")
 # RHEL and its kin, SUSE's enterprise kernels, Oracle's, openEuler, Anolis, TencentOS, SteamOS.
 _PATCHED = (
     ".el7", ".el8", ".el9", ".el10", "-1500", "-1501", "-1502", "-1503", "-1504", "-1505", "-1506", "-1507",
-    "-1600", "uek", ".oe", ".an7", ".an8", ".an23", ".tl2", ".tl3", ".tl4", "tlinux", "valve", "neptune",
+    "-1600", "uek", ".oe", ".an7", ".an8", ".an23", ".tl2", ".tl3", ".tl4", "tlinux", *_STEAMOS,
 )  # fmt: skip
 #: The tag of a distribution that an RPM's release ends with: .al8, .ky10, .hce2. Whoever is not known to follow the
 #: stable releases may have taken back anything.

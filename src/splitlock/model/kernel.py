@@ -9,13 +9,16 @@ from math import ceil
 from typing import Literal, NamedTuple
 
 from splitlock.linux import detection, versions
-from splitlock.linux.delays import STEP_MS
+from splitlock.linux.delays import JIFFIES, STEP_MS
+from splitlock.linux.often import BURST, Heard, often, printed
 from splitlock.linux.parameter import MODES, NAME, Setting, find, setting
 from splitlock.linux.versions import Release
 from splitlock.model.cpu import SPLIT_NS, Access, Core, Processor
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from splitlock.linux.detection import Armed, Effect, Kernel, Place
     from splitlock.linux.parameter import Mode
     from splitlock.linux.versions import Change
@@ -62,8 +65,7 @@ class Locks(NamedTuple):
     comm: str = "program"
     pid: int = 1000
     address: int = 0x401000  #: of the instruction
-    reported: bool = False  #: this task was warned about before
-    said: bool = False  #: the kernel has said its line about a guest that it says once a boot
+    heard: Heard | None = None  #: what the kernel that handles them has said before; None: nothing
 
 
 class Answer(NamedTuple):
@@ -73,7 +75,8 @@ class Answer(NamedTuple):
     what: str
     source: str
     log: str = ""
-    lines: int = 0  #: of the log; where it is rate limited, at most
+    lines: int = 0  #: of the log
+    held_back: int = 0  #: by the kernel's rate limit, of which nobody else makes use
     milliseconds: float = 0.0  #: that the task was made to wait
     alone_ms: float = 0.0  #: for which no other core may run split locks
 
@@ -114,11 +117,10 @@ def bus_lock(linux: Linux, processor: Processor, locks: Locks) -> Answer:
 def other_debug(linux: Linux, processor: Processor, locks: Locks, *, first: bool) -> Answer:
     """A `#DB` that is no bus lock. `first`: in a program, on this CPU, since it came online.
 
-    DR6 said "no bus lock" only once a first `#DB` had set its bits, before DR6_BUS_LOCK: the first one counts as a bus
-    lock wherever the processor has the feature, armed or not.
+    Armed or not: what counts is that the processor has the feature.
     """
     mode, rate = asked(linux).mode, asked(linux).rate
-    mistaken = processor.bus_locks and linux.knows(versions.BUS_LOCKS) and not linux.knows(versions.DR6_BUS_LOCK)
+    mistaken = processor.bus_locks and detection.false_bus_locks(linux.release) == "yes"
     if not first or not mistaken or mode == "off":
         return Answer("executed", "tells the debugger; nothing is said of bus locks", "traps.c: exc_debug_user()")
     found = _debug(linux, mode, rate, locks)
@@ -130,14 +132,15 @@ def _debug(linux: Linux, mode: Mode, rate: int, locks: Locks) -> Answer:
     made = detection.effect(linux.kernel, "#DB", mode, "program")
     if made.fate != "limited":
         return _answer(linux, made, locks)
-    waited = limited_ms(locks.number, rate, locks.every_ms)
+    times = list(limited(locks.number, rate, locks.every_ms))
+    waited = sum(wait for _, wait in times)
     what = (
         f"at most {rate:,} a second for all tasks: {made.what}"
         if rate
         else "ratelimit: without a number limits nothing"
     )
-    log = made.sentence.format(comm=locks.comm, pid=locks.pid, address=locks.address) if made.sentence else ""
-    return Answer("slowed" if waited else "executed", what, made.source, log, locks.number, waited)
+    log, lines, held = _said(linux, made, locks, [now for now, _ in times])
+    return Answer("slowed" if waited else "executed", what, made.source, log, lines, held, waited)
 
 
 def guest_split_lock(linux: Linux, processor: Processor, locks: Locks) -> Answer:
@@ -148,26 +151,37 @@ def guest_split_lock(linux: Linux, processor: Processor, locks: Locks) -> Answer
 
 def _answer(linux: Linux, made: Effect, locks: Locks) -> Answer:
     """So many locks, one after the other."""
-    log, what, rounds = "", made.what, 1
-    lines = {"never": 0, "once a boot": int(not locks.said), "once a task": int(not locks.reported),
-             "each time": locks.number}  # fmt: skip
-    if made.sentence:
-        log = made.sentence.format(
-            comm=locks.comm, pid=locks.pid, address=locks.address, sp=_STACK, error=0, number=1,
-            place=_place(linux, locks),
-        )  # fmt: skip
-    window = 1000 * made.alone_jiffies / linux.hz
+    what = made.what
+    window = 1000 * JIFFIES / linux.hz
+    rounds = windows(locks.number, window, locks.every_ms) if made.traps == "each window" else 1
+    traps = {"once": 1, "each window": rounds, "each lock": locks.number, "for ever": BURST + 1}[made.traps]
+    between = {"each window": max(window, locks.every_ms), "for ever": 0.0}.get(made.traps, locks.every_ms)
+    log, lines, held = _said(linux, made, locks, [number * between for number in range(traps)])
+    if made.traps == "for ever" and lines > 1:
+        what, held = f"{what}; {BURST} lines in five seconds, again and again", 0
     if made.sleep_ms:
-        rounds = windows(locks.number, window, locks.every_ms)
         what += f" ({window:g} ms)"
         if rounds > 1:
             what += f"; {rounds:,} times for {locks.number:,} split locks"
     fate: Fate = "slowed" if made.fate == "limited" else made.fate
-    many = locks.number if fate in ("executed", "slowed") else 1
     return Answer(
-        fate, what, made.source, log, min(lines[made.logged], many), rounds * made.sleep_ms,
-        rounds * window if made.sleep_ms else 0.0,
-    )  # fmt: skip
+        fate, what, made.source, log, lines, held, rounds * made.sleep_ms, rounds * window if made.sleep_ms else 0.0
+    )
+
+
+def _said(linux: Linux, made: Effect, locks: Locks, times: list[float]) -> tuple[str, int, int]:
+    """The line, how often it is logged, and how often held back, of traps at these times (ms)."""
+    if made.sentence is None:
+        return "", 0, 0
+    entry = often(linux.kernel, made.sentence)
+    log = made.sentence.format(
+        comm=locks.comm, pid=locks.pid, address=locks.address, sp=_STACK, error=0, number=1, place=_place(linux, locks)
+    )
+    if locks.heard is not None and locks.heard.again(entry, locks.pid):
+        return log, 0, 0
+    wanted = times if entry.every == "each time" else times[:1]
+    lines = printed(wanted) if entry.limit else len(wanted)
+    return log, lines, len(wanted) - lines
 
 
 def _place(linux: Linux, locks: Locks) -> str:
@@ -183,25 +197,30 @@ def windows(count: int, window_ms: float, every_ms: float) -> int:
     return ceil(count / in_one)
 
 
-def limited_ms(count: int, rate: int, every_ms: float) -> float:
-    """What `ratelimit:N` adds, ms: N locks in a second, opened by the first; later ones wait, 20 ms a step.
+def limited(count: int, rate: int, every_ms: float) -> Iterator[tuple[float, float]]:
+    """What `ratelimit:N` does to each lock: when it goes on, and how long it waited before that, ms.
 
-    A rate of 0 is none: `ratelimit:` alone leaves the kernel's limit at nothing to keep to.
+    N locks in a second, opened by the first; later ones wait, 20 ms a step. A rate of 0 is none: `ratelimit:` alone
+    leaves the kernel's limit at nothing to keep to.
     """
-    if not rate:
-        return 0.0
-    now = opened = waited = 0.0
+    now = opened = 0.0
     left = rate
     for number in range(count):
         now += every_ms if number else 0.0
-        if now - opened >= 1000:
+        waited = 0.0
+        if rate and now - opened >= 1000:
             opened, left = now, rate
-        if not left:
-            wait = STEP_MS * ceil((opened + 1000 - now) / STEP_MS)
-            now, waited = now + wait, waited + wait
+        if rate and not left:
+            waited = STEP_MS * ceil((opened + 1000 - now) / STEP_MS)
+            now += waited
             opened, left = now, rate
         left -= 1
-    return waited
+        yield now, waited
+
+
+def limited_ms(count: int, rate: int, every_ms: float) -> float:
+    """What `ratelimit:N` adds to so many locks, ms."""
+    return sum(waited for _, waited in limited(count, rate, every_ms))
 
 
 def throttled_ms(count: int, rate: int, every_ms: float) -> float:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
+from splitlock.linux import hypervisors
 from splitlock.linux.detection import used
+from splitlock.linux.hypervisors import Case, Kind
 from splitlock.linux.versions import FLAG_IN_EVERY_MODE, KVM_SWITCHES_DEBUGCTL
 from splitlock.model.cpu import Access, Core, Processor, Trap, raises
 from splitlock.model.guest import Guest, takes
-from splitlock.model.hypervisor import TITLES, Kind, Sees, decide, goes_up, guest_core, in_guest, writes_plainly
+from splitlock.model.hypervisor import TITLES, guest_core, in_guest
 from splitlock.model.kernel import (
     Answer,
     Linux,
@@ -145,10 +147,13 @@ def _handled(host: Host, vm: VM, access: Access, locks: Locks, steps: list[Step]
         top = number == len(vm.layers) - 1
         lowest = number == 0
         # a hypervisor that is itself a guest is shown no detection
-        sees = Sees(lowest and host.flagged, lowest and host.core.test_ctrl, host.processor.amd, vm.cpus)
-        decision = decide(kind, sees, access, own=vm.guest.own and top)
+        case = Case(
+            split_locks=lowest and host.flagged, detecting=lowest and host.core.test_ctrl, amd=host.processor.amd,
+            cpus=vm.cpus, asked=access.asked, prefixed=access.prefixed, own=vm.guest.own and top,
+        )  # fmt: skip
+        decision = hypervisors.alignment_check(kind, case)
         if lowest and not top:
-            decision = goes_up(kind, host.linux, decision)
+            decision = hypervisors.goes_up(kind, host.linux.kernel, decision)
         steps.append(Step(who=_name(kind, number), what=decision.what, source=decision.source))
         if decision.does == "emulate":
             return Result("emulated", "", steps, "#AC")
@@ -161,7 +166,7 @@ def _handled(host: Host, vm: VM, access: Access, locks: Locks, steps: list[Step]
 
 def _taken(host: Host, vm: VM, access: Access, locks: Locks, steps: list[Step], raised: Trap) -> Result:
     """An exception has reached the guest's kernel."""
-    inner = locks._replace(comm="program", pid=1, reported=False, said=False)
+    inner = locks._replace(comm="program", pid=1, heard=None)
     answer = takes(vm.guest, raised, access, inner, host.processor.amd)
     steps.append(_step("guest kernel", answer))
     return Result(answer.fate, _victim(answer, "guest program" if access.user else "guest kernel"), steps, raised)
@@ -181,7 +186,7 @@ def _executes(vm: VM, access: Access, locks: Locks, steps: list[Step], fate: Fat
     what = "the guest has its own DEBUGCTL, with bit 2 set: #DB, after the lock"
     steps.append(Step(who="processor", what=what, source="SDM 3, Bus-Lock Detection"))
     assert vm.guest.linux is not None
-    inner = locks._replace(comm="program", pid=1, reported=False, said=False)
+    inner = locks._replace(comm="program", pid=1, heard=None)
     answer = bus_lock(vm.guest.linux, vm.guest.processor, inner)
     steps.append(_step("guest kernel", answer))
     worst = fate if answer.fate == "executed" else answer.fate
@@ -191,7 +196,7 @@ def _executes(vm: VM, access: Access, locks: Locks, steps: list[Step], fate: Fat
 def _emulated(host: Host, kind: Kind, locks: Locks) -> Result:
     """KVM's instruction emulator performs the access itself, in the host's kernel."""
     source = "x86.c: emulator_cmpxchg_emulated()"
-    if writes_plainly(kind, host.flagged):
+    if hypervisors.writes_plainly(kind, host.flagged):
         what = "performs it as a plain write, so that the host does not trap"
         return Result("emulated", "", [Step(who="KVM's emulator", what=what, source=source)])
     step = Step(who="KVM's emulator", what="performs it as a locked access, in the host's kernel", source=source)
@@ -215,8 +220,8 @@ def _raised(raised: Trap | None, processor: Processor, core: Core, access: Acces
 
 def _step(who: str, answer: Answer) -> Step:
     return Step(
-        who=who, what=answer.what, source=answer.source, log=answer.log if answer.lines else "",
-        lines=answer.lines, milliseconds=answer.milliseconds, alone_milliseconds=answer.alone_ms,
+        who=who, what=answer.what, source=answer.source, log=answer.log if answer.lines else "", lines=answer.lines,
+        held_back=answer.held_back, milliseconds=answer.milliseconds, alone_milliseconds=answer.alone_ms,
     )  # fmt: skip
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from splitlock.linux.hypervisors import Kind
 from splitlock.linux.parameter import MODES, Mode
 from splitlock.model import possible
 from splitlock.model.cpu import Access, Processor
 from splitlock.model.guest import Guest
-from splitlock.model.hypervisor import TITLES, Kind
+from splitlock.model.hypervisor import TITLES
 from splitlock.model.kernel import VALUES, Linux, Locks
 from splitlock.model.loader import NONE, Module, Outcome, admit, described
 from splitlock.model.machine import VM, Host, Result, inside, native
@@ -26,12 +27,13 @@ class Hypervisor(NamedTuple):
     module: Module | None
 
 
-# What the modules hold: KVM's and VirtualBox's as scanned (docs/policies.md). VMware's cannot be had, and is taken for
-# one of the article's known holes: VMXON and no VMLAUNCH. VirtualBox of 2020 took memory for code by __get_vm_area and
-# map_vm_area (its alloc-r0drv-linux.c).
+# What the modules hold: KVM's, VirtualBox's and VMware's (15.5.7) as scanned (docs/policies.md, docs/scan.md). VMware's
+# is one of the article's known holes: VMXON and no VMLAUNCH. VirtualBox of 2020 took memory for code by __get_vm_area
+# and map_vm_area (its alloc-r0drv-linux.c).
 _FIXED = described("kvm_intel", _KVM, text=False, imports=("handle_guest_split_lock",), intree=True)
 _BEFORE = described("kvm_intel", _KVM, text=False, imports=("__vmalloc",), intree=True)
 _FOREIGN = ("WRMSR", "RDMSR", "FOREIGN-CODE")
+_VMMON = ("VMXON", "VMXOFF", "VMPTRLD", "VMPTRST", "VMCLEAR", "MOV CR0", "MOV CR4", "LGDT", "LIDT", "WRMSR", "RDMSR")
 _MODULES: dict[Kind, Module | None] = {
     "kvm": _FIXED,
     "kvm-2020": _BEFORE,
@@ -41,7 +43,7 @@ _MODULES: dict[Kind, Module | None] = {
     "virtualbox": described("vboxdrv", _FOREIGN, imports=("apply_to_page_range", "register_kprobe", "vmap")),
     "virtualbox-2020": described("vboxdrv", _FOREIGN, imports=("__get_vm_area", "map_vm_area", "register_kprobe")),
     "virtualbox-kvm": _FIXED,
-    "vmware-2020": described("vmmon", ("VMXON", "VMXOFF", "VMREAD"), imports=("__vmalloc",)),
+    "vmware-2020": described("vmmon", _VMMON, imports=("apply_to_page_range", "vmap")),
     "acrn": None,
     "unmarked": described("hypervisor", ("VMXON", "VMLAUNCH", "VMRESUME")),
 }

@@ -10,7 +10,7 @@ from msgspec import inspect
 
 from splitlock.model.places import Place
 
-_STEP = re.compile(r"\.([A-Za-z0-9_]+)|\[(\d+)\]")
+_STEP = re.compile(r"\.([A-Za-z0-9_]+)|\[(\d{1,12})\]")
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`")
 _MISSING = re.compile(r"Object missing required field `(.*)`")
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from splitlock.linux import versions
-from splitlock.model.hypervisor import EMULATES, TITLES, UNRELEASED
+from splitlock.linux.hypervisors import KVM, UNRELEASED
+from splitlock.model.hypervisor import TITLES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from splitlock.linux.hypervisors import Kind
     from splitlock.model.cpu import Access
-    from splitlock.model.hypervisor import Kind
     from splitlock.model.machine import VM, Host
 
 
@@ -44,7 +45,7 @@ def access(one: Access, lowest: Kind | None) -> Reason | None:
         return Reason("asks", 'alignment checks are for programs; give it where = "user"')
     if lowest is None:
         return None
-    if one.emulated and lowest not in EMULATES:
+    if one.emulated and lowest not in KVM:
         why = f"only KVM's instruction emulator is known here, and this guest runs in {TITLES[lowest]}"
         return Reason("emulated", why)
     if one.bits == 16 and lowest == "tdx":

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from splitlock.linux.detection import LIMITS_NOTHING
+from splitlock.linux.hypervisors import UNRELEASED
+from splitlock.linux.often import Heard
 from splitlock.linux.versions import AMD_BUS_LOCKS, MISERY, MITIGATE
 from splitlock.model.cpu import SPLIT_NS, Trap
-from splitlock.model.hypervisor import UNRELEASED
 from splitlock.model.kernel import Locks, asked, boot
 from splitlock.model.loader import NONE, Module, admit, read
 from splitlock.model.machine import Host, Result, inside, native, single_step
@@ -44,9 +46,8 @@ class _Run:
         self.scenario, self.find = scenario, find
         self.host = host(scenario.host)
         self.loaded: dict[str, bool] = {}
-        self.reported: set[int] = set()  #: tasks that were warned about
+        self.heard = Heard()  #: what the host's kernel has said since it booted
         self.free: set[int] = set()  #: tasks that have detection turned off for good
-        self.said = False  #: the line about a guest that is said once a boot
         self.stepped: set[str] = set()  #: CPUs that had a #DB since they came online
         self.lost: dict[str, frozenset[Trap]] = {}  #: by CPU: what it does not detect any more
         self.down = False
@@ -84,7 +85,7 @@ class _Run:
         elif armed.ignored:
             what += f": {asked(linux).ignored}"
         elif armed.trap is None and armed.mode != "off":
-            what += ", by nothing: only #DB can limit a rate"
+            what += f", which {LIMITS_NOTHING}"
         if not linux.mitigate and not linux.knows(MITIGATE):
             what += "; it has no kernel.split_lock_mitigate"
         step = Step(
@@ -171,8 +172,8 @@ class _Run:
     def _step(self, event: Event) -> Told:
         first = event.cpu not in self.stepped
         self.stepped.add(event.cpu)
-        found = single_step(self._here(event, event.pid), Locks(1, 0.0, event.comm, event.pid, int(event.address, 16)),
-                            first=first)  # fmt: skip
+        found = single_step(self._here(event, event.pid), Locks(1, 0.0, event.comm, event.pid, int(event.address, 16),
+                            self.heard), first=first)  # fmt: skip
         return _told(f"a debugger steps a program on the host, {_on(event)}", found)
 
     def _here(self, event: Event, pid: int) -> Host:
@@ -185,7 +186,7 @@ class _Run:
         here = self._here(event, pid)
         locks = Locks(
             event.number, event.every_ms, machine.comm if machine else event.comm, pid, int(event.address, 16),
-            pid in self.reported, self.said,
+            self.heard,
         )  # fmt: skip
         if machine is None:
             found = native(here, event.access, locks)
@@ -203,13 +204,11 @@ class _Run:
         for step in found.steps:
             if step.who != "host kernel":
                 continue
-            if "#AC: " in step.log:
-                self.said |= " split_lock trap" in step.log and " took a " not in step.log
-                self.reported.add(pid)
             if step.source == "split_lock_warn()" and not self.host.linux.knows(MISERY):
                 self.free.add(pid)
-        if found.victim == "virtual machine":  # it is started again, as another task
-            self.reported.discard(pid)
+        if found.victim in ("virtual machine", "program", "host kernel"):  # an oops ends the task that runs
+            self.heard.ended(pid)
+            self.free.discard(pid)
 
 
 def _told(title: str, found: Result, locked: float = 0) -> Told:

@@ -11,10 +11,11 @@ import msgspec
 
 from splitlock._errors import SplitlockError
 from splitlock.linux import versions
+from splitlock.linux.hypervisors import Kind
 from splitlock.model import possible
 from splitlock.model.cpu import Access, Processor
 from splitlock.model.guest import Guest
-from splitlock.model.hypervisor import TITLES, Kind
+from splitlock.model.hypervisor import TITLES
 from splitlock.model.kernel import Linux
 from splitlock.model.loader import NONE
 from splitlock.model.machine import VM, Host

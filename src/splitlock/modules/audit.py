@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import deque, namedtuple
+from collections import deque
 from concurrent.futures import BrokenExecutor
+from typing import NamedTuple
 
 from splitlock._errors import ImageError
 from splitlock.image.module import ET_REL
@@ -30,12 +31,21 @@ if TYPE_CHECKING:
 
     Item = Input | Member | Failure
 
-#: `files` that have something to say, and how many (`clean`) have not.
-Batch = namedtuple("Batch", "files clean")
 
-#: What a scan looks for and how it is judged: the `policy`, the `kinds` to report (the policy's own are looked for
-#: too), and whether clean files are to be reported as well (`every`). All of it can be pickled.
-Job = namedtuple("Job", "policy kinds every", defaults=(False,))
+class Batch(NamedTuple):
+    """What came of some files."""
+
+    files: list[File]  #: that have something to say
+    clean: int  #: how many have not
+
+
+class Job(NamedTuple):
+    """What a scan looks for and how it is judged. All of it can be pickled."""
+
+    policy: Policy
+    kinds: frozenset[str]  #: to report; the policy's own are looked for too
+    every: bool = False  #: clean files are reported as well
+
 
 _FILES = 48  # a batch: some ms of work, against a fraction of one to hand it over
 _SENT = 8 << 20  # bytes of contents in a batch that is sent

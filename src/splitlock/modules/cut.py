@@ -19,7 +19,7 @@ down no more than to remove what makes them fail. Costs are those of the whole s
 
 from __future__ import annotations
 
-from collections import namedtuple
+from typing import NamedTuple
 
 from splitlock._errors import SplitlockError
 from splitlock.modules.exports import VMLINUX
@@ -35,14 +35,22 @@ if TYPE_CHECKING:
 _STEPS = 20_000  # some seconds; 20 of Debian's modules, taken at random, take up to 1,200
 _STEPS_TO_PREFER = 2_000  # to choose among sets as good; 10 take up to 260, 20 often more
 
-Cut = namedtuple("Cut", "symbols alternatives optimal")
-Cut.__doc__ = """What to remove.
 
-`symbols`: sorted; `alternatives`: for each the other symbols of the same effect, the preferred first; `optimal`: the
-search went to its end, so that no set costs less, and none that costs the same has fewer symbols.
-"""
-# sets of modules as bits; symbols of this effect, the preferred first; what is to be said against the first of them
-_Choice = namedtuple("_Choice", "cover cost names objections")
+class Cut(NamedTuple):
+    """What to remove."""
+
+    symbols: list[str]  #: sorted
+    alternatives: dict[str, list[str]]  #: for each the other symbols of the same effect, the preferred first
+    optimal: bool  #: the search went to its end: no set costs less, and none that costs the same has fewer symbols
+
+
+class _Choice(NamedTuple):
+    """Symbols of one effect."""
+
+    cover: int  #: wanted modules that fail, as bits
+    cost: int  #: other modules that fail, as bits
+    names: list[str]  #: the preferred first
+    objections: tuple[bool, int, bool, bool, str]  #: to the first of them: `_objections`
 
 
 def cut(kernel: Kernel, wanted: Iterable[str]) -> Cut:

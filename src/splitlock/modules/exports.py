@@ -8,7 +8,7 @@ and its users fail; a module that fails takes its own exports along, unless anot
 from __future__ import annotations
 
 import os
-from collections import namedtuple
+from typing import NamedTuple
 
 from splitlock._errors import ImageError, SplitlockError
 from splitlock.image.module import ET_REL, KernelImage
@@ -23,14 +23,24 @@ if TYPE_CHECKING:
 VMLINUX = "vmlinux"  #: as an exporter: what is built in
 _INSTEAD = ("/updates/", "/extra/", "/weak-updates/")  # where modules lie that replace the kernel's own (depmod.d(5))
 
-Module = namedtuple("Module", "name path member imports exports release")
-Module.__doc__ = (
-    """A module: its name as the kernel has it, where it was found, its symbols, the kernel it was built for."""
-)
-Loss = namedtuple("Loss", "module direct through")
-Loss.__doc__ = (
-    """Why a module fails: the removed symbols it imports, and the failing modules it imports from. Both sorted."""
-)
+
+class Module(NamedTuple):
+    """A module, where it was found, and its symbols."""
+
+    name: str  #: as the kernel has it
+    path: str
+    member: str | None  #: its name inside a package
+    imports: frozenset[str]
+    exports: frozenset[str]
+    release: str  #: of the kernel that it was built for
+
+
+class Loss(NamedTuple):
+    """Why a module fails."""
+
+    module: str
+    direct: list[str]  #: the removed symbols that it imports, sorted
+    through: list[str]  #: the failing modules that it imports from, sorted
 
 
 class Kernel:

@@ -12,7 +12,7 @@ from 6.17 on.
 from __future__ import annotations
 
 import re
-from collections import namedtuple
+from typing import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,11 +41,22 @@ _AFTER_CPUID = {
     "write_cr2": 21, "write_cr3": 23,
 }  # fmt: skip
 
-# operand: as a disassembler writes it
-Operation = namedtuple("Operation", "kind operand evidence")
-# entries: {offset in bytes: Operation}; since: the first version it is meant for; seen: first and last version whose
-# own type information was looked at, so that in between the layout is certain.
-Layout = namedtuple("Layout", "since seen entries")
+
+class Operation(NamedTuple):
+    """What a call through the table does."""
+
+    kind: str
+    operand: str  #: as a disassembler writes it
+    evidence: str
+
+
+class Layout(NamedTuple):
+    """The table of some versions."""
+
+    since: tuple[int, int]  #: the first version that it is meant for
+    #: first and last version whose own type information was looked at: in between the layout is certain
+    seen: tuple[tuple[int, int], tuple[int, int]] | None
+    entries: dict[int, Operation]  #: by offset, bytes
 
 
 def _layout(places: dict[str, int], cpuid: int) -> dict[int, Operation]:

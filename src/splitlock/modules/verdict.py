@@ -8,7 +8,7 @@ shipped policies are TOML files in policies/, in the form users write their own 
 
 from __future__ import annotations
 
-from collections import namedtuple
+from typing import Literal, NamedTuple
 
 from splitlock.image.module import ET_REL
 from splitlock.modules.scan import SLD_AWARE
@@ -20,9 +20,15 @@ if TYPE_CHECKING:
     from splitlock.modules.policy import Policy, Rule
     from splitlock.modules.scan import Finding, Scan
 
-#: `verdict` is allow, refuse, disable (or error, for a file that could not be read); `reason` says why, for a person;
-#: `log` is the line the kernel would have printed, or empty; `kinds` are those of the findings that led to it.
-Verdict = namedtuple("Verdict", "verdict reason log kinds", defaults=(frozenset(),))
+
+class Verdict(NamedTuple):
+    """A policy's answer to a module."""
+
+    verdict: Literal["allow", "refuse", "disable"]
+    reason: str  #: for a person
+    log: str  #: the line that the kernel would have printed; empty: none
+    kinds: frozenset[str] = frozenset()  #: of the findings that led to it
+
 
 GRAVITY = {"allow": 0, "disable": 1, "refuse": 2}
 CLEAN = Verdict("allow", "nothing found", "")

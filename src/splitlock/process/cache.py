@@ -6,28 +6,37 @@ file in place with rename(2), so readers never see half of one; a checksum catch
 
 from __future__ import annotations
 
+import errno
 import marshal
 import os
 import stat
 import zlib
+from typing import NamedTuple
 
+from splitlock.process.analysis import UnanalysedError, here
 from splitlock.process.plan import VERSION, Plan, Sites, build, unnamed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from splitlock.process.analysis import Result
+
     Key = tuple[int, ...]
 
 _MAGIC = b"SPLK" + VERSION.to_bytes(2, "little") + b"\r\n"
-_MOST = 4000  # files kept
+_MOST, _LARGEST = 100_000, 4 << 30  # files kept, and bytes in them
+_SOMETIMES = 64  # files put there between two looks at how many there are
+#: what root has made for everybody (`splitlock cache warm`)
+SHARED = "/var/cache/splitlock/images"
 
 
 class Cache:
     """Plans for images, from memory, disk, or made now.
 
     `warn` is told, once, why nothing can be kept. `progress` is told which image is being analysed, and
-    "" when that is done.
+    "" when that is done. `owner`: whose the directory must be (by default ours).
+    `work` does what takes long, here or elsewhere (splitlock.process.analysis).
     """
 
     def __init__(
@@ -35,20 +44,28 @@ class Cache:
         warn: Callable[[str], None],
         progress: Callable[[str], None] = lambda name: None,
         directory: str | None = None,
+        owner: int | None = None,
+        work: Callable[[Callable[[], Result]], Result] = here,
     ) -> None:
-        self._warn, self._progress = warn, progress
+        self._warn, self._progress, self._work = warn, progress, work
         self._plans: dict[Key, Plan] = {}
         self._sites: dict[Key, Sites] = {}
         self._directory: str | None = directory or _directory()
+        self._owner = os.geteuid() if owner is None else owner
         self._descriptor = -1
+        self._trouble = ""
+        self._puts = 0
+        #: whether it is looked through now and then
+        self.prunes = True
 
     def plan(self, path: str, name: str) -> tuple[Key, Plan]:
         """The plan for the file that can be opened as `path`; `name` is what a person calls it.
 
-        Gives its key too, for `sites`. Raises OSError when the file cannot be read.
+        Gives its key too, for `sites`. Raises OSError when the file cannot be read, UnanalysedError when there is
+        no plan all the same.
         """
         status = os.stat(path)
-        key = _key(status)
+        key = key_of(status)
         plan = self._plans.get(key)
         if plan is None:
             keep = status.st_nlink > 0 and stat.S_ISREG(status.st_mode)
@@ -70,10 +87,10 @@ class Cache:
                 sites = None
             if sites is None:
                 try:
-                    same = _key(os.stat(path)) == key
-                    sites = build(_contents(path))[1] if same else None
-                except OSError:
-                    sites = None
+                    if key_of(os.stat(path)) == key:
+                        sites = Sites(*self._work(lambda: _cold(path)))  # type: ignore[arg-type]
+                except (OSError, UnanalysedError):
+                    pass
             self._sites[key] = sites = sites or unnamed(self._plans[key])
         return sites
 
@@ -85,34 +102,57 @@ class Cache:
             return None
 
     def _build(self, key: Key, path: str, name: str, keep: bool) -> Plan:
+        self._progress(name)
+        try:
+            hot, cold, trouble = self._work(lambda: self._make(key, path, keep))
+        finally:
+            self._progress("")
+        if cold is not None:
+            self._sites[key] = Sites(*cold)  # type: ignore[misc]
+        if trouble:
+            self._give_up(str(trouble))
+        return Plan(hot)  # type: ignore[arg-type]
+
+    def _make(self, key: Key, path: str, keep: bool) -> Result:
+        """Analyse and store. Gives the hot half; the cold one where it is not stored; why, where that is a trouble."""
         lock = self._lock(key) if keep else -1
         try:
-            plan = self._hot(key) if lock >= 0 else None
-            if plan is not None:  # another process made it while we waited
-                return plan
-            self._progress(name)
+            made = self._hot(key) if lock >= 0 else None
+            if made is not None:  # another process made it while we waited
+                return made.values(), None, ""
             plan, sites = build(_contents(path))
-            self._progress("")
-            self._sites[key] = sites
-            if keep:
-                self._store(key, "cold", sites.values())
-                self._store(key, "hot", plan.values())
-            return plan
+            hot, cold = plan.values(), sites.values()
+            if not keep or self._directory is None:
+                return hot, cold, ""
+            trouble = self._store(key, "cold", cold) or self._store(key, "hot", hot)
+            return hot, cold if trouble else None, trouble
         finally:
             if lock >= 0:
                 os.close(lock)
 
     def _lock(self, key: Key) -> int:
-        """A descriptor that holds the right to build this plan; -1 where there can be none."""
+        """A descriptor that holds the right to build this plan; -1 where there can be none.
+
+        That is so, too, where its holder does not get on: a stopped or frozen process keeps nobody waiting.
+        """
         import fcntl
+
+        from splitlock.process.patience import Holder
 
         try:
             descriptor = os.open("lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=self._open(create=True))
-            # One byte a plan, so that different images are built side by side.
-            fcntl.lockf(descriptor, fcntl.LOCK_EX, 1, hash(key) & 0xFFFF_FFFF)
-            return descriptor
         except OSError:
             return -1
+        at = hash(key) & 0xFFFF_FFFF  # one byte a plan, so that different images are built side by side
+        holder = Holder(descriptor, at)
+        while True:
+            try:
+                fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, at)
+                return descriptor
+            except OSError as error:
+                if error.errno not in (errno.EAGAIN, errno.EACCES) or not holder.wait():
+                    os.close(descriptor)
+                    return -1
 
     def _open(self, create: bool = False) -> int:
         """The directory, once opened for good: nobody can put another in its place under us.
@@ -127,57 +167,141 @@ class Cache:
             flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
             descriptor = os.open(self._directory, flags)
             status = os.fstat(descriptor)
-            if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+            if status.st_uid != self._owner or status.st_mode & 0o022:
                 os.close(descriptor)
                 self._directory = None
                 raise PermissionError(1, os.strerror(1))
             self._descriptor = descriptor
         return self._descriptor
 
-    def _load(self, key: Key, half: str) -> tuple[object, ...] | None:
+    @property
+    def is_shared(self) -> bool:
+        """Whether it is root's for everybody."""
+        return self._directory == SHARED
+
+    @property
+    def directory(self) -> str | None:
+        """Where plans are kept, there and ours; None where they cannot be kept."""
+        try:
+            self._open(create=True)
+        except OSError as error:
+            self._trouble = error.strerror or str(error)
+            return None
+        return self._directory
+
+    def read(self, key: Key, half: str, most: int = -1) -> bytes | None:
+        """A file that `keep` has put there, or its first bytes; None when there is none."""
         try:
             descriptor = os.open(_file(key, half), os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._open())
         except OSError:
             return None
         with os.fdopen(descriptor, "rb", buffering=0) as file:
-            return decode(file.read())
+            return file.read(most)
 
-    def _store(self, key: Key, half: str, values: tuple[object, ...]) -> None:
+    def _load(self, key: Key, half: str) -> tuple[object, ...] | None:
+        raw = self.read(key, half)
+        return None if raw is None else decode(raw)
+
+    def _store(self, key: Key, half: str, values: tuple[object, ...]) -> str:
+        return self.put(_file(key, half), encode(values))
+
+    def keep(self, key: Key, half: str, raw: bytes, mode: int = 0o600) -> bool:
+        """Put a whole file in place; whether it is there. Warns, once, when it cannot."""
         if self._directory is None:
-            return
-        target = _file(key, half)
+            return False
+        trouble = self._trouble or self.put(_file(key, half), raw, mode)
+        if trouble:
+            self._give_up(trouble)
+        return not trouble
+
+    def put(self, target: str, raw: bytes, mode: int = 0o600) -> str:
+        """Keep a file of this name; gives why that is not possible, or ""."""
         temporary = f"{target}.{os.getpid()}"
+        place = -1
         try:
             place = self._open(create=True)
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600, dir_fd=place)
             with os.fdopen(descriptor, "wb") as file:
-                file.write(encode(values))
+                os.fchmod(descriptor, mode)  # whatever the umask
+                file.write(raw)
             os.replace(temporary, target, src_dir_fd=place, dst_dir_fd=place)
-            self._prune(place)
+            self._puts += 1
+            if self.prunes and self._puts % _SOMETIMES == 1:
+                self.prune()
+            return ""
         except OSError as error:
+            try:
+                if place >= 0:
+                    os.unlink(temporary, dir_fd=place)
+            except OSError:
+                pass
+            return error.strerror or str(error)
+
+    def _give_up(self, trouble: str) -> None:
+        """Nothing is kept from now on."""
+        if self._directory is not None:
             self._warn(
-                f"cannot keep plans in {self._directory}: {error.strerror}; "
+                f"cannot keep plans in {self._directory}: {trouble}; "
                 "every start will analyse again (XDG_CACHE_HOME names another place)"
             )
-            self._directory = None
-            if self._descriptor >= 0:
-                try:
-                    os.unlink(temporary, dir_fd=self._descriptor)
-                except OSError:
-                    pass
-                os.close(self._descriptor)
-                self._descriptor = -1
+        self._directory = None
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
-    def _prune(self, place: int) -> None:
-        """Too many: the older half goes."""
-        names = os.listdir(place)
-        if len(names) > _MOST:
-            names.sort(key=lambda name: _age(place, name))
-            for name in names[: len(names) // 2]:
-                try:
-                    os.unlink(name, dir_fd=place)
-                except FileNotFoundError:
-                    pass
+    def prune(self) -> None:
+        """Too many, or too much: the oldest go until there is room again. Raises OSError."""
+        place = self._open()
+        files = sorted(kept(place), key=lambda file: file.made)
+        count, size = len(files), sum(file.size for file in files)
+        if count <= _MOST and size <= _LARGEST:
+            return
+        for file in files:
+            if count <= _MOST * 3 // 4 and size <= _LARGEST * 3 // 4:
+                break
+            count, size = count - 1, size - file.size
+            try:
+                os.unlink(file.name, dir_fd=place)
+            except FileNotFoundError:
+                pass
+
+
+class Kept(NamedTuple):
+    """A file in a cache: bytes, and when it was made, in seconds since 1970."""
+
+    name: str
+    size: int
+    made: float
+
+
+def kept(place: int) -> list[Kept]:
+    """All in a directory, by its descriptor."""
+    files = []
+    with os.scandir(place) as entries:
+        for entry in entries:
+            try:
+                status = entry.stat(follow_symlinks=False)
+            except FileNotFoundError:
+                continue
+            if stat.S_ISREG(status.st_mode):
+                files.append(Kept(entry.name, status.st_size, status.st_mtime))
+    return files
+
+
+def shared_directory() -> str:
+    """`SHARED`, where nobody but root can have put a file; else ""."""
+    for path in (os.path.dirname(SHARED), SHARED):
+        try:
+            status = os.lstat(path)
+        except OSError:
+            return ""
+        if status.st_uid or status.st_mode & 0o022 or not stat.S_ISDIR(status.st_mode):
+            return ""
+    return SHARED
+
+
+def _cold(path: str) -> Result:
+    return build(_contents(path))[1].values()
 
 
 def _file(key: Key, half: str) -> str:
@@ -201,14 +325,8 @@ def decode(raw: bytes) -> tuple[object, ...] | None:
     return values if isinstance(values, tuple) else None
 
 
-def _age(place: int, name: str) -> float:
-    try:
-        return os.stat(name, dir_fd=place).st_mtime
-    except FileNotFoundError:
-        return 0.0
-
-
-def _key(status: os.stat_result) -> Key:
+def key_of(status: os.stat_result) -> Key:
+    """What a file is known by: device, inode, size in bytes, modification and change times in nanoseconds."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 

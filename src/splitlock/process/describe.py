@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from splitlock.image.symbols import Symbols
+from splitlock.image.apart import Symbols
 from splitlock.linux.text import when
 from splitlock.process.hits import Sample, Site
 from splitlock.report import run as report
@@ -12,10 +12,11 @@ from splitlock.x86.lines import past_line
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from splitlock.process.agent.supervise import Supervisor
     from splitlock.process.tracer import Tracer
 
 
-def describe(tracer: Tracer, command: list[str]) -> report.Report:
+def describe(tracer: Tracer | Supervisor, command: list[str]) -> report.Report:
     """The report of a finished run."""
     names = _Names(tracer.watch.files)
     sites = [_site(site, names) for site in tracer.sites]
@@ -27,7 +28,8 @@ def describe(tracer: Tracer, command: list[str]) -> report.Report:
         hits=sum(s.hits for s in sites),
         sites=sites,
         watched=report.Watched(
-            sites=sum(tracer.watch.images.values()), images=len(tracer.watch.images), processes=tracer.processes
+            sites=sum(tracer.watch.images.values()), bytes=sum(tracer.watch.sizes.values()),
+            images=len(tracer.watch.images), processes=tracer.processes,
         ),
         unmonitored=[
             report.Unmonitored(

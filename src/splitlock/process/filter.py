@@ -12,8 +12,8 @@ from splitlock.process.abi import MAGIC, MAGIC_FD
 from splitlock.process.ptrace import prctl
 
 # System call numbers of arch/x86/entry/syscalls/syscall_64.tbl.
-MMAP, MPROTECT, RT_SIGRETURN, MREMAP, SHMAT = 9, 10, 15, 25, 30
-CLONE, FORK, VFORK, EXECVE, PRCTL, SECCOMP, EXECVEAT = 56, 57, 58, 59, 157, 317, 322
+MMAP, MPROTECT, MREMAP, SHMAT = 9, 10, 25, 30
+CLONE, VFORK, EXECVE, PRCTL, SECCOMP, EXECVEAT = 56, 58, 59, 157, 317, 322
 PKEY_MPROTECT, CLONE3 = 329, 435
 
 PROT_EXEC, SHM_EXEC, CLONE_UNTRACED = 4, 0o100000, 0x0080_0000

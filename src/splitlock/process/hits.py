@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 
-from splitlock.linux.proc import Memory, comm, mappings
+from splitlock.linux.proc import Mapping, Memory, comm, mappings
 from splitlock.process import ptrace
 from splitlock.process.abi import SAVED, SAVED_FLAGS, SAVED_SIZE
 from splitlock.process.policy import DONE_ASKING, FATAL, GO_ON, WAIT, Policy
@@ -84,6 +84,8 @@ class Hits:
         """
         number, operand = registers[ptrace.RSI], registers[ptrace.RDI]
         if not again:
+            task.space.hit = True
+            module.asked[number] = module.asked.get(number, 0) + 1
             self._record(task, module, number, operand, registers)
         if hurried and self.policy.makes_wait:
             verdict, when = GO_ON, 0.0
@@ -103,7 +105,6 @@ class Hits:
         return verdict, when
 
     def _record(self, task: Task, module: Module, number: int, operand: int, registers: Registers) -> None:
-        task.space.hit = True
         site = self.site(module, number)
         site.tasks.add((task.pid, task.tid))
         if task.warned and len(site.samples) >= SAMPLES:
@@ -143,6 +144,8 @@ class Hits:
                     frames = another.stack(task.tid)
         finally:
             ptrace.set_registers(task.tid, now)
+        if not _descriptors_left():  # it keeps every file open that it has read
+            self.forget(space)
         found = []
         for address in frames or [before[ptrace.RIP]]:
             module = space.module_at(address)
@@ -162,11 +165,17 @@ class Hits:
         before[ptrace.ORIG_RAX] = ptrace.U64
         ptrace.set_registers(task.tid, before)
 
-    def collect(self, space: Space) -> None:
-        """Add up what a space's counters said when it ended."""
+    def collect(self, space: Space, whole: bool) -> None:
+        """Add up what a space's counters said when it ended.
+
+        Where they could not all be read (not `whole`), each question that a site asked was one hit at least.
+        """
         for module in space.modules + space.gone:
-            for number, count in enumerate(module.counts or ()):
-                count += module.corrections.get(number, 0)
+            counts = dict(enumerate(module.counts or ()))
+            for number in counts | module.asked:
+                count = counts.get(number, 0) + module.corrections.get(number, 0)
+                if not whole:
+                    count = max(count, module.asked.get(number, 0))
                 if count > 0:
                     self.site(module, number).hits += count
 
@@ -193,6 +202,15 @@ def program_registers(tid: int, registers: Registers) -> Registers:
     return before
 
 
+def _descriptors_left() -> bool:
+    """Whether a file can be opened."""
+    try:
+        os.close(os.dup(2))
+    except OSError:
+        return False
+    return True
+
+
 def _describe(task: Task, address: int, stack: int) -> tuple[str, int]:
     """Which image and address in its file, or which other memory, an operand is."""
     module = task.space.module_at(address)
@@ -200,11 +218,16 @@ def _describe(task: Task, address: int, stack: int) -> tuple[str, int]:
         return module.name, address - module.bias
     for m in mappings(task.tid):
         if m.start <= address < m.end:
-            if m.path in ("[stack]", "[heap]"):
-                return f"{m.path[1:-1]}", 0
-            if m.path == "/dev/zero (deleted)":  # what the kernel calls MAP_SHARED|MAP_ANONYMOUS
-                return f"shared anonymous memory + {address - m.start:#x}", 0
-            if m.start <= stack < m.end:
-                return "stack of the thread", 0
-            return f"{m.path or 'anonymous memory'} + {address - m.start:#x}", 0
+            return memory_name(m, address, stack), 0
     return "unmapped", 0
+
+
+def memory_name(m: Mapping, address: int, stack: int) -> str:
+    """What a person calls the place of an address in a mapping that is no image's; `stack`: the thread's rsp."""
+    if m.path in ("[stack]", "[heap]"):
+        return m.path[1:-1]
+    if m.path == "/dev/zero (deleted)":  # what the kernel calls MAP_SHARED|MAP_ANONYMOUS
+        return f"shared anonymous memory + {address - m.start:#x}"
+    if m.start <= stack < m.end:
+        return "stack of the thread"
+    return f"{m.path or 'anonymous memory'} + {address - m.start:#x}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 
-from splitlock.linux.proc import Memory
+from splitlock.linux.proc import Memory, mappings
 from splitlock.process import ptrace
 from splitlock.process.abi import MAGIC, MAGIC_FD
 from splitlock.process.space import Module
@@ -17,6 +17,8 @@ from splitlock.process.space import Module
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import ctypes
+
+    Registers = ctypes.Array[ctypes.c_uint64]
 
 _PROT_READ_EXEC, _PRIVATE_ANONYMOUS = 5, 0x22
 _REACH = (1 << 31) - (1 << 26)  # farthest an arena may lie from its image, less the image's size
@@ -33,6 +35,16 @@ _STUB = (
     b"\xb8" + MAGIC.to_bytes(4, "little") + b"\x0f\x05"  # end: done
 )
 _EVERYTHING = (1 << 64) - 1
+_FILTER_STUB = (
+    b"\xb8\x3d\x01\x00\x00\x0f\x05"  # mov eax, 317 (seccomp); syscall: its arguments are set by us, rdx from rbp
+    b"\x48\x83\xf8\xf3\x75\x24"  # cmp rax, -EACCES; jne end: without CAP_SYS_ADMIN it takes NO_NEW_PRIVS first
+    b"\xb8\x9d\x00\x00\x00\xbf\x26\x00\x00\x00"  # mov eax, 157 (prctl); mov edi, PR_SET_NO_NEW_PRIVS
+    b"\xbe\x01\x00\x00\x00\x31\xd2\x0f\x05"  # mov esi, 1; xor edx, edx; syscall
+    b"\xb8\x3d\x01\x00\x00\xbf\x01\x00\x00\x00"  # mov eax, 317; mov edi, SECCOMP_SET_MODE_FILTER
+    b"\x31\xf6\x48\x89\xea\x0f\x05"  # xor esi, esi; mov rdx, rbp; syscall
+    b"\x48\x89\xc3\xb8" + MAGIC.to_bytes(4, "little") + b"\x0f\x05"  # end: mov rbx, rax; done
+    b"\xcc"  # where no filter stops us
+)
 
 
 class TaskGone(Exception):
@@ -68,48 +80,83 @@ def wait(tid: int, stopped: list[int], request: int = ptrace.CONT) -> int:
         ptrace.request(request, tid)
 
 
-def place_arena(
-    tid: int, module: Module, text: int, registers: ctypes.Array[ctypes.c_uint64], stopped: list[int]
-) -> None:
+def _execute(
+    tid: int, at: int, code: bytes, values: dict[int, int], registers: Registers, stopped: list[int]
+) -> tuple[int, Registers]:
+    """Have a stopped task execute code of ours at an address, with some registers of ours, up to its next stop.
+
+    Gives that stop's status, and the registers then. The task has its bytes, mask and `registers` again.
+
+    Raises TaskGone, or OSError.
+    """
+    with Memory(tid, write=True) as memory:
+        original = memory.read(at, len(code))
+        memory.write(at, code)
+        mask = ptrace.get_sigmask(tid)
+        ptrace.set_sigmask(tid, _EVERYTHING)
+        scratch = ptrace.Registers.from_buffer_copy(registers)
+        scratch[ptrace.RIP], scratch[ptrace.ORIG_RAX] = at, ptrace.U64
+        for index, value in values.items():
+            scratch[index] = value & ptrace.U64
+        ptrace.set_registers(tid, scratch)
+        ptrace.request(ptrace.CONT, tid)
+        status = wait(tid, stopped)
+        ptrace.get_registers(tid, scratch)
+        memory.write(at, original)
+        restored = ptrace.Registers.from_buffer_copy(registers)
+        restored[ptrace.ORIG_RAX] = ptrace.U64
+        ptrace.set_registers(tid, restored)
+        ptrace.set_sigmask(tid, mask)
+    return status, scratch
+
+
+def place_arena(tid: int, module: Module, text: int, registers: Registers, stopped: list[int]) -> None:
     """Have a stopped task map the module's arena; `text` is the start of its newly mapped text.
 
     `registers` are the task's, and stay so. Raises Refused, TaskGone, or OSError.
     """
     plan = module.plan
+    values = {
+        ptrace.RDI: module.bias + plan.arena, ptrace.RSI: plan.code_size + plan.data_size,
+        ptrace.RDX: _PROT_READ_EXEC, ptrace.R10: _PRIVATE_ANONYMOUS,
+        ptrace.R8: MAGIC_FD << 32 | 0xFFFF_FFFF, ptrace.R9: 0, ptrace.R12: plan.code_size, ptrace.R13: plan.data_size,
+    }  # fmt: skip
+    status, then = _execute(tid, text, _STUB, values, registers, stopped)
+    if status >> 16 != ptrace.EVENT_SECCOMP:
+        raise Refused(f"unexpected stop {status:#x} while preparing the image")
+    got = then[ptrace.RBX]
+    if got > ptrace.U64 - 4096:
+        raise Refused(f"no memory for trampolines: {os.strerror(ptrace.U64 + 1 - got)}")
+    low, high = plan.span
+    if not -_REACH < got - (module.bias + low) < _REACH - (high - low):
+        raise Refused("no room for trampolines within 2 GB of the image")
+    module.arena = got
+    code, _ = plan.moved(got - module.bias - plan.arena)
     with Memory(tid, write=True) as memory:
-        original = memory.read(text, len(_STUB))
-        memory.write(text, _STUB)
-        mask = ptrace.get_sigmask(tid)
-        ptrace.set_sigmask(tid, _EVERYTHING)
-        scratch = ptrace.Registers.from_buffer_copy(registers)
-        for index, value in (
-            (ptrace.RIP, text), (ptrace.ORIG_RAX, ptrace.U64),
-            (ptrace.RDI, module.bias + plan.arena), (ptrace.RSI, plan.code_size + plan.data_size),
-            (ptrace.RDX, _PROT_READ_EXEC), (ptrace.R10, _PRIVATE_ANONYMOUS),
-            (ptrace.R8, MAGIC_FD << 32 | 0xFFFF_FFFF), (ptrace.R9, 0),
-            (ptrace.R12, plan.code_size), (ptrace.R13, plan.data_size),
-        ):  # fmt: skip
-            scratch[index] = value & ptrace.U64
-        ptrace.set_registers(tid, scratch)
-        ptrace.request(ptrace.CONT, tid)
-        status = wait(tid, stopped)
-        if status >> 16 != ptrace.EVENT_SECCOMP:
-            raise Refused(f"unexpected stop {status:#x} while preparing the image")
-        ptrace.get_registers(tid, scratch)
-        got = scratch[ptrace.RBX]
-        memory.write(text, original)
-        restored = ptrace.Registers.from_buffer_copy(registers)
-        restored[ptrace.ORIG_RAX] = ptrace.U64
-        ptrace.set_registers(tid, restored)
-        ptrace.set_sigmask(tid, mask)
-        if got > ptrace.U64 - 4096:
-            raise Refused(f"no memory for trampolines: {os.strerror(ptrace.U64 + 1 - got)}")
-        low, high = plan.span
-        if not -_REACH < got - (module.bias + low) < _REACH - (high - low):
-            raise Refused("no room for trampolines within 2 GB of the image")
-        module.arena = got
-        code, _ = plan.moved(got - module.bias - plan.arena)
         memory.write(got, code)
+
+
+def put_filter(tid: int, registers: Registers, stopped: list[int]) -> None:
+    """Have a task that has just executed a program put our filter on itself; `registers` are its own, and stay so.
+
+    Raises Refused, TaskGone, or OSError.
+    """
+    from splitlock.process.filter import build
+
+    program = build()
+    at = registers[ptrace.RIP]
+    code = _FILTER_STUB + bytes(-len(_FILTER_STUB) % 8)
+    fprog = at + len(code)  # struct sock_fprog: the number of instructions, and where they are
+    code += (len(program) // 8).to_bytes(8, "little") + (fprog + 16).to_bytes(8, "little") + program
+    if not any(m.start <= at and at + len(code) <= m.end for m in mappings(tid)):
+        raise Refused("no room for a filter at the program's entry")
+    values = {
+        ptrace.RDI: 1, ptrace.RSI: 0, ptrace.RDX: fprog, ptrace.RBP: fprog, ptrace.R10: 0, ptrace.R8: 0,
+    }  # fmt: skip
+    status, then = _execute(tid, at, code, values, registers, stopped)
+    if status >> 16 != ptrace.EVENT_SECCOMP:
+        error = ptrace.U64 + 1 - then[ptrace.RBX]
+        raise Refused(f"a filter is refused: {os.strerror(error) if error < 4096 else 'by another one'}")
 
 
 def write_text(tid: int, module: Module, start: int, end: int) -> None:

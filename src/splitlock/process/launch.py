@@ -10,14 +10,17 @@ import errno
 import os
 import signal
 
-from splitlock._errors import SplitlockError
+from splitlock._environment import given
+from splitlock._errors import SplitlockError, failure
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from typing import NoReturn
 
     Environment = Mapping[str, str] | Mapping[bytes, bytes]
 
+_SAID = 1024  # bytes that the child may say when it cannot start the program
 #: signals that we block, and wait for; but for SIGCHLD they go on to the program
 WAITED = {
     signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTSTP,
@@ -26,19 +29,30 @@ WAITED = {
 
 
 class Child:
-    """The program to be, forked and waiting for `go`. `pid` is its process, `watched` whether it will be traced."""
+    """The program to be, forked and waiting for `go`. `pid` is its process, `watched` whether it will be traced.
+
+    Raises SplitlockError where there is no process to be had.
+    """
 
     def __init__(self, argv: Sequence[str], env: Environment | None = None, watched: bool = True) -> None:
         self.program = argv[0]
         self.watched = watched
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        if watched and not os.path.exists("/proc/self/mem"):
+            raise SplitlockError("cannot watch: /proc is not mounted here; mount it, or use --split-lock-detect=off")
+        of_children = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         before = signal.pthread_sigmask(signal.SIG_BLOCK, WAITED)
-        go, self._go = os.pipe2(os.O_CLOEXEC)
-        self._error, error = os.pipe2(os.O_CLOEXEC)
-        self.pid = os.fork()
+        try:
+            if env is None:
+                env = given()
+            go, self._go = os.pipe2(os.O_CLOEXEC)
+            self._error, error = os.pipe2(os.O_CLOEXEC)
+            self.pid = os.fork()
+        except OSError as failed:
+            raise SplitlockError(f"{self.program}: cannot be started: {failure(failed)}") from None
         if self.pid == 0:
             os.close(self._go)
-            _become(go, error, argv, _environment() if env is None else env, WAITED - before, watched)
+            signal.signal(signal.SIGCHLD, of_children)
+            _become(go, error, argv, env, WAITED - before, watched)
         os.close(go)
         os.close(error)
 
@@ -59,21 +73,40 @@ class Child:
             os.close(self._error)
             os.waitpid(self.pid, 0)
             raise SplitlockError(reason)
-        os.write(self._go, b"1")
+        try:
+            os.write(self._go, b"1")
+        except BrokenPipeError:  # it has failed already, and says so in `check`
+            pass
         os.close(self._go)
 
     def check(self) -> None:
         """After its end: raises SplitlockError when the program did not even start."""
-        with os.fdopen(self._error, "rb") as pipe:
-            said = pipe.read().decode(errors="replace")
+        said = os.read(self._error, _SAID).decode(errors="replace")  # no file object: memory may be short by now
+        os.close(self._error)
         if not said:
             return
         number, _, text = said.partition(" ")
-        if int(number) in (errno.ENOENT, errno.ENOTDIR):
-            raise SplitlockError(f"{self.program}: not found (give a path, or a name on PATH)", 127)
-        if int(number) in (errno.EACCES, errno.EISDIR, errno.ENOEXEC, errno.ELIBBAD):
-            raise SplitlockError(f"{self.program}: cannot execute: {text}", 126)
-        raise SplitlockError(f"{self.program}: cannot start: {text}")
+        raise not_started(self.program, int(number), text)
+
+
+def not_started(program: str, number: int, text: str) -> SplitlockError:
+    """What is to be said of a program that the kernel would not execute, by the error and its text."""
+    if number in (errno.ENOENT, errno.ENOTDIR):
+        return SplitlockError(f"{program}: not found (give a path, or a name on PATH)", 127)
+    if number in (errno.EACCES, errno.EISDIR, errno.ENOEXEC, errno.ELIBBAD):
+        return SplitlockError(f"{program}: cannot execute: {text}", 126)
+    return SplitlockError(f"{program}: cannot start: {text}")
+
+
+def become(argv: Sequence[str], env: Environment) -> OSError:
+    """Turn into the program. Gives what kept us from it."""
+    # Python ignores these at start; a program expects the default.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    try:
+        _execute(argv, env)
+    except OSError as failed:
+        return failed
 
 
 def _become(
@@ -81,32 +114,22 @@ def _become(
 ) -> None:
     """In the child: turn into the program once the parent says so. Does not return."""
     try:
-        # Python ignores these at start; a program expects the default.
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
         if watched:
             from splitlock.process import filter as seccomp
         if os.read(go, 1):
             signal.pthread_sigmask(signal.SIG_UNBLOCK, unblock)
             if watched:
                 seccomp.install()
-            _execute(argv, env)
+            raise become(argv, env)
     except OSError as failed:
-        os.write(error, f"{failed.errno} {failed.strerror}".encode())
+        os.write(error, f"{failed.errno} {failed.strerror}".encode()[:_SAID])
     except BaseException as failed:  # nothing of ours may run on in the child
-        os.write(error, f"0 {failed}".encode())
+        os.write(error, f"0 {failure(failed)}".encode()[:_SAID])
     finally:
         os._exit(125)
 
 
-def _environment() -> Environment:
-    """The environment as we were given it: Python adds LC_CTYPE to its own when there is no locale."""
-    with open("/proc/self/environ", "rb") as file:
-        pairs = (entry.partition(b"=") for entry in file.read().split(b"\0"))
-        return {name: value for name, equals, value in pairs if equals and name}
-
-
-def _execute(argv: Sequence[str], env: Environment) -> None:
+def _execute(argv: Sequence[str], env: Environment) -> NoReturn:
     try:
         os.execvpe(argv[0], list(argv), env)
     except OSError as failed:

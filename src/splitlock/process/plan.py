@@ -7,6 +7,8 @@ Building one needs iced-x86, which is imported only then.
 
 from __future__ import annotations
 
+import gc
+
 from splitlock._errors import ImageError
 from splitlock.process.abi import data_layout
 
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     from splitlock.image.elf import Buffer
     from splitlock.process.runs import Run
 
-VERSION = 9  # of what is stored; change it whenever anything that builds plans changes its results
+VERSION = 11  # of what is stored; change it whenever anything that builds plans changes its results
 _GAP = 512  # bytes between patches that are written in one go
 _HOT = (
     "watched", "unmonitored", "span", "segments", "sites", "arena", "code", "code_size", "asked", "trapped", "flag",
@@ -134,10 +136,23 @@ def _empty(
 
 
 def build(data: Buffer) -> tuple[Plan, Sites]:
-    """Analyse an image's file contents. Never raises for a malformed one: its plan says so."""
+    """Analyse an image's file contents. Never raises for a malformed one: its plan says so.
+
+    Raises SplitlockError where the package was built without a C compiler.
+    """
+    collects = gc.isenabled()
+    gc.disable()  # a large image makes millions of objects, none of which is part of a circle
+    try:
+        return _build(data)
+    finally:
+        if collects:
+            gc.enable()
+
+
+def _build(data: Buffer) -> tuple[Plan, Sites]:
     from splitlock.image.elf import EM_X86_64, Elf
-    from splitlock.image.functions import function_ranges
     from splitlock.process.functions import Text
+    from splitlock.process.outside import exchanges
     from splitlock.process.runs import choose_runs
     from splitlock.process.trampoline import Trampolines
 
@@ -150,12 +165,15 @@ def build(data: Buffer) -> tuple[Plan, Sites]:
             return unwatched("not x86-64 code", size)
         if elf.has_text_relocations():
             return unwatched("text relocations: the dynamic linker rewrites the code", size)
-        text = Text(elf, function_ranges(elf))
+        text = Text(elf)
+        ranges = text.scan.ranges()
         segments = [(s.vaddr, s.offset, s.filesz) for s in elf.executable()]
         runs = choose_runs(text)
         unmonitored: list[tuple[str, int, int | None]] = []
-        if text.outside_sites:
-            unmonitored.append(("code outside known functions", text.outside, text.outside_sites))
+        more, exchanged = exchanges(elf, ranges, text.undecoded)
+        if text.outside_sites or exchanged:
+            where = "code outside known functions"
+            unmonitored.append((where, text.outside + more, text.outside_sites + exchanged))
         if not runs:
             return _empty(text.decided, unmonitored, elf.span(), segments), Sites([], {}, {}, elf.build_id(), [])
         try:

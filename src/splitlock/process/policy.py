@@ -34,7 +34,7 @@ class Policy:
     def parse(cls, text: str, mitigate: bool = False) -> Policy:
         """From `off`, `warn`, `fatal` or `ratelimit:N`. Raises SplitlockError for anything else."""
         mode, _, number = text.partition(":")
-        if mode == "ratelimit" and number.isascii() and number.isdigit() and int(number) in RATES:
+        if mode == "ratelimit" and number.isascii() and number.isdigit() and len(number) < 10 and int(number) in RATES:
             policy = cls(mode, int(number))
         elif mode in ("off", "warn", "fatal") and text == mode:
             policy = cls(mode, mitigate=mitigate)

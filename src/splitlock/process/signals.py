@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 _FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGTRAP}
 _SI_KERNEL = 0x80
-_TRAP = 1 << signal.SIGTRAP - 1
 _FAULT_MASK = sum(1 << number - 1 for number in _FAULTS)
 _SI_TKILL = -6
 _AC = 1 << 18
@@ -122,7 +121,7 @@ class Signals:
     def _step_out(self, task: Task, number: int) -> None:
         tid, registers, stopped = task.tid, self._registers, task.stopped
         info = ptrace.get_siginfo(tid)
-        if _ignores_trap(tid):  # a step would reset that; show the handler our address instead
+        if ignores(tid, signal.SIGTRAP):  # a step would reset that; show the handler our address instead
             task.resume(number)
             return
         mask = ptrace.get_sigmask(tid)
@@ -168,5 +167,6 @@ def _put_back(task: Task, number: int) -> None:
         ptrace.set_siginfo(task.tid, held[1])
 
 
-def _ignores_trap(tid: int) -> bool:
-    return bool(int(status(tid).get("SigIgn", "0"), 16) & _TRAP)
+def ignores(tid: int, number: int) -> bool:
+    """Whether a task's process ignores a signal."""
+    return bool(int(status(tid).get("SigIgn", "0"), 16) & 1 << number - 1)

@@ -20,7 +20,7 @@ class Module:
     trampolines are, 0 without any.
     """
 
-    __slots__ = ("arena", "bias", "corrections", "counts", "key", "name", "plan")
+    __slots__ = ("arena", "asked", "bias", "corrections", "counts", "key", "name", "plan")
 
     def __init__(self, key: Key, name: str, plan: Plan, bias: int) -> None:
         self.key, self.name, self.plan, self.bias = key, name, plan, bias
@@ -29,6 +29,8 @@ class Module:
         self.counts: memoryview[int] | None = None
         #: executions that were counted and then did not happen (a fault), by site number
         self.corrections: dict[int, int] = {}
+        #: questions asked in its check routine, by site number
+        self.asked: dict[int, int] = {}
 
     def copy(self) -> Module:
         """The same module in a child's copy of the address space, where counters start at zero."""
@@ -68,8 +70,6 @@ class Space:
         self.filtered = False
         #: executable memory that belongs to no file was seen
         self.anonymous = False
-        #: ranges known to be such
-        self.anonymous_ranges: list[tuple[int, int]] = []
         #: some site has been hit, so there are counters to read
         self.hit = False
         #: the last reading of the counters was not whole
@@ -86,10 +86,6 @@ class Space:
         child.gone = [m.copy() for m in self.gone]
         child.filtered, child.anonymous, child.narrow = self.filtered, self.anonymous, self.narrow
         return child
-
-    def known_anonymous(self, start: int, size: int) -> bool:
-        """Whether a range is known to belong to no file."""
-        return any(low <= start and start + size <= high for low, high in self.anonymous_ranges)
 
     def module_at(self, address: int) -> Module | None:
         """The image that covers an address."""

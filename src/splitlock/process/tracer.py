@@ -8,14 +8,17 @@ import signal
 import sys
 import time
 
-from splitlock.linux.proc import Memory, mappings, status
+from splitlock._errors import failure, reserves
+from splitlock.linux.proc import Memory, children, mappings, origin, status, tracer_of
 from splitlock.process import filter as calls
 from splitlock.process import inject, ptrace
 from splitlock.process.abi import MAGIC
+from splitlock.process.analysis import on_terminal
+from splitlock.process.arrivals import Arrivals
 from splitlock.process.cache import Cache
 from splitlock.process.hits import Hits, Site
-from splitlock.process.inject import TaskGone
-from splitlock.process.launch import WAITED, Child
+from splitlock.process.inject import Refused, TaskGone
+from splitlock.process.launch import Child
 from splitlock.process.policy import WAIT, Policy, say
 from splitlock.process.signals import Signals
 from splitlock.process.space import Module, Space
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _STOPS = {signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
+_SYSCALL_STOP = 0x80  # set in the signal's number at a stop for a system call (PTRACE_O_TRACESYSGOOD)
 _CLONE_VM, _CLONE_THREAD = 0x100, 0x10000
 
 
@@ -39,15 +43,16 @@ class Tracer:
 
     def __init__(self, policy: Policy, quiet: bool = False, warn: Callable[[str], None] = say) -> None:
         self.policy = policy
-        progress = _progress if sys.stderr.isatty() and not quiet else lambda name: None
-        self.cache = Cache(lambda text: warn(f"splitlock: warning: {text}"), progress)
+        progress = on_terminal if sys.stderr.isatty() and not quiet else lambda name: None
+        self._tasks: dict[int, Task] = {}
+        self._arrivals = Arrivals(self._tasks)
+        self.cache = Cache(lambda text: warn(f"splitlock: warning: {text}"), progress, work=self._arrivals.apart)
         self.watch = Watch(self.cache)
         self.hits = Hits(self.cache, policy, (lambda line: None) if quiet else say)
         self.signals = Signals(self.hits)
         self.exit_status = 125
         self.lost = 0
         self.processes = 1
-        self._tasks: dict[int, Task] = {}
         #: stopped new tasks whose parent's event has not come yet, with the process they or their parent belong to
         self._unclaimed: dict[int, int] = {}
         #: the last few that ended, for orphans
@@ -76,11 +81,32 @@ class Tracer:
 
     def run(self, child: Child) -> None:
         """Run a program to its end, and everything it started. Raises SplitlockError when it cannot start."""
+        kept = reserves(1)
         child.go()
-        self._main = child.pid
+        self._main = self._arrivals.main = child.pid
         self._tasks[self._main] = Task(self._main, self._main, Space())
-        self._loop()
+        try:
+            self._loop()
+        except MemoryError:  # the program is alive, and dies with us
+            kept.clear()
+            self._loop()
         child.check()
+
+    def follow(self, pid: int) -> None:
+        """Watch a process that stands where it has just executed a program, and everything it starts, to their ends."""
+        self._main = self._arrivals.main = pid
+        task = self._tasks[pid] = Task(pid, pid, Space())
+        ptrace.get_registers(pid, self._registers)
+        try:
+            inject.put_filter(pid, self._registers, task.stopped)
+        except TaskGone as gone:
+            self._ended(pid, gone.status)
+        except (Refused, OSError) as error:
+            self.watch.note(f"process {pid}", f"could not be followed: {failure(error)}", image=False)
+            ptrace.request(ptrace.DETACH, pid)
+        else:
+            self._exec(task)
+            self._loop()
 
     # -- waiting -------------------------------------------------------------------------------
 
@@ -97,18 +123,7 @@ class Tracer:
             if timeout is not None and timeout <= 0:
                 self._wake()
                 continue
-            got = signal.sigwaitinfo(WAITED) if timeout is None else signal.sigtimedwait(WAITED, timeout)
-            # A signal from the terminal has reached the program already.
-            if got is not None and got.si_signo != signal.SIGCHLD and got.si_code <= 0:
-                self._forward(got.si_signo)
-
-    def _forward(self, number: int) -> None:
-        receivers = {self._main} if self._main in self._tasks else {t.pid for t in self._tasks.values()}
-        for pid in receivers:
-            try:
-                os.kill(pid, number)
-            except ProcessLookupError:
-                pass
+            self._arrivals.wait(timeout)
 
     def _wake(self) -> None:
         _, _, tid, module = heapq.heappop(self._timers)
@@ -124,6 +139,8 @@ class Tracer:
                 self._ask(task, module, again=True)
             except ProcessLookupError:
                 pass
+            except Exception as error:
+                self._let_go(tid, ptrace.EVENT_SECCOMP << 16, error)
 
     def _release(self, tid: int) -> None:
         """The time in which one task alone may run split locks is over (mitigation): it asks again."""
@@ -141,8 +158,8 @@ class Tracer:
                 if task is None and status >> 16 == ptrace.EVENT_EXIT:  # killed before it ran
                     ptrace.request(ptrace.CONT, tid)
                 elif task is None:  # a new task's first stop, before its parent's event
-                    self._unclaimed[tid] = origin = _origin(tid)
-                    if not any(t.pid == origin for t in self._tasks.values()):
+                    self._unclaimed[tid] = process = origin(tid)
+                    if not any(t.pid == process for t in self._tasks.values()):
                         self._adopt(tid, self._space_of(tid))  # the parent is dead already
                 else:
                     self._stopped(task, status)
@@ -152,12 +169,21 @@ class Tracer:
             self._dispatch(tid, gone.status)
         except ProcessLookupError:  # killed while stopped: its end is still to come
             pass
-        except OSError as error:  # a process that even its tracer may not read (no dump, no read permission)
-            self.watch.note(f"process {tid}", f"may not be read: {error.strerror}", 0, image=False)
-            try:
-                ptrace.request(ptrace.CONT, tid)
-            except ProcessLookupError:
-                pass
+        except Exception as error:  # mostly a process that even its tracer may not read (no dump, no read permission)
+            self._let_go(tid, status, error)
+
+    def _let_go(self, tid: int, status: int, error: Exception) -> None:
+        """We cannot do what a task's stop was for: that is said, and it runs on with the signal that it stopped for."""
+        try:
+            why = "may not be read" if isinstance(error, PermissionError) else "could not be followed"
+            self.watch.note(f"process {tid}", f"{why}: {failure(error)}", image=False)
+        except MemoryError:  # not even a line; the task must run on
+            self.lost += 1
+        number = status >> 8 & 0xFF
+        try:
+            ptrace.request(ptrace.CONT, tid, 0, number if status >> 16 == 0 and number < _SYSCALL_STOP else 0)
+        except OSError:  # it runs already, or is gone
+            pass
 
     def _stopped(self, task: Task, status: int) -> None:
         number, event = status >> 8 & 0xFF, status >> 16
@@ -222,7 +248,7 @@ class Tracer:
                 asked = ptrace.Registers.from_buffer_copy(registers)
                 self._finish_call(task)
                 self.watch.after_mmap(task.tid, space, file, asked, registers, task.stopped)
-        elif not space.known_anonymous(registers[ptrace.RDI], registers[ptrace.RSI]):  # (pkey_)mprotect
+        elif not self.watch.before_mprotect(task.tid, space, registers):  # nor pkey_mprotect
             asked = ptrace.Registers.from_buffer_copy(registers)
             self._finish_call(task)
             self.watch.after_mprotect(task.tid, space, asked, registers, task.stopped)
@@ -296,7 +322,7 @@ class Tracer:
             try:
                 memory = Memory(task.tid)
             except PermissionError:  # a process that may not be dumped; its kinds of children can still be told
-                if _origin(child) == task.pid and status(child)["Tgid"] == str(task.pid):
+                if origin(child) == task.pid and status(child)["Tgid"] == str(task.pid):
                     return _CLONE_VM | _CLONE_THREAD
                 return _CLONE_VM if event == ptrace.EVENT_VFORK else 0
             with memory:
@@ -310,10 +336,11 @@ class Tracer:
         space = Space()
         space.filtered = old.filtered
         if old.hit and not old.exec_seen:  # int 0x80, or a filter of the program's own hid the call
-            self.lost += 1
+            old.unread = True
         old.live -= {task.tid, former}  # their counts were read when execve was called
         if former != task.tid and former in self._tasks:  # exec from a thread: it takes the leader's number
             self._drop(self._tasks.pop(former))
+        self._adopt_unclaimed(task)
         self._drop(task)
         task = self._tasks[task.tid] = Task(task.tid, task.pid, space)
         ptrace.get_registers(task.tid, self._registers)
@@ -336,13 +363,8 @@ class Tracer:
 
     def _adopt_children(self, task: Task) -> None:
         """A task was killed: a child that it could not report any more is ours all the same."""
-        try:
-            with open(f"/proc/{task.tid}/task/{task.tid}/children") as file:
-                children = [int(word) for word in file.read().split()]
-        except OSError:
-            return
-        for child in children:
-            if child not in self._tasks and _tracer_of(child) == os.getpid():
+        for child in children(task.tid):
+            if child not in self._tasks and tracer_of(child) == os.getpid():
                 self._adopt(child, task.space)
 
     def _adopt(self, child: int, parent: Space) -> None:
@@ -368,9 +390,14 @@ class Tracer:
         task = self._tasks.pop(tid, None)
         if task is None:
             return
-        for child in [c for c, origin in self._unclaimed.items() if origin == task.pid]:
-            self._adopt(child, task.space)
+        if not any(t.pid == task.pid for t in self._tasks.values()):  # else another thread may report it yet
+            self._adopt_unclaimed(task)
         self._drop(task)
+
+    def _adopt_unclaimed(self, task: Task) -> None:
+        """No thread of a task's process is left that could report a fork: its new tasks are ours all the same."""
+        for child in [c for c, process in self._unclaimed.items() if process == task.pid]:
+            self._adopt(child, task.space)
 
     def _drop(self, task: Task) -> None:
         """A task has left its space; the last one closes it."""
@@ -379,27 +406,10 @@ class Tracer:
         if task.tid in space.live:
             space.live.discard(task.tid)
             if space.hit and not space.live:
-                self.lost += 1
+                space.unread = True
         self.policy.forget(task.tid)
         if not space.tasks:
             self.lost += space.unread
-            self.hits.collect(space)
+            self.hits.collect(space, whole=not space.unread)
             self.hits.forget(space)
             self._ended_spaces = [*self._ended_spaces[-15:], space]
-
-
-def _progress(name: str) -> None:
-    """A line on the terminal while an image is analysed, which takes seconds for the largest."""
-    text = f"splitlock: analysing {os.path.basename(name)}, once ..." if name else ""
-    os.write(2, os.fsencode(f"\r\x1b[K{text}"))
-
-
-def _origin(tid: int) -> int:
-    """The process that a new task comes from: its own if it is a thread, else its parent; 0 when it is gone."""
-    fields = status(tid)
-    group = int(fields.get("Tgid", "0"))
-    return group if group != tid else int(fields["PPid"])
-
-
-def _tracer_of(tid: int) -> int:
-    return int(status(tid).get("TracerPid", "0"))

@@ -55,6 +55,10 @@ class Trampolines:
     def __init__(self, runs: list[Run], below: int) -> None:
         count = sum(1 for run in runs for x in run.instructions if _watched(x))
         self.data_seen, self.data_size = data_layout(count)
+        #: where moved code leaves the arena: offset of the instruction -> itself (None: our own jump back), and its end
+        self.exits: dict[int, tuple[Instruction | None, int]] = {}
+        #: offsets of the displacements of the slow paths' calls
+        self.calls: list[int] = []
         self.entry: dict[int, int] = {}
         self.fields: list[int] = []
         self.copies: dict[int, int] = {}
@@ -65,31 +69,47 @@ class Trampolines:
         self._formatter.rip_relative_addresses = True
         self._formatter.hex_prefix, self._formatter.hex_suffix = "0x", ""
         self._formatter.uppercase_hex = False
-        # Where the arena starts depends on its size, which does not depend on where it starts:
-        # every displacement is 32 bits wide. So lay it out twice.
-        self.base = (below - (1 << 20)) & ~0xFFF
         self.code_size = 0
-        self._lay_out(runs)
-        self.code_size = len(self.code) + 4095 & ~4095
-        self.base = below - self.code_size - self.data_size
-        self._lay_out(runs)
-
-    def _lay_out(self, runs: list[Run]) -> None:
-        for table in (self.entry, self.fields, self.copies, self.resume, self.sites):
-            table.clear()
+        # Where the arena starts depends on its size, which does not depend on where it starts: every displacement is
+        # 32 bits wide. So it is laid out near there, and then moved.
+        self.base = (below - (1 << 20)) & ~0xFFF
+        self._below = below
         self._encoder = Encoder(64)
         self._pending: list[tuple[int, bytes, Instruction, int]] = []
-        self.check = Check(self.code_size, self.data_seen)
-        self.code = bytearray(self.check.code)
+        self.code = bytearray(self._check())
+        self._lay_out(runs)
+        self.code_size = len(self.code) + 4095 & ~4095
+        self._settle()
+
+    def _settle(self) -> None:
+        """The size is known, and so the place: what points out of the arena is set accordingly."""
+        base = self._place(self._below)
+        moved, self.base = base - self.base, base
+        for at in self.fields:
+            value = int.from_bytes(self.code[at : at + 4], "little", signed=True) - moved
+            self.code[at : at + 4] = value.to_bytes(4, "little", signed=True)
+        check = self._check()
+        self.code[: len(check)] = check
+
+    def _place(self, below: int) -> int:
+        """The address that the arena is meant for."""
+        return below - self.code_size - self.data_size
+
+    def _lay_out(self, runs: list[Run]) -> None:
         for run in runs:
             self._run(run)
         for jump, prologue, x, back in self._pending:
             self._slow(jump, prologue, x, back)
 
+    def _check(self) -> bytes:
+        """What every slow path calls, at the arena's start."""
+        self.check = Check(self.code_size, self.data_seen)
+        return self.check.code
+
     # -- the fast path -------------------------------------------------------------------------
 
     def _run(self, run: Run) -> None:
-        self.code += b"\xcc" * (-len(self.code) % 16)
+        self._align()
         self.entry[run.start] = len(self.code)
         labels: dict[int, int] = {}
         forward: list[tuple[int, int]] = []
@@ -112,7 +132,7 @@ class Trampolines:
             if x.has_lock_prefix and x.ip + 1 in wanted:
                 unlocked.append((x.ip + 1, x, len(self.code)))
         if run.instructions[-1].flow_control not in _LEAVES:
-            self._jump_out(run.end)
+            self._go_on(run)
         for target, x, after in unlocked:
             labels[target] = len(self.code)
             plain = x.copy()
@@ -125,6 +145,10 @@ class Trampolines:
             self.code[at - 4 : at] = (labels[target] - at).to_bytes(4, "little", signed=True)
         del labels[run.start]
         self.resume.update(labels)
+
+    def _align(self) -> None:
+        """Where the next run's code begins."""
+        self.code += b"\xcc" * (-len(self.code) % 16)
 
     def _site(self, run: Run, position: int, x: Instruction) -> None:
         size = split_size(x)
@@ -171,6 +195,7 @@ class Trampolines:
             self._bit_offset(offset, size, narrow_address(x))
         self.code += b"\xb9" + (len(self.sites) << 8 | size).to_bytes(4, "little")  # mov ecx, number << 8 | size
         self.code += b"\xe8"  # call check
+        self.calls.append(len(self.code))
         self._near(0)
         self.code += b"\x58" + _LOAD_FLAGS + b"\x5a\x59\x58" + _STEP_BACK + b"\xe9"
         self._near(back)
@@ -213,11 +238,17 @@ class Trampolines:
     # -- encoding ------------------------------------------------------------------------------
 
     def _copy(self, x: Instruction) -> None:
-        self.copies[len(self.code)] = x.ip
+        start = len(self.code)
+        self.copies[start] = x.ip
+        leaving = x if x.flow_control in _LEAVES or x.flow_control in _BRANCHES else None
         if x.flow_control in _BRANCHES:
             x = x.copy()
             x.as_near_branch()
         self._encode(x, moved=True)
+        if leaving is not None:
+            self.exits[start] = leaving, len(self.code)
+            # room for a jump in its place
+            self.code += b"\xcc" * (5 - (len(self.code) - start))
 
     def _encode(self, x: Instruction, moved: bool = False) -> None:
         start = len(self.code)
@@ -234,7 +265,12 @@ class Trampolines:
         self.code += (0 if target is None else target - at).to_bytes(4, "little", signed=True)
         return at
 
+    def _go_on(self, run: Run) -> None:
+        """Behind a run."""
+        self._jump_out(run.end)
+
     def _jump_out(self, address: int) -> None:
+        self.exits[len(self.code)] = None, len(self.code) + 5
         self.code += b"\xe9"
         self.fields.append(len(self.code))
         displacement = address - (self.base + len(self.code) + 4)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 
+from splitlock.linux.pages import all_written, mappings_within
 from splitlock.linux.proc import Mapping, Memory, mappings
-from splitlock.process import inject, ptrace
+from splitlock.process import elsewhere, inject, ptrace
+from splitlock.process.analysis import UnanalysedError
 from splitlock.process.inject import Refused
 from splitlock.process.space import Module, Space
 
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     import ctypes
 
     from splitlock.process.cache import Cache
+    from splitlock.process.plan import Plan
     from splitlock.process.space import Key
 
 _MAP_ANONYMOUS, _MAP_TYPE, _MAP_SHARED = 0x20, 0x0F, 1
@@ -22,6 +25,7 @@ _FAILED = ptrace.U64 - 4095  # results from here on are errors
 
 _PIECE = 1 << 20  # bytes read at a time
 _MOST_SCANNED = 64 << 20  # bytes of anonymous code looked at, at a program's end
+_MEMORY = ("/dev/zero (deleted)", "/SYSV")  # what the kernel calls shared anonymous memory, and System V segments
 ANONYMOUS = "anonymous executable memory"
 OWN_FILTER = "the program's own seccomp filter forbids what patching needs"
 
@@ -33,26 +37,32 @@ class Watch:
         self.cache = cache
         #: locked instructions watched, by image
         self.images: dict[Key, int] = {}
-        #: the same by path, for people
+        #: bytes of code in them that are watched
+        self.sizes: dict[Key, int] = {}
+        #: locked instructions by path, for people
         self.names: dict[str, int] = {}
         #: which file each path was
         self.files: dict[str, Key] = {}
-        #: (image or mapping, whether it is an image, reason) -> (bytes, locked instructions where known)
-        self.unmonitored: dict[tuple[str, bool, str], tuple[int, int | None]] = {}
+        #: (image or mapping, whether it is an image, reason) -> (bytes, locked instructions), where known
+        self.unmonitored: dict[tuple[str, bool, str], tuple[int | None, int | None]] = {}
 
-    def note(self, name: str, reason: str, size: int, sites: int | None = None, image: bool = True) -> None:
+    def note(
+        self, name: str, reason: str, size: int | None = None, sites: int | None = None, image: bool = True
+    ) -> None:
         """Code that is not watched. The same said twice counts once, with the larger size."""
         known = self.unmonitored.get((name, image, reason))
-        if known is None or size > known[0]:
+        if known is None or (size or 0) > (known[0] or 0):
             self.unmonitored[name, image, reason] = size, sites
 
     def at_exec(self, tid: int, space: Space, registers: ctypes.Array[ctypes.c_uint64], stopped: list[int]) -> None:
         """A new program: the kernel has mapped it and its dynamic linker."""
         narrow = registers[ptrace.CS] != 0x33
         try:
+            for path, reason in elsewhere.reasons(tid):
+                self.note(path, reason)
             found = mappings(tid)
         except PermissionError as error:
-            self.note(f"process {tid}", f"may not be read: {error.strerror}", 0, image=False)
+            self.note(f"process {tid}", f"may not be read: {error.strerror}", image=False)
             return
         for m in found:
             if "x" not in m.permissions or m.path.startswith("[v") or (narrow and m.path.startswith("[")):
@@ -95,6 +105,15 @@ class Watch:
         mapping = Mapping(start, end, "r-x" + shared, asked[ptrace.R9], 1, file[1])
         self._file(tid, space, mapping, file[0], file[1], registers, stopped)
 
+    def before_mprotect(self, tid: int, space: Space, registers: ctypes.Array[ctypes.c_uint64]) -> bool:
+        """mprotect or pkey_mprotect is about to make a range executable: whether that is all there is to know.
+
+        It is where the program has written all of it: then it is no image's, and is looked at in the end.
+        """
+        written = all_written(tid, registers[ptrace.RDI], registers[ptrace.RSI])
+        space.anonymous = space.anonymous or written
+        return written
+
     def after_mprotect(
         self,
         tid: int,
@@ -107,12 +126,11 @@ class Watch:
         if registers[ptrace.RAX] >= _FAILED:
             return
         start, end = asked[ptrace.RDI], asked[ptrace.RDI] + asked[ptrace.RSI]
-        for m in mappings(tid):
-            if m.start < end and start < m.end and "x" in m.permissions:
+        for m in mappings_within(tid, start, end):
+            if "x" in m.permissions:
                 known = any(module.name == m.path and module.holds(max(start, m.start)) for module in space.modules)
-                if not m.inode:
+                if not m.inode or m.path.startswith(_MEMORY):
                     space.anonymous = True
-                    space.anonymous_ranges.append((m.start, m.end))
                 elif not known:
                     self._file(tid, space, m, _openable(tid, m), m.path, registers, stopped)
 
@@ -129,24 +147,30 @@ class Watch:
                     break
 
     def scan_anonymous(self, tid: int, space: Space) -> None:
-        """A program ends: what executable memory without a file it has, and how many locks that holds."""
+        """A program ends: what executable memory it has that is no image's, and how many locks that holds.
+
+        Shared anonymous memory and System V segments have a file of the kernel's own.
+        """
         if not space.anonymous or space.narrow:
             return
-        from splitlock.x86.patterns import LOCK_PREFIXED
+        from splitlock.x86.patterns import EXCHANGE, LOCK_PREFIXED
 
         size = sites = read = 0
         arenas = {m.arena for m in space.modules + space.gone}
+        said = {name for name, image, _ in self.unmonitored if image}
         with Memory(tid) as memory:
             try:
                 for m in mappings(tid):
-                    if "x" not in m.permissions or m.inode or m.path.startswith("[v") or m.start in arenas:
+                    if "x" not in m.permissions or m.path.startswith("[v") or m.start in arenas:
+                        continue
+                    if m.inode and (m.path in said or any(_overlaps(module, m) for module in space.modules)):
                         continue
                     size += m.end - m.start
                     for at in range(m.start, m.end, _PIECE):
                         if read < _MOST_SCANNED and (m.permissions[0] == "r"):
                             code = memory.read(at, min(_PIECE, m.end - at))
                             read += len(code)
-                            if LOCK_PREFIXED.search(code):  # or spare the decoder's import
+                            if LOCK_PREFIXED.search(code) or EXCHANGE.search(code):  # or spare the decoder's import
                                 sites += _likely_locked(code)
             except OSError:
                 pass
@@ -173,6 +197,9 @@ class Watch:
         except OSError as error:
             self.note(name, f"cannot read the file: {error.strerror}", size)
             return
+        except UnanalysedError as error:
+            self.note(name, f"not analysed: {error}", size)
+            return
         self.files[name] = key
         for reason, unseen, sites in plan.unmonitored:
             self.note(name, reason, unseen if plan.segments else size, sites)
@@ -192,7 +219,7 @@ class Watch:
             module = Module(key, name, plan, bias)
             space.modules.append(module)
         if not plan.sites:
-            self._watched(name, key, plan.watched)
+            self._watched(name, key, plan)
             return
         try:
             if mapping.permissions[3] == "s":
@@ -202,15 +229,17 @@ class Watch:
             if not module.arena:
                 inject.place_arena(tid, module, mapping.start, registers, stopped)
             inject.write_text(tid, module, mapping.start, mapping.end)
-            self._watched(name, key, plan.watched)
+            self._watched(name, key, plan)
         except Refused as refused:
             self.note(name, str(refused), size, plan.watched)
         except OSError as error:
             ptrace.get_registers(tid, ptrace.Registers())  # was it killed meanwhile? then that is all there is to say
             self.note(name, f"cannot patch: {error.strerror}", size, plan.watched)
 
-    def _watched(self, name: str, key: Key, sites: int) -> None:
-        self.images[key] = self.names[name] = sites
+    def _watched(self, name: str, key: Key, plan: Plan) -> None:
+        self.images[key] = self.names[name] = plan.watched
+        code = sum(length for _, _, length in plan.segments)
+        self.sizes[key] = max(0, code - sum(size for _, size, _ in plan.unmonitored))
 
     def _drop(self, tid: int, space: Space, module: Module) -> None:
         """A module is gone from the space: keep its counts, let its arena be."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from splitlock.report.judgement_text import modes
-from splitlock.report.lines import page, wrap
+from splitlock.report.lines import named, page, wrap
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,10 +25,10 @@ def render(report: Report, *, verbose: bool = False) -> str:
     lines += ["", *wrap(_host(report))]
     for one in found.hypervisors:
         loaded = {"yes": "loaded", "no": "not loaded", "unknown": "may be loaded"}[one.loaded]
-        lines += wrap(f"hypervisor {one.name}: {loaded}; {one.why}")
+        lines += wrap(f"hypervisor {named(one.name)}: {loaded}; {one.why}")
     for guest in report.guests:
         clean = "not known: not all of it was watched" if guest.unwatched else "no split locks seen"
-        lines += wrap(f"guest {guest.path}: {', '.join(guest.takers) or clean}")
+        lines += wrap(f"guest {named(guest.path)}: {', '.join(map(named, guest.takers)) or clean}")
     lines += ["", "what each mode would do here:", *modes(found, verbose=verbose)]
     if found.unknown:
         lines += ["", "not known:"]
@@ -48,8 +48,8 @@ def _host(report: Report) -> str:
     )
 
 
-def _use(name: str, use: Use) -> str:
-    return f"it {_USES[use.known]} {name}: {use.why}"
+def _use(title: str, use: Use) -> str:
+    return f"it {_USES[use.known]} {title}: {use.why}"
 
 
 def _answer(report: Report) -> str:

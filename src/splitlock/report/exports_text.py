@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from splitlock.report.lines import count, page, wrap
+from splitlock.report.lines import count, named, page, wrap
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ def render(report: Report, *, verbose: bool = False) -> str:
     lines = _symbols(report.symbols, verbose)
     if report.question == "users":
         for symbol in report.symbols:
-            lines += ["", *wrap(f"{symbol.name}: {_row(symbol.used_by, verbose)}")] if symbol.used_by else []
+            lines += ["", *wrap(f"{named(symbol.name)}: {_row(symbol.used_by, verbose)}")] if symbol.used_by else []
     else:
         lines += ["", *_summary(report)]
         if report.losses:
@@ -27,14 +27,16 @@ def render(report: Report, *, verbose: bool = False) -> str:
     if report.unresolved:
         lines += wrap(f"not counted, as they import what nobody exports: {_row(report.unresolved, verbose)}")
     for error in report.errors:
-        lines += wrap(f"not read: {error.path}{': ' + error.member if error.member else ''}: {error.reason}")
+        lines += wrap(
+            f"not read: {named(error.path)}{': ' + named(error.member) if error.member else ''}: {error.reason}"
+        )
     return page(lines)
 
 
 def _row(names: list[str], verbose: bool) -> str:
     """Names in a row: the first few of many."""
     few = len(names) if verbose else _NAMES
-    return ", ".join(names[:few]) + (f" and {len(names) - few:,} more" if len(names) > few else "")
+    return ", ".join(map(named, names[:few])) + (f" and {len(names) - few:,} more" if len(names) > few else "")
 
 
 def _symbols(symbols: list[Symbol], verbose: bool) -> list[str]:
@@ -42,9 +44,9 @@ def _symbols(symbols: list[Symbol], verbose: bool) -> list[str]:
     lines = [f"{'SYMBOL':<{_SYMBOL}} {'USERS':>6} {'BREAKS':>7}  EXPORTED BY"]
     for symbol in symbols:
         if len(symbol.name) > _SYMBOL:
-            lines.append(symbol.name)
-        label = symbol.name if len(symbol.name) <= _SYMBOL else ""
-        exporters = ", ".join(symbol.exporters) or "nobody"
+            lines.append(named(symbol.name))
+        label = named(symbol.name) if len(symbol.name) <= _SYMBOL else ""
+        exporters = ", ".join(map(named, symbol.exporters)) or "nobody"
         lines.append(f"{label:<{_SYMBOL}} {symbol.users:>6,} {symbol.breaks:>7,}  {exporters}")
         if symbol.alternatives:
             lines += wrap(f"  or, to the same effect: {_row(symbol.alternatives, verbose)}", "", "    ")
@@ -56,13 +58,14 @@ def _summary(report: Report) -> list[str]:
     modules = count(report.modules, "module")
     lost = len(report.losses)
     if not lost:
-        return [f"{modules} read: all of them still load"]
+        return [f"{modules} read: {'it still loads' if report.modules == 1 else 'all of them still load'}"]
     if report.question == "without":
         through = lost - report.direct
-        return wrap(f"{lost:,} of {modules} no longer load: {report.direct:,} directly, {through:,} through others")
+        verb = "loads" if lost == 1 else "load"
+        return wrap(f"{lost:,} of {modules} no longer {verb}: {report.direct:,} directly, {through:,} through others")
     others = sum(not loss.wanted for loss in report.losses)
     wanted = count(lost - others, "module")
-    symbols = report.symbols[0].name if len(report.symbols) == 1 else "these"
+    symbols = named(report.symbols[0].name) if len(report.symbols) == 1 else "these"
     if not others:
         return wrap(f"without {symbols} only what was asked for fails: {wanted}")
     return wrap(f"without {symbols} {wanted} asked for and {others:,} more fail")
@@ -74,8 +77,8 @@ def _losses(report: Report, verbose: bool) -> list[str]:
     lines = [f"{'MODULE':<{_MODULE}} WHY"]
     for loss in report.losses[:most]:
         if len(loss.module) > _MODULE:
-            lines.append(loss.module)
-        label = loss.module if len(loss.module) <= _MODULE else ""
+            lines.append(named(loss.module))
+        label = named(loss.module) if len(loss.module) <= _MODULE else ""
         unasked = " (not asked for)" if report.question == "break" and not loss.wanted else ""
         lines += wrap(f"{label:<{_MODULE}} {_why(loss, verbose)}{unasked}", "", " " * (_MODULE + 1))
     if len(report.losses) > most:

@@ -13,7 +13,7 @@ Who = Literal["program", "kernel", "guest"]
 Fate = Literal["nothing", "goes-on", "slowed", "limited", "killed", "oops", "stuck", "not-known"]
 #: The gravest fate that counts: an oops of the kernel does only where one was logged. `nothing`: see `Mode.what`
 Verdict = Literal["nothing", "logs", "slows", "breaks", "not-known"]
-Kind = Literal["kvm", "svm", "virtualbox", "emulates", "unknown"]
+Kind = Literal["kvm", "svm", "virtualbox", "unknown"]
 
 
 class Use(msgspec.Struct, kw_only=True):
@@ -28,7 +28,7 @@ class Hypervisor(msgspec.Struct, kw_only=True):
 
     name: str
     path: str | None  #: null: its file was not seen
-    kind: Kind  #: how it treats a guest's `#AC`. kvm: asks the host; svm: AMD's, not KVM; unknown: nobody knows
+    kind: Kind  #: what it does with a guest's `#AC`: linux/hypervisors.py. svm: AMD's, not KVM; unknown: nobody knows
     loaded: Known
     why: str  #: it is taken for that
     refused: bool  #: by the policy `refuse` of `splitlock scan` and `guard`

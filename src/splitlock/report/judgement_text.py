@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from splitlock.report.lines import wrap
+from splitlock.report.lines import named, wrap
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,5 +32,5 @@ def _mode(mode: Mode, verbose: bool) -> list[str]:
 def _effect(effect: Effect) -> str:
     note = "" if effect.counts else "note: "
     more = f" and {len(effect.names) - _NAMED} more" if len(effect.names) > _NAMED else ""
-    names = f" (here: {', '.join(effect.names[:_NAMED])}{more})" if effect.names else ""
+    names = f" (here: {', '.join(map(named, effect.names[:_NAMED]))}{more})" if effect.names else ""
     return f"{note}{effect.what}{names}"

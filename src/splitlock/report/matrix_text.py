@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from splitlock.report.lines import count, page, wrap
+from splitlock.report.matrix_layout import boots, details, ending, grouped, row
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
     from splitlock.report.matrix import Cell, Report
 
-_HEAD, _CELL, _COLUMNS = 10, 14, 5
+_HEAD, _COLUMNS = 10, 5
 _PROCESSORS = {"ac": "#AC for split locks", "db": "#DB for bus locks", "both": "#AC for split locks, #DB for bus locks"}
 _OUTCOMES = {"sigbus": "SIGBUS", "not-tried": "-"}
 _WAITED = 10_000_000  # ns: what took so long is told
@@ -29,7 +28,8 @@ def render(report: Report, *, verbose: bool = False) -> str:
         for processor in dict.fromkeys(cell.processor for cell in report.cells if cell.kernel == kernel.release):
             cells = [cell for cell in report.cells if (cell.kernel, cell.processor) == (kernel.release, processor)]
             lines += wrap(f"Linux {kernel.release} on a processor with {_PROCESSORS[processor]}")
-            lines += [*_table(cells), "", *_boots(report, kernel.release, processor), *_remarks(cells)]
+            logs = [(b.mode, b.log) for b in report.boots if (b.kernel, b.processor) == (kernel.release, processor)]
+            lines += [*_table(cells), "", *boots(logs), *_remarks(cells)]
             if verbose:
                 lines += _words(cells)
             lines.append("")
@@ -45,10 +45,9 @@ def _table(cells: list[Cell]) -> list[str]:
     lines = []
     for first in range(0, len(modes), _COLUMNS):
         some = modes[first : first + _COLUMNS]
-        lines += ["", f"{'':<{_HEAD}}{''.join(f'{mode:<{_CELL}}' for mode in some)}".rstrip()]
+        lines += ["", row("", _HEAD, some)]
         for kind in (kind for kind in _KINDS if any(cell.kind == kind for cell in cells)):
-            words = "".join(f"{_word(found.get((kind, mode))):<{_CELL}}" for mode in some)
-            lines.append(f"{kind:<{_HEAD}}{words}".rstrip())
+            lines.append(row(kind, _HEAD, [_word(found.get((kind, mode))) for mode in some]))
     return lines
 
 
@@ -71,39 +70,20 @@ def _time(nanoseconds: int) -> str:
     return f"{nanoseconds / 1e9:.1f}s" if nanoseconds >= 999_500_000 else f"{nanoseconds / 1e6:.0f}ms"
 
 
-def _boots(report: Report, kernel: str, processor: str) -> list[str]:
-    """What the kernel said as it booted, once for each mode."""
-    lines = []
-    said: dict[str, list[str]] = {}
-    for boot in report.boots:
-        if (boot.kernel, boot.processor) == (kernel, processor):
-            said.setdefault(boot.mode, boot.log)
-    for mode, log in said.items():
-        for line in log or ["(nothing about split locks)"]:
-            lines += wrap(line, f"{mode + ':':<{_CELL}}", " " * _CELL)
-    return lines
-
-
 def _remarks(cells: list[Cell]) -> list[str]:
     """Where it is not as documented, and what was not tried."""
     lines = []
-    for reason, some in _grouped(cells, lambda cell: cell.differs):
+    for reason, some in grouped(cells, lambda cell: cell.kind, lambda cell: cell.differs):
         lines += wrap(f"! {some}: {reason}")
-    for reason, some in _grouped(cells, lambda cell: [cell.reason or ""] if cell.outcome == "not-tried" else []):
+    for reason, some in grouped(cells, lambda cell: cell.kind, _untried):
         lines += wrap(f"- {some}: not tried: {reason}")
     if any("(muted)" in _word(cell) for cell in cells):
         lines += wrap("(muted): completed; whether it was logged cannot be told: the kernel logs 10 lines in 5 seconds")
     return ["", *lines] if lines else []
 
 
-def _grouped(cells: list[Cell], what: Callable[[Cell], list[str]]) -> Iterator[tuple[str, str]]:
-    """Each text, and the cells that it is about."""
-    found: dict[str, dict[str, list[str]]] = {}
-    for cell in cells:
-        for text in what(cell):
-            found.setdefault(text, {}).setdefault(cell.mode, []).append(cell.kind)
-    for text, modes in found.items():
-        yield text, "; ".join(f"{mode} {', '.join(kinds)}" for mode, kinds in modes.items())
+def _untried(cell: Cell) -> list[str]:
+    return [cell.reason or ""] if cell.outcome == "not-tried" else []
 
 
 def _words(cells: list[Cell]) -> list[str]:
@@ -121,19 +101,15 @@ def _words(cells: list[Cell]) -> list[str]:
             more.append("ms: " + " ".join(f"{one / 1e6:.2f}" for one in cell.nanoseconds))
         if cell.apart:
             more.append("ms between two ends: " + " ".join(f"{one / 1e6:.2f}" for one in cell.apart))
-        lines += ["", f"{cell.mode}, {cell.kind}: {_word(cell)}"]
-        for text in [*cell.log, *more]:
-            lines += wrap(text, "  ", "    ")
+        lines += details(cell, f"{cell.kind}: {_word(cell)}", [*cell.log, *more])
     return lines
 
 
 def _summary(report: Report) -> list[str]:
     tried = sum(cell.outcome != "not-tried" for cell in report.cells)
     differ = sum(bool(cell.differs) for cell in report.cells)
-    lines = wrap(
+    return ending(
         f"{count(tried, 'cell')} measured in {count(len(report.boots), 'boot')} of QEMU {report.qemu}; "
-        f"{differ or 'none'} not as documented ({report.documentation})"
+        f"{differ or 'none'} not as documented ({report.documentation})",
+        report,
     )
-    for note in report.notes:
-        lines += wrap(f"note: {note}")
-    return lines + (["interrupted: the rest was not measured"] if report.interrupted else [])

@@ -67,6 +67,7 @@ class Oops(msgspec.Struct, kw_only=True):
     """
 
     detected: bool  #: false: `alignment check`, of a kernel without split-lock detection
+    inferred: bool = False  #: the dump's first line is missing: that it was a split lock is a guess by the rest
     number: int | None  #: the number of this oops since boot
     bits: int
     place: Frame | None  #: null: the line with RIP is missing

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from splitlock.report.lines import count, cut, wrap
+from splitlock.report.lines import count, cut, named, wrap
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -56,35 +56,39 @@ def _operand(operand: Operand | None) -> str:
     if operand is None:
         return ""
     where = f" at {operand.address}" if operand.address else ""
-    name = f" ({operand.what})" if operand.what else ""
+    what = f" ({named(operand.what)})" if operand.what else ""
     lies = ""
     if operand.past:
         lies = f": {operand.size - operand.past} on one cache line, {operand.past} on the next"
     elif operand.past == 0:
         lies = ": all on one cache line"
     why = f"; where they lie is not known: {operand.why}" if operand.past is None and operand.why else ""
-    return f"  {count(operand.size, 'byte')}{where}{name}{lies}{why}"
+    return f"  {count(operand.size, 'byte')}{where}{what}{lies}{why}"
 
 
 def _place(frame: Frame, margin: str, first: str, verbose: bool) -> list[str]:
     offset = f"+{frame.offset}" if frame.offset else ""
-    words = [f"{first}{frame.function}{offset}", _source(frame.source), f"[{frame.module}]" if frame.module else ""]
+    words = [
+        f"{first}{named(frame.function)}{offset}",
+        _source(frame.source),
+        f"[{named(frame.module)}]" if frame.module else "",
+    ]
     lines = wrap("  ".join(filter(None, words)), margin, margin + "  ")
     if frame.inlined:
         lines += wrap(
             f"inlined there: {', from '.join(_inline(each) for each in frame.inlined)}", margin + "  ", margin + "  "
         )
     if verbose and frame.source:
-        lines.append(f"{margin}  {frame.source}")
+        lines.append(f"{margin}  {named(frame.source)}")
     return lines
 
 
 def _inline(inlined: Inlined) -> str:
-    return f"{inlined.function} {_source(inlined.source)}".rstrip()
+    return f"{named(inlined.function)} {_source(inlined.source)}".rstrip()
 
 
 def _source(source: str | None) -> str:
-    return os.path.basename(source) if source else ""
+    return named(os.path.basename(source)) if source else ""
 
 
 def _callers(oops: Oops, verbose: bool) -> list[str]:
@@ -110,7 +114,9 @@ def _callers(oops: Oops, verbose: bool) -> list[str]:
 
 
 def _named(frame: Frame) -> str:
-    return " ".join(filter(None, [frame.function, _source(frame.source), f"[{frame.module}]" if frame.module else ""]))
+    return " ".join(
+        filter(None, [named(frame.function), _source(frame.source), f"[{named(frame.module)}]" if frame.module else ""])
+    )
 
 
 def _circumstances(oops: Oops) -> str:
@@ -119,9 +125,9 @@ def _circumstances(oops: Oops) -> str:
     if oops.comm.startswith("swapper/"):
         words.append(f"while CPU {oops.cpu} had nothing to do")
     elif oops.comm:
-        words.append(f"while {oops.comm}/{oops.pid} was running on CPU {oops.cpu}")
+        words.append(f"while {named(oops.comm)}/{oops.pid} was running on CPU {oops.cpu}")
     if oops.work:
-        words.append(f"work queue {oops.work}")
+        words.append(f"work queue {named(oops.work)}")
     if oops.release:
         words.append(f"Linux {oops.release}" + (f" {cut(oops.version, 60)}" if oops.version else ""))
     words.append("32 bits") if oops.bits == 32 else None

@@ -13,6 +13,8 @@ SCHEMA: Final = "splitlock/probe/1"
 Mode = Literal["real16", "prot32", "long64"]
 Place = Literal["at", "after", "elsewhere"]
 Access = Literal["aligned", "cpuid", "misaligned", "split", "buslock"]
+#: hypervisor: its leaf 0x40000010; pit: measured; cpuid15, cpuid16: the processor's words; guess: the fastest there is
+ClockSource = Literal["hypervisor", "pit", "cpuid15", "cpuid16", "guess"]
 Verdict = Literal[
     "exposes-feature",
     "forwards-blindly",
@@ -72,6 +74,14 @@ class Msr(msgspec.Struct, kw_only=True):
     vector: int | None = None
 
 
+class Clock(msgspec.Struct, kw_only=True):
+    """The time-stamp counter, as the image found it."""
+
+    khz: int
+    source: ClockSource  #: who said so
+    wait_ms: int  #: for which it waited before each row of split locks
+
+
 class Report(Document, kw_only=True):
     """What one run of the image found, and what it means."""
 
@@ -82,6 +92,7 @@ class Report(Document, kw_only=True):
     not_told: list[str]  #: what could not be told apart, and why
     cpuid: list[Leaf]
     msrs: list[Msr]
+    clock: Clock | None  #: null: not in the log, so it is not known whether the image waited
     rows: list[Row]
     expected: int | None  #: rows that the image had; null: it never came to its end
     split_locks: int  #: executed, or begun

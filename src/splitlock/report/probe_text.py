@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from splitlock.report.lines import cut, page, wrap
+from splitlock.report.lines import count, cut, page, wrap
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,6 +26,10 @@ _TABLES = (
 )
 _MODES = {"real16": "real", "prot32": "protected", "long64": "long"}
 _MSRS = {"000000cf": "CORE_CAPABILITIES", "00000033": "TEST_CTRL", "000001d9": "DEBUGCTL"}
+_CLOCKS = {
+    "hypervisor": "the hypervisor says", "pit": "measured", "cpuid15": "CPUID.15h", "cpuid16": "CPUID.16h",
+    "guess": "not known, taken for the fastest",
+}  # fmt: skip
 _EXCEPTIONS = {1: "#DB", 6: "#UD", 8: "#DF", 10: "#TS", 11: "#NP", 12: "#SS", 13: "#GP", 14: "#PF", 17: "#AC"}
 _OUTCOMES = {"completed": "completes", "reset": "reset or end", "unended": "not known"}
 _HEAD, _CELL = 26, 13  # columns
@@ -43,14 +47,18 @@ def render(report: Report, *, verbose: bool = False) -> str:
         lines += _table(title, [row for row in report.rows if row.access == access and row.detecting == detecting])
     if verbose:
         lines += _rows(report.rows)
-    lines += ["", f"{len(report.rows)} rows, {report.split_locks} split locks"]
+    lines += ["", f"{count(len(report.rows), 'row')}, {count(report.split_locks, 'split lock')}"]
     for words in report.missing:
         lines += wrap(f"missing: {words}")
     if report.damaged:
-        lines.append(f"{report.damaged} lines of the probe's are spoilt")
+        lines.append(f"{_lines(report.damaged)} the probe's, but spoilt")
     if verbose and report.foreign:
-        lines.append(f"{report.foreign} lines are not the probe's")
+        lines.append(f"{_lines(report.foreign)} not the probe's")
     return page(lines)
+
+
+def _lines(number: int) -> str:
+    return f"{count(number, 'line')} {'is' if number == 1 else 'are'}"
 
 
 def _machine(report: Report) -> list[str]:
@@ -65,6 +73,8 @@ def _machine(report: Report) -> list[str]:
         words.append(f"hypervisor {_text(hypervisor.ebx, hypervisor.ecx, hypervisor.edx) or 'without a name'}")
     lines = wrap(" · ".join(word for word in words if word))
     seen = [f"{_MSRS.get(m.number, m.number)} {m.value or _exception(m.vector)}" for m in report.msrs]
+    if clock := report.clock:
+        seen.append(f"time-stamp counter {clock.khz:,} kHz ({_CLOCKS[clock.source]})")
     return lines + wrap(" · ".join(seen)) if seen else lines
 
 

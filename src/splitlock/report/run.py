@@ -53,6 +53,7 @@ class Watched(msgspec.Struct, kw_only=True):
     """What was under watch."""
 
     sites: int  #: locked instructions whose operand could split
+    bytes: int  #: of code, in which these are all
     images: int
     processes: int  #: that were started, the program's own included
 
@@ -73,7 +74,7 @@ class Report(Document, kw_only=True):
     schema: Literal["splitlock/run/1"]
     command: list[str]
     mode: str
-    exit_status: int
+    exit_status: int | None  #: None with `-D`, where it is its parent's to know
     hits: int
     sites: list[Site]
     watched: Watched

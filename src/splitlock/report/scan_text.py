@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from splitlock.report.lines import NO_BREAK, WIDTH, count, cut, page, printable, wrap
+from splitlock.report.lines import NO_BREAK, WIDTH, count, cut, named, page, printable, wrap
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,9 +30,9 @@ class Text:
         if self.quiet and file.verdict == "allow":
             return b""
         verdict = file.verdict
-        lines = wrap(f"{verdict:<8} {file.name or _last(file)}: {file.reason}", "", _MARGIN)
+        lines = wrap(f"{verdict:<8} {named(file.name or _last(file))}: {file.reason}", "", _MARGIN)
         if self.verbose or verdict != "allow":
-            place = f"{file.path}: {file.member}" if file.member else file.path
+            place = f"{named(file.path)}: {named(file.member)}" if file.member else named(file.path)
             lines.append(_MARGIN + _tail(place, WIDTH - len(_MARGIN)))
         if self.verbose and verdict != "error":
             lines += wrap(", ".join(_facts(file)), _MARGIN, _MARGIN)
@@ -66,9 +66,9 @@ class Text:
         if summary.kinds:
             kinds = sorted(summary.kinds.items(), key=lambda item: (-item[1].instructions - item[1].evidence, item[0]))
             words = []
-            for name, kind in kinds:
+            for title, kind in kinds:
                 sure = kind.instructions + kind.evidence
-                word = f"{name} {sure:,}" + (f" (+{kind.possible:,} possible)" if kind.possible else "")
+                word = f"{title} {sure:,}" + (f" (+{kind.possible:,} possible)" if kind.possible else "")
                 words.append(word.replace(" ", NO_BREAK))
             lines += wrap(f"found: {', '.join(words)}")
         return page(lines).encode("utf-8", "replace")
@@ -103,9 +103,9 @@ def _findings(file: File, verbose: bool) -> list[str]:
 
 
 def _place(finding: Finding, head: str) -> list[str]:
-    where = [f"{finding.section}+{finding.offset}"] if finding.section else []
+    where = [f"{named(finding.section)}+{finding.offset}"] if finding.section else []
     if finding.function:
-        where.append(finding.function)
+        where.append(named(finding.function))
     what = finding.evidence if finding.evidence != "instruction" else finding.instruction or ""
     line = printable(head + "  ".join([*where, what]))
     if len(line) <= WIDTH or not where:
@@ -115,11 +115,11 @@ def _place(finding: Finding, head: str) -> list[str]:
 
 def _facts(file: File) -> list[str]:
     facts = [word for word in ("sld_safe", "sld_aware", "intree") if getattr(file, word)]
-    facts.append(f"signed by {file.signer}" if file.signer else "unsigned")
+    facts.append(f"signed by {named(file.signer)}" if file.signer else "unsigned")
     if file.vermagic:
-        facts.append(f"vermagic {file.vermagic.strip()}")
+        facts.append(f"vermagic {named(file.vermagic.strip())}")
     if file.depends:
-        facts.append(f"depends on {' '.join(file.depends)}")
+        facts.append(f"depends on {' '.join(map(named, file.depends))}")
     if file.sha256:
         facts.append(f"sha256 {file.sha256}")
     return facts

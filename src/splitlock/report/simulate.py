@@ -28,7 +28,8 @@ class Step(msgspec.Struct, kw_only=True, omit_defaults=True):
     what: str
     source: str  #: of the rule
     log: str = ""  #: the kernel's line
-    lines: int = 0  #: how many such; what the kernel's rate limit leaves out is counted
+    lines: int = 0  #: how many such; if the program never goes on: in each five seconds
+    held_back: int = 0  #: how many more the kernel's rate limit leaves out
     milliseconds: float = 0.0  #: that the task waited
     alone_milliseconds: float = 0.0  #: for which no other core could run split locks
 

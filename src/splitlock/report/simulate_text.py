@@ -48,12 +48,18 @@ def _event(number: int, event: Event) -> list[str]:
     for step in event.steps:
         lines += wrap(f"{step.who}: {step.what} [{step.source}]", "   ", "     ")
         if step.log:
-            lines += wrap(f"log{f' ({step.lines:,} times)' if step.lines > 1 else ''}: {step.log}", "     ", "       ")
+            lines += wrap(f"log{_times(step)}: {step.log}", "     ", "       ")
         if cost := _cost(step):
             lines += wrap(f"cost: {cost}", "     ", "       ")
     if event.bus_locked_nanoseconds:
         lines += wrap(f"the bus is locked for {_time(event.bus_locked_nanoseconds)}", "   ", "     ")
     return lines
+
+
+def _times(step: Step) -> str:
+    """How often a line is logged, where that is not once."""
+    held = f", {step.held_back:,} more held back by the kernel's rate limit" if step.held_back else ""
+    return f" ({count(step.lines, 'time')}{held})" if step.lines > 1 or held else ""
 
 
 def _cost(step: Step) -> str:

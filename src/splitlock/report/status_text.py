@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from splitlock.report.judgement_text import modes
-from splitlock.report.lines import count, cut, page, wrap
+from splitlock.report.lines import count, cut, named, page, wrap
 from splitlock.report.oops_text import cause_title
 
 TYPE_CHECKING = False
@@ -21,7 +21,9 @@ _BAR = 40  # columns of the plot
 def render(report: Report, *, verbose: bool = False) -> str:
     """The report, with a newline at the end."""
     lines: list[str] = []
-    where = f"{report.machine or 'a machine'}" + (f" (files below {report.root})" if report.root != "/" else "")
+    where = f"{named(report.machine or 'a machine')}" + (
+        f" (files below {named(report.root)})" if report.root != "/" else ""
+    )
     lines += _field("machine", where)
     lines += _processor(report.processor)
     lines += _kernel(report.kernel)
@@ -45,7 +47,8 @@ def render(report: Report, *, verbose: bool = False) -> str:
 def _vms(report: Report) -> str:
     if report.vmms is None:
         return f"not known: {report.vmms_why}"
-    found = ", ".join(f"{v.name} {v.pid}{f' ({v.vm})' if v.vm else ''}" for v in report.vmms) or "none running"
+    running = (f"{named(v.name)} {v.pid}{f' ({named(v.vm)})' if v.vm else ''}" for v in report.vmms)
+    found = ", ".join(running) or "none running"
     return f"{found}; whether there are more is not known: {report.vmms_why}" if report.vmms_why else found
 
 
@@ -60,17 +63,17 @@ def _also(why: str) -> str:
 def _processor(cpu: Processor) -> list[str]:
     model = f", family {cpu.family} model {cpu.model:#x}" if cpu.family is not None and cpu.model is not None else ""
     number = f", {count(cpu.count, 'processor')}" if cpu.count else ""
-    lines = _field("processor", f"{cpu.name or 'not known'}{model}{number}")
-    lines += _field("", f"inside {cpu.hypervisor}") if cpu.hypervisor else []
+    lines = _field("processor", f"{named(cpu.name or 'not known')}{model}{number}")
+    lines += _field("", f"inside {named(cpu.hypervisor)}") if cpu.hypervisor else []
     lines += _detection("split-lock detection (#AC)", cpu.split_lock)
     return lines + _detection("bus-lock detection (#DB)", cpu.bus_lock)
 
 
-def _detection(name: str, found: Detection) -> list[str]:
+def _detection(title: str, found: Detection) -> list[str]:
     can = {"yes": "yes", "no": "none", "unknown": "not known"}[found.supported]
     on = {"yes": ", on", "no": ", off", "unknown": ""}[found.enabled] if found.supported != "no" else ""
     more = f"; {found.registers}" if found.registers else ""
-    lines = _field("", f"{name}: {can}{on} ({found.source}{more})")
+    lines = _field("", f"{title}: {can}{on} ({found.source}{more})")
     if found.used.known != found.supported or found.used.why != found.source:
         used = {"yes": "used", "no": "not used", "unknown": "not known whether used"}[found.used.known]
         lines += _field("", f"  {used} by this kernel: {found.used.why}")
@@ -88,7 +91,7 @@ def _kernel(kernel: Kernel) -> list[str]:
     for setting in kernel.settings:
         if setting.where != _RUNNING or setting.counts != "yes":
             counts = {"yes": "set", "no": "set in vain", "unknown": "set"}[setting.counts]
-            lines += _field("", f"{counts}: {setting.where}: {setting.text}{_also(setting.why)}")
+            lines += _field("", f"{counts}: {named(setting.where)}: {named(setting.text)}{_also(setting.why)}")
     return lines
 
 
@@ -105,7 +108,9 @@ def _log(log: Log, verbose: bool) -> list[str]:
         lines += _field("", f"and none would be: {log.deaf}")
     most = len(log.tasks) if verbose else _TASKS
     for task in log.tasks[:most]:
-        lines += _field("", f"{task.lines:,} {task.exception} by {task.comm}{' (of a guest)' if task.guest else ''}")
+        lines += _field(
+            "", f"{task.lines:,} {task.exception} by {named(task.comm)}{' (of a guest)' if task.guest else ''}"
+        )
     if len(log.tasks) > most:
         lines += _field("", f"and {count(len(log.tasks) - most, 'more program')} (-v lists all)")
     for cause in log.causes:
@@ -141,10 +146,14 @@ def _modules(report: Report, verbose: bool) -> list[str]:
 
 def _module(module: Module) -> str:
     state = {"yes": "loaded", "no": "installed", "unknown": "installed, perhaps loaded"}[module.loaded]
-    aware = "SLD-aware" if module.aware else "marked sld_safe" if module.marked else "not known to be SLD-aware"
-    if "VMRUN" in module.evidence and not module.aware:
+    aware = "not known to be ready for split-lock detection"
+    if module.aware:
+        aware = "asks Linux what to do with a guest's split lock"
+    elif module.marked:
+        aware = "marked sld_safe"
+    elif "VMRUN" in module.evidence:
         aware = "AMD's, which have no split-lock detection"
-    return f"{module.name}: {state}, {aware} ({', '.join(module.evidence)})"
+    return f"{named(module.name)}: {state}, {aware} ({', '.join(module.evidence)})"
 
 
 def _measured(found: Measured) -> list[str]:
@@ -161,7 +170,7 @@ def _measured(found: Measured) -> list[str]:
     if found.aligned and found.neighbour_core is not None and found.neighbour_during and found.neighbour_quiet:
         lines += _field(
             "",
-            f"split: {found.split / found.aligned:,.0f} times an aligned lock; a neighbour's read takes "
+            f"split: as long as {count(round(found.split / found.aligned), 'aligned lock')}; a neighbour's read takes "
             f"{found.neighbour_during / found.neighbour_quiet:,.1f} times as long "
             f"({count(found.neighbour_met, 'split lock')} met it)",
         )

@@ -21,7 +21,7 @@ Kind = Literal[
 Cause = Literal[
     "gone", "another-task", "not-permitted", "no-memory", "guest", "kernel-address", "no-address", "not-mapped",
     "not-executable", "not-saved", "no-file", "no-image", "deleted", "replaced", "other-code",
-    "does-not-fit", "outside",
+    "does-not-fit", "outside", "unread",
 ]  # fmt: skip
 
 
@@ -81,6 +81,7 @@ class Event(msgspec.Struct, kw_only=True):
     causes: list[KnownCause] = []  #: known causes that fit; `watch` tells each once
     note: str = ""  #: why no more is known, and what to do
     cause: Cause | None = None  #: the same for programs
+    host: str = ""  #: whose kernel's line it is, as logged; empty: the log does not tell
     speaker: str = ""  #: who wrote the line, where that is known not to be the kernel: it is not counted
 
 
@@ -95,6 +96,15 @@ class Count(msgspec.Struct, kw_only=True):
     function: str | None
     address: str | None  #: where no image is known
     guest: bool
+
+
+class Host(msgspec.Struct, kw_only=True):
+    """One of several machines in a log, as of its last boot there."""
+
+    name: str
+    release: str | None  #: of its kernel; null: its first line is not there
+    mode: str | None
+    lines: int  #: of split and bus locks
 
 
 class Summary(Document, kw_only=True):
@@ -119,3 +129,6 @@ class Summary(Document, kw_only=True):
     doubts: list[str]  #: why it is not, or would not have
     counts: list[Count]
     uncounted: int  #: lines of places beyond the most that are kept apart
+    hosts: list[Host] = msgspec.field(
+        default_factory=list
+    )  #: of several machines in one log, each; `mode` is the first one's

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from splitlock.report.frames import inlined, short
-from splitlock.report.lines import WIDTH, count, cut, page, wrap
+from splitlock.report.lines import WIDTH, count, cut, named, page, wrap
 from splitlock.report.oops_text import cause_lines, oops_lines
 
 TYPE_CHECKING = False
@@ -27,10 +27,14 @@ _SAYS = {
 }
 
 
-def render(event: Event, *, verbose: bool = False, colour: bool = False, note: bool = True, again: bool = False) -> str:
-    """One event as text; `note`: with why no more is known; `again`: an oops at a place that was explained before."""
+def render(
+    event: Event, *, verbose: bool = False, colour: bool = False, note: bool = True, again: bool = False,
+    elsewhere: bool = False,
+) -> str:  # fmt: skip
+    """One event as text; `note`: with why no more is known; `again`: an oops at a place that was explained before;
+    `elsewhere`: on another machine than the log's first."""
     exception = "" if event.kind in _WORDS else event.exception
-    head = " ".join(part for part in ((event.time or event.stamp), exception, _what(event)) if part)
+    head = " ".join(part for part in ((event.time or event.stamp), exception, _what(event, elsewhere)) if part)
     lines = wrap(f"{head} (again, see above; -v tells all)" if again else head, "", _MARGIN)
     if again:
         return page(lines)
@@ -56,19 +60,19 @@ def render(event: Event, *, verbose: bool = False, colour: bool = False, note: b
     return text
 
 
-def _what(event: Event) -> str:
-    said = _said(event)
-    return f"{said} [written by {event.speaker}, not by the kernel: not counted]" if event.speaker else said
+def _what(event: Event, elsewhere: bool) -> str:
+    said = f"{_said(event)} [on {named(event.host)}]" if elsewhere else _said(event)
+    return f"{said} [written by {named(event.speaker)}, not by the kernel: not counted]" if event.speaker else said
 
 
 def _said(event: Event) -> str:
+    if event.oops:
+        return event.oops.says
     if event.kind in _WORDS:
         words = event.text.partition("detection: ")[2] or event.text
         if event.kind == "unknown":
             return f"not understood: {words}"
         return words + (f" (mode {event.detail})" if event.detail else "")
-    if event.oops:
-        return event.oops.says
     if event.kind in _KERNEL:
         return f"{_KERNEL[event.kind]}{f', in {event.detail}' if event.detail else ''}: oops"
     if event.kind == "msr":
@@ -82,12 +86,12 @@ def _said(event: Event) -> str:
     if event.kind == "lost":
         return f"{count(event.number, 'record')} lost before they were read"
     address = f" at {event.address}" if event.address else ""
-    return f"{event.comm}/{event.tid} {_SAYS[event.kind].get(event.exception, event.text)}{address}"
+    return f"{named(event.comm)}/{event.tid} {_SAYS[event.kind].get(event.exception, event.text)}{address}"
 
 
 def _place(place: Place, verbose: bool) -> list[str]:
-    words = [short(place.function) if place.function else "?", _file(place.source)]
-    words[1] += f" (inlined: {', '.join(inside)})" if (inside := inlined(place.frames)) else ""
+    words = [named(short(place.function)) if place.function else "?", _file(place.source)]
+    words[1] += f" (inlined: {', '.join(map(named, inside))})" if (inside := inlined(place.frames)) else ""
     words.append(_at(place.image, place.offset))
     lines = wrap("  ".join(filter(None, words)), _MARGIN, _MARGIN)
     if verbose and len(place.frames) > 1:
@@ -99,22 +103,23 @@ def _place(place: Place, verbose: bool) -> list[str]:
 
 
 def _frame(frame: Frame) -> str:
-    return f"{frame.function or '?'}  {frame.source or 'source not known'}{'  inlined in' if frame.inlined else ''}"
+    source = named(frame.source) if frame.source else "source not known"
+    return f"{named(frame.function or '?')}  {source}{'  inlined in' if frame.inlined else ''}"
 
 
 def _file(source: str | None) -> str:
     """`inl.cc:5` of a path, Microsoft's included."""
-    return source.replace("\\", "/").rpartition("/")[2] if source else ""
+    return named(source.replace("\\", "/").rpartition("/")[2]) if source else ""
 
 
 def _at(image: str, offset: str | None) -> str:
-    return cut(os.path.basename(image) or image, 40) + (f"+{offset}" if offset else "")
+    return cut(named(os.path.basename(image) or image), 40) + (f"+{offset}" if offset else "")
 
 
 def _process(process: Process) -> list[str]:
-    words = [cut(" ".join(process.command) or "no command line", WIDTH - 12)]
-    words += [f"container {process.container}"] if process.container else []
-    words += [f"{process.vmm}{f' running {process.vm}' if process.vm else ''}"] if process.vmm else []
+    words = [cut(named(" ".join(process.command)) or "no command line", WIDTH - 12)]
+    words += [f"container {named(process.container)}"] if process.container else []
+    words += [f"{process.vmm}{f' running {named(process.vm)}' if process.vm else ''}"] if process.vmm else []
     return wrap(f"{process.pid}: {' · '.join(words)}", _MARGIN, _MARGIN)
 
 
@@ -127,16 +132,21 @@ def render_summary(summary: Summary, *, verbose: bool = False) -> str:
     if len(counts) > most:
         rest = [entry for entries in counts[most:] for entry in entries]
         more = count(len(counts) - most, "more place")
-        lines.append(f"... and {more} with {sum(entry.lines for entry in rest):,} lines (-v lists all)")
+        lines.append(f"... and {more} with {count(sum(entry.lines for entry in rest), 'line')} (-v lists all)")
     if summary.uncounted:
         lines.append(f"not told apart by place: {count(summary.uncounted, 'line')}")
     if summary.suppressed:
         lines += wrap(f"held back by the kernel's rate limit: {count(summary.suppressed, 'line')} more")
     lines += _others(summary.others)
-    mode = f", mode {summary.mode}" if summary.mode else ""
+    for host in summary.hosts:
+        known = [f"Linux {host.release}" if host.release else "", f"mode {host.mode}" if host.mode else ""]
+        lines += wrap(
+            ", ".join(filter(None, [f"{named(host.name)}: {count(host.lines, 'line')}", *known])), "  ", "    "
+        )
+    mode = f", mode {summary.mode}" if summary.mode and not summary.hosts else ""
     lost = f", {summary.lost:,} lost" if summary.lost else ", none known to be lost"
     cut_short = "" if summary.complete else " (interrupted)"
-    lines += wrap(f"read {count(summary.read, 'record')} of {summary.source}{lost}{mode}{cut_short}")
+    lines += wrap(f"read {count(summary.read, 'record')} of {named(summary.source)}{lost}{mode}{cut_short}")
     if summary.doubts and is_found(summary):
         lines += wrap(f"there may be more: {'; '.join(summary.doubts)}")
     elif summary.doubts:
@@ -155,7 +165,7 @@ def _others(others: dict[str, int]) -> list[str]:
         return []
     most = sorted(others, key=lambda speaker: -others[speaker])
     more = f" and {len(most) - _NAMES:,} more" if len(most) > _NAMES else ""
-    who = f"{', '.join(most[:_NAMES])}{more}"
+    who = f"{', '.join(map(named, most[:_NAMES]))}{more}"
     return wrap(f"in the kernel's words, but by {who}: {count(sum(others.values()), 'line')}, not counted")
 
 
@@ -195,10 +205,10 @@ def _count(entries: list[Count]) -> list[str]:
     guest = " (a guest's address)" if first.guest else ""
     image = first.image if first.image != "the kernel" or not first.function else None
     at = _at(image, first.offset) if image else first.address or ("" if first.function else "?")
-    place = "  ".join(filter(None, [first.function and short(first.function), at]))
+    place = "  ".join(filter(None, [first.function and named(short(first.function)), at]))
     lines = sum(entry.lines for entry in entries)
     if len(entries) == 1:
-        return [cut(f"{lines:>7,}  {first.exception} {first.comm:<15} {place}{guest}")]
-    names = ", ".join(entry.comm for entry in entries[:_NAMES]) + (", ..." if len(entries) > _NAMES else "")
+        return [cut(f"{lines:>7,}  {first.exception} {named(first.comm):<15} {place}{guest}")]
+    names = ", ".join(named(entry.comm) for entry in entries[:_NAMES]) + (", ..." if len(entries) > _NAMES else "")
     said = f"{lines:>7,}  {first.exception} {place}: {lines:,} lines by {len(entries):,} names ({names}){guest}"
     return wrap(said, "", " " * 9)

@@ -4,6 +4,22 @@ from __future__ import annotations
 
 from iced_x86 import FlowControl, Instruction, Mnemonic, OpKind, Register, RflagsBits
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    class Instructions(Protocol):
+        """A function's instructions, by position."""
+
+        def __len__(self) -> int: ...
+        def __getitem__(self, position: int, /) -> Instruction: ...
+
+    class Positions(Protocol):
+        """Positions of a function's instructions, by address."""
+
+        def get(self, address: int, /) -> int | None: ...
+
+
 STATUS = RflagsBits.OF | RflagsBits.SF | RflagsBits.ZF | RflagsBits.AF | RflagsBits.CF | RflagsBits.PF
 _HORIZON = 48  # instructions looked at before flags count as live
 
@@ -14,7 +30,7 @@ _SHIFTS = {
 }  # fmt: skip
 
 
-def flags_needed(instructions: list[Instruction], at: int, index: dict[int, int]) -> bool:
+def flags_needed(instructions: Instructions, at: int, index: Positions) -> bool:
     """Whether the status flags must survive up to `instructions[at]`, as it or its successors read them.
 
     `index` maps addresses to positions in `instructions` (one function). Whatever cannot be
@@ -37,7 +53,7 @@ def _overwritten(instruction: Instruction) -> int:
     return instruction.rflags_modified & STATUS
 
 
-def _live(instructions: list[Instruction], at: int, index: dict[int, int], wanted: int, seen: dict[int, int]) -> bool:
+def _live(instructions: Instructions, at: int, index: Positions, wanted: int, seen: dict[int, int]) -> bool:
     # `seen`: the flags already looked for from each position on.
     while wanted:
         if at >= len(instructions) or len(seen) > _HORIZON:

@@ -10,14 +10,15 @@ from __future__ import annotations
 from iced_x86 import Code, Decoder, Instruction, MemorySizeExt, Mnemonic, OpKind, Register, RegisterExt
 
 from splitlock.x86.lines import crosses
-from splitlock.x86.patterns import LOCK_PREFIXED
+from splitlock.x86.patterns import EXCHANGE, LOCK_PREFIXED, PREFIXES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from iced_x86._iced_x86_py import Register as RegisterNumber
 
+_LONGEST = 15  # bytes of an instruction
 _BIT_TESTS = {Mnemonic.BTS, Mnemonic.BTR, Mnemonic.BTC}
 _EXTENDED = {Code.XCHG_RM8_R8, Code.XCHG_RM16_R16, Code.XCHG_RM32_R32, Code.XCHG_RM64_R64}
 
@@ -138,8 +139,10 @@ def _short_address(instruction: Instruction) -> bool:
     return 2 in sizes or (sizes == {0} and instruction.memory_displ_size == 2)
 
 
-def likely_locked(code: bytes) -> int:
-    """About how many instructions with a LOCK prefix there are in code whose function bounds are unknown.
+def likely_locked(code: bytes, only: int | None = None) -> int:
+    """About how many locked instructions that could split there are in code whose function bounds are unknown.
+
+    `only`: the one place that is looked at.
 
     A raw match counts when decoding from most of the bytes before it comes out right at it: x86 code
     falls into step by itself within a few instructions.
@@ -147,10 +150,32 @@ def likely_locked(code: bytes) -> int:
     found = 0
     for match in LOCK_PREFIXED.finditer(code):
         at = match.start()
-        if split_size(Decoder(64, code[at : at + 15], ip=at).decode()):
-            starts = range(max(0, at - 40), max(0, at - 32))
-            found += 2 * sum(_reaches(code, start, at) for start in starts) >= len(starts)
+        if only not in (None, at):
+            continue
+        if split_size(Decoder(64, code[at : at + _LONGEST], ip=at).decode()):
+            found += _likely_begins(code, at)
+    for match in EXCHANGE.finditer(code):
+        if only in (None, match.start()):
+            found += any(_likely_begins(code, at) for at in _exchange_starts(code, match.start()))
     return found
+
+
+def _exchange_starts(code: bytes, opcode: int) -> Iterator[int]:
+    """Where an xchg that could split, without a LOCK prefix, may begin: at its opcode, or at a prefix before it."""
+    at = opcode
+    while True:
+        x = Decoder(64, code[at : at + _LONGEST], ip=at).decode()
+        if split_size(x) and not x.has_lock_prefix and x.code in _EXTENDED and at + x.len > opcode + 1:
+            yield at
+        if at == 0 or opcode - at == _LONGEST or code[at - 1] not in PREFIXES:
+            return
+        at -= 1
+
+
+def _likely_begins(code: bytes, at: int) -> bool:
+    """Whether decoding from most of the bytes some way before comes out right there."""
+    starts = range(max(0, at - 40), max(0, at - 32))
+    return 2 * sum(_reaches(code, start, at) for start in starts) >= len(starts)
 
 
 def _reaches(code: bytes, start: int, at: int) -> bool:

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from iced_x86 import Decoder, FlowControl, Instruction, InstructionInfoFactory, MemorySizeExt, Mnemonic, OpAccess
+from iced_x86 import Decoder, FlowControl, Instruction, InstructionInfoFactory, MemorySizeExt, Mnemonic, OpKind
 
-from iced_x86 import OpKind, Register, RegisterExt  # isort: skip
+from iced_x86 import Register, RegisterExt  # isort: skip
 
+from splitlock.x86.flow import KEPT, changed, is_call, successors
 from splitlock.x86.locked import segment_register
 
 _ARGUMENTS = (7, 6, 2, 1, 8, 9)  # rdi, rsi, rdx, rcx, r8, r9, by their numbers
-_KEPT = frozenset((3, 5, 12, 13, 14, 15))  # rbx, rbp, r12 to r15: a call gives them back
-_WRITES = frozenset((OpAccess.WRITE, OpAccess.COND_WRITE, OpAccess.READ_WRITE, OpAccess.READ_COND_WRITE))
 _LONGEST = 20_000  # instructions of a function, each looked at as often as it changes
 _TERMS = 4  # of a sum; more say nothing to anybody
 
@@ -69,7 +68,7 @@ def _states(code: bytes, target: int) -> State | None:
         if instruction.is_invalid or steps > _LONGEST or _leads_anywhere(instruction):
             return None
         after = _step(instruction, known[at], factory, first=at < 6)
-        for place in _next(instruction):
+        for place in successors(instruction):
             if not 0 <= place < len(code):
                 continue
             merged = after if place not in known else {k: v for k, v in known[place].items() if after.get(k) == v}
@@ -88,25 +87,13 @@ def _leads_anywhere(instruction: Instruction) -> bool:
     return flow in (FlowControl.INTERRUPT, FlowControl.XBEGIN_XABORT_XEND)
 
 
-def _next(instruction: Instruction) -> list[int]:
-    flow = instruction.flow_control
-    if flow in (FlowControl.RETURN, FlowControl.EXCEPTION, FlowControl.INDIRECT_BRANCH):
-        return []
-    if flow == FlowControl.UNCONDITIONAL_BRANCH:
-        return [instruction.near_branch_target]
-    if flow == FlowControl.CONDITIONAL_BRANCH:
-        return [instruction.near_branch_target, instruction.next_ip]
-    return [instruction.next_ip]
-
-
 def _step(instruction: Instruction, before: State, factory: InstructionInfoFactory, *, first: bool) -> State:
     after = dict(before)
-    if instruction.flow_control in (FlowControl.CALL, FlowControl.INDIRECT_CALL):
+    if is_call(instruction):
         # The call that a function begins with is the tracer's (__fentry__), which changes nothing.
-        return after if first else {number: value for number, value in after.items() if number in _KEPT}
-    for used in factory.info(instruction).used_registers():
-        if used.access in _WRITES and RegisterExt.is_gpr(used.register):
-            after.pop(RegisterExt.number(RegisterExt.full_register(used.register)), None)
+        return after if first else {number: value for number, value in after.items() if number in KEPT}
+    for number in changed(instruction, factory):
+        after.pop(number, None)
     made = _value(instruction, before)
     if made is not None and instruction.op0_kind == OpKind.REGISTER:
         after[RegisterExt.number(instruction.op0_register)] = made

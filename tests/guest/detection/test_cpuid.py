@@ -13,9 +13,8 @@ from splitlock.guest.detection import Detection, processor
 
 Leaves = dict[int, tuple[int, int, int, int]]
 DETECTIONS = [
-    Detection(split, bus, forward)
-    for split, bus, forward in product((False, True), (False, True), (None, "once"))
-    if not (split and forward)
+    *(Detection(split, bus) for split, bus in product((False, True), (False, True))),
+    *(Detection(bus_locks=bus, forward="once") for bus in (False, True)),
 ]
 _DEADLINE = 60  # seconds
 

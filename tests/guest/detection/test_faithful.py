@@ -63,7 +63,7 @@ def test_warn(boot: Boot, qemu: str) -> None:
     """`warn`: the same in the kernel, by its own notifiers; programs go on, and become what they would have become."""
     script = (
         f"insmod /formsmod.ko count={_COUNT} announced=1\n"
-        f"echo 0 >/proc/sys/kernel/split_lock_mitigate\nforms {_COUNT}\nfaults"
+        f"echo 0 >/proc/sys/kernel/split_lock_mitigate\nforms {_COUNT}\ntaskset 1 faults"
     )
     report = boot(script, "--sld", "--qemu", qemu, append="quiet")
     _right(report, rf"right, {_COUNT} faults")

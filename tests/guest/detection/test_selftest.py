@@ -44,7 +44,7 @@ def test_accepted(tmp_path: Path) -> None:
     ("words", "said"),
     [
         (["--forward-ac", "--sld"], "--forward-ac: announces nothing"),
-        (["--traps", "/dev/null"], "--traps: goes with --sld"),
+        (["--traps", "/dev/null"], "--traps: goes with --vmx, --sld"),
         (["--bus-lock", "--smp", "1"], "--bus-lock: needs --smp 2"),
         (["--sld", "--traps", "/none/x"], "--traps /none/x: No such file"),
     ],

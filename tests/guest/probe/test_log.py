@@ -56,6 +56,26 @@ def test_mixed_with_others(tcg: bytes) -> None:
     assert report("", log).verdict == "nothing-to-handle"
 
 
+def test_clock(tcg: bytes) -> None:
+    """Each boot says its own; a log without one does not say that the image waited."""
+    for source in ("hypervisor", "pit", "cpuid15", "cpuid16", "guess"):
+        log = read(line("start from 0") + line(f"clock 2420000 {source} wait 35"))
+        assert log.clock is not None
+        assert (log.clock.khz, log.clock.source, log.clock.wait_ms, log.damaged) == (2420000, source, 35, 0)
+        assert "time-stamp counter 2,420,000 kHz" in " ".join(render(report("", log)).split())
+    again = read(line("start from 0") + line("clock 2420000 pit wait 35") + line("start from 0"))
+    assert again.clock is None
+    assert read(line("start from 0") + line("clock 2420000 sundial wait 35")).damaged == 1
+
+
+def test_overflow(tcg: bytes) -> None:
+    """What the image says of itself is not overlooked, however whole the rows are that came before."""
+    start = tcg.index(b"slp1 end 20 ")
+    log = read(tcg[:start] + line("overflow"))
+    assert missing(log)[0].startswith("the rest: the image's own stacks overlapped, a fault of the probe's")
+    assert not read(tcg[:start] + line("overflow") + tcg).overflowed
+
+
 def test_two_runs(tcg: bytes) -> None:
     """The last one counts."""
     log = read(tcg[:3000] + tcg)

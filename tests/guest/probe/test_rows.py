@@ -68,6 +68,15 @@ def test_image(tmp_path: Path) -> None:
     assert raw.count(image.code()) == 1
 
 
+def test_without_a_wait() -> None:
+    """One number differs, and it is the one that the image tells."""
+    waits, hastes = image.iso(), image.iso(wait=False)
+    assert [at for at, (one, other) in enumerate(zip(waits, hastes, strict=True)) if one != other] == [
+        waits.index(image.code()) + 8
+    ]
+    assert int.from_bytes(image.code()[8:12], "little") == 35
+
+
 def test_screen(tmp_path: Path) -> None:
     """The screen shows what the serial line says."""
     (tmp_path / "probe.iso").write_bytes(image.iso())

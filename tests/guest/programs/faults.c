@@ -1,7 +1,8 @@
 /*
  * faults: what does a program see of a split lock over two pages? A page fault comes before detection, and pages are copied.
  *
- * Prints a line a case: `signal N code M`, or `executed`; with `, kept` where memory is as it was.
+ * Prints a line a case: `signal N code M`, or `executed`; with `, kept` where memory is as it was. In mode warn it is to stay
+ * on one CPU, since detection is off for two jiffies where something split.
  */
 #define _GNU_SOURCE
 #include <setjmp.h>
@@ -77,6 +78,7 @@ int main(void)
     fflush(stdout);
 
     operand = pages(both, both);
+    usleep(200000);             /* until detection is on again */
     flags(1 << 18, 0);
     try("EFLAGS.AC", operand, 4);
     return 0;

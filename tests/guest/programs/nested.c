@@ -1,10 +1,11 @@
 /*
  * nested [N [unready]]: runs a guest of its own by /dev/kvm, which takes N split locks (20000 unless told) in 16-bit code, at
  * linear address 0x1000, and halts. It counts #AC, and goes on; unready: it has no handler for any exception.
- * Prints what became of it; exit status 0 when the guest halted.
+ * Prints what became of it, and whether KVM sent SIGBUS; exit status 0 when the guest halted.
  */
 #include <fcntl.h>
 #include <linux/kvm.h>
+#include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -23,6 +24,12 @@ static const uint8_t on_ac[] = {
     0xcf,                   /* iret */
 };
 enum { AC = 17 };
+static volatile sig_atomic_t stopped;
+
+static void on_sigbus(int number)
+{
+    stopped = number;
+}
 
 static int must(int result, const char *what)
 {
@@ -54,10 +61,11 @@ int main(int argc, char **argv)
     must(ioctl(cpu, KVM_SET_SREGS, &special), "KVM_SET_SREGS");
     struct kvm_regs registers = {.rip = 0x1000, .rsp = 0x3000, .rflags = 2, .rcx = argc > 1 ? strtoul(argv[1], NULL, 10) : 20000};
     must(ioctl(cpu, KVM_SET_REGS, &registers), "KVM_SET_REGS");
+    signal(SIGBUS, on_sigbus);
     do
         must(ioctl(cpu, KVM_RUN, 0), "KVM_RUN");
     while (run->exit_reason == KVM_EXIT_INTR);
-    printf("nested guest: exit reason %u, counter %u, #AC %u\n", run->exit_reason, *(uint16_t *)(memory + 0x203f),
-           *(uint16_t *)(memory + 0x2200));
+    printf("nested guest: exit reason %u, counter %u, #AC %u%s\n", run->exit_reason, *(uint16_t *)(memory + 0x203f),
+           *(uint16_t *)(memory + 0x2200), stopped ? ", and SIGBUS" : "");
     return run->exit_reason != KVM_EXIT_HLT;
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from statistics import median
 
+from splitlock.report.lines import count
 from splitlock.report.matrix import Cell, Documented
 
 SOURCE = "Linux 7.2, Documentation/arch/x86/buslock.rst"
@@ -62,7 +63,11 @@ def differences(cell: Cell) -> list[str]:
         return []
     found = [] if cell.executed is not False else ["the operand has a wrong value"]
     found += _warned(cell, said) + _waited(cell, said)
-    if said.serialised and cell.kind == "together" and median(cell.apart or [0]) < _TURN:
+    if said.serialised and cell.kind == "together" and len(cell.apart) < _ENOUGH:
+        found.append(
+            f"two processors at once {count(len(cell.apart), 'time')} only: too seldom to tell whether one is kept back"
+        )
+    elif said.serialised and cell.kind == "together" and median(cell.apart) < _TURN:
         found.append("not one processor at a time")
     if said.serialised is False and len(cell.apart) >= _ENOUGH and min(cell.apart) >= _TURN:
         found.append("one processor at a time")
@@ -74,9 +79,9 @@ def _warned(cell: Cell, said: Documented) -> list[str]:
     # of two lines at one moment the kernel drops one (lib/ratelimit.c: who does not get the lock is not to log)
     least = 1 if cell.kind == "together" else tasks
     if said.warned == "never" and cell.warnings:
-        return [f"logged {cell.warnings} times, not never"]
+        return [f"logged {count(cell.warnings, 'time')}, not never"]
     if said.warned == "once" and (cell.warnings > tasks or (cell.warnings < least and not cell.muted)):
-        return [f"logged {cell.warnings} times, not once a task"]
+        return [f"logged {count(cell.warnings, 'time')}, not once a task"]
     if said.warned == "always" and not cell.warnings and not cell.muted:
         return ["not logged"]
     return []

@@ -8,25 +8,27 @@ from __future__ import annotations
 import os
 
 from splitlock._errors import SplitlockError
-from splitlock.guest.matrix.module import NAME
 
 _INSIDE = os.path.join(os.path.dirname(__file__), "inside")
 _DIRECTORY, _PROGRAM, _FILE, _DEVICE = 0o040755, 0o100755, 0o100644, 0o020600
-_KMSG = (1, 11)  # the device's numbers
+_DEVICES = {"kmsg": (1, 11), "kvm": (10, 232)}  # with their numbers
 
 
-def initramfs(module: bytes | None) -> bytes:
-    """An uncompressed archive. Raises SplitlockError where the package was built without a compiler."""
-    entries = [_entry("proc", _DIRECTORY), _entry("kmsg", _DEVICE, device=_KMSG)]
-    for program in ("init", "init32"):
+def initramfs(files: dict[str, bytes], programs: tuple[str, ...] = ("init", "init32")) -> bytes:
+    """An uncompressed archive with these files, by name, and our programs.
+
+    Raises SplitlockError where the package was built without a compiler.
+    """
+    entries = [_entry("proc", _DIRECTORY)]
+    entries += [_entry(name, _DEVICE, device=numbers) for name, numbers in _DEVICES.items()]
+    for program in programs:
         path = os.path.join(_INSIDE, program)
         try:
             with open(path, "rb") as file:
                 entries.append(_entry(program, _PROGRAM, file.read()))
         except OSError:
             raise SplitlockError(f"{path}: not built; install a C compiler and build splitlock again", 2) from None
-    if module is not None:
-        entries.append(_entry(f"{NAME}.ko", _FILE, module))
+    entries += [_entry(name, _FILE, data) for name, data in files.items()]
     return b"".join([*entries, _entry("TRAILER!!!", 0)])
 
 

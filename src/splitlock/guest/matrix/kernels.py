@@ -18,7 +18,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-_PACKAGES = {b"!<arch>\ndebian-": deb, b"\xed\xab\xee\xdb": rpm}
+PACKAGES = {b"!<arch>\ndebian-": deb, b"\xed\xab\xee\xdb": rpm}
 # where packages, and trees that they are unpacked to, have the kernel
 _IN_PACKAGE = re.compile(r"(usr/)?(boot/vmlinu[xz]-[^/]+|lib/modules/[^/]+/vmlinuz)")
 _HEADERS = re.compile(r"linux-(headers|kbuild)-.*\.deb")
@@ -31,12 +31,13 @@ _REMEDY = "name a vmlinuz of x86-64, or a package with one"
 
 Kernel = namedtuple("Kernel", "path member release banner image")
 """A kernel: the file it is in, its name in that package or None, what `uname -r` and its banner say, and the file that
-QEMU boots: vmlinux where it can be entered directly (PVH), which is quicker, else as it is."""
+is booted: vmlinux where it may be, and can be entered directly (PVH), which is quicker in QEMU, else as it is."""
 
 
-def kernels(paths: Iterable[str], directory: str) -> tuple[list[Kernel], list[str]]:
+def kernels(paths: Iterable[str], directory: str, *, direct: bool = True) -> tuple[list[Kernel], list[str]]:
     """The kernels in files, packages, and directories of them, ready to boot from `directory`; and what of these
-    directories is no kernel to boot, with the reason, a line each.
+    directories is no kernel to boot, with the reason, a line each. `direct`: vmlinux may be booted, else only
+    a bzImage.
 
     Packages of headers are passed over. Raises SplitlockError where there is no kernel, or a path is something else.
     """
@@ -50,7 +51,7 @@ def kernels(paths: Iterable[str], directory: str) -> tuple[list[Kernel], list[st
             if _HEADERS.fullmatch(os.path.basename(file)):
                 continue
             try:
-                kernel = _kernel(file, os.path.join(directory, f"kernel{len(found)}"))
+                kernel = _kernel(file, os.path.join(directory, f"kernel{len(found)}"), direct)
             except (OSError, ImageError) as error:
                 reason = error.strerror if isinstance(error, OSError) else str(error)
                 if file == path:
@@ -75,24 +76,24 @@ def _files(path: str, names: re.Pattern[str]) -> list[str]:
     return sorted(file for file in files if names.fullmatch(os.path.basename(file)) and os.path.isfile(file))
 
 
-def _kernel(path: str, target: str) -> Kernel:
+def _kernel(path: str, target: str, direct: bool) -> Kernel:
     """The kernel in a file, written to `target`. Raises OSError and ImageError."""
     with open(path, "rb") as file:
         head = file.read(bzimage.HEAD)
         size = os.fstat(file.fileno()).st_size
-        for magic, walk in _PACKAGES.items():
+        for magic, walk in PACKAGES.items():
             if head.startswith(magic):
                 with closing(walk(file.fileno(), size, LIMIT * 8)) as members:
                     for stream, name, length in members:
                         if _IN_PACKAGE.fullmatch(name) and length <= LIMIT:
-                            return _identify(path, name, stream.read(length), target)
-                return _named_by(path, target)
+                            return _identify(path, name, stream.read(length), target, direct)
+                return _named_by(path, target, direct)
         if size > LIMIT:
             raise ImageError(f"{size:,} bytes are no kernel")
-        return _identify(path, None, head + file.read(), target)
+        return _identify(path, None, head + file.read(), target, direct)
 
 
-def _named_by(path: str, target: str) -> Kernel:
+def _named_by(path: str, target: str, direct: bool) -> Kernel:
     """The kernel of the package that this one depends on: Debian has packages that only name another.
 
     linux-image-amd64 always was one; since Linux 7.0 each linux-image is one, and the kernel is in linux-binary. Raises
@@ -110,11 +111,11 @@ def _named_by(path: str, target: str) -> Kernel:
     place, own = os.path.dirname(path) or ".", os.path.basename(path).partition("_")[0]
     for name in sorted(os.listdir(place)):
         if name.partition("_")[0] in names and name.endswith(".deb") and name.partition("_")[0] != own:
-            return _kernel(os.path.join(place, name), target)
+            return _kernel(os.path.join(place, name), target, direct)
     raise ImageError(f"no kernel in this package: it is in {names[0]}, on which this one depends")
 
 
-def _identify(path: str, member: str | None, raw: bytes, target: str) -> Kernel:
+def _identify(path: str, member: str | None, raw: bytes, target: str, direct: bool) -> Kernel:
     elf = raw
     if bzimage.is_bzimage(raw[: bzimage.HEAD]):
         elf = bzimage.vmlinux(raw, LIMIT)
@@ -123,11 +124,12 @@ def _identify(path: str, member: str | None, raw: bytes, target: str) -> Kernel:
     banner = _BANNER.search(elf)
     if elf[:5] != b"\x7fELF\x02" or banner is None:
         raise ImageError("no kernel of x86-64")
-    direct = _PVH.search(elf)
-    if not direct and elf is raw:
-        raise ImageError("a vmlinux without CONFIG_PVH, which cannot be booted directly")
+    enterable = direct and _PVH.search(elf) is not None
+    if not enterable and elf is raw:
+        what = "a vmlinux without CONFIG_PVH, which cannot be booted directly" if direct else "no bzImage"
+        raise ImageError(what)
     with open(target, "wb") as image:
-        image.write(elf if direct else raw)
+        image.write(elf if enterable else raw)
     text = banner[0].decode("utf-8", "replace")
     return Kernel(shown(path), member, banner[1].decode("utf-8", "replace"), text, target)
 

@@ -9,6 +9,8 @@ from splitlock.linux.log import parse
 
 _TIME = re.compile(r"^\[ *\d+\.\d+\](?:\[ *[TC]\d+\])? ?")
 _OURS = re.compile(r"splitlock-matrix: (\w+)(?: ([a-z]\w*)(?= |$))?(.*)$")
+_BLIND = re.compile(r"^blind: (way=.*)$")  # inside/blind.c, report()
+_GUEST = re.compile(r"splitlock-guest: (.*)$")  # inside/linux.c: what the guest's own serial port had
 _FIELD = re.compile(r" (\w+)=(0x[0-9a-f]{16}|[a-z]+)(?= |$)")
 # what of the kernel's lines is about split locks, or about its own end
 _ABOUT = re.compile(
@@ -30,6 +32,7 @@ class Told:
         self.kind = kind
         self.lines: list[Line] = []
         self.log: list[str] = []  #: the kernel's own lines, the first of many
+        self.guest: list[str] = []  #: what a Linux guest of its said
 
     def said(self, what: str) -> list[dict[str, int | str]]:
         """The fields of init's lines of one sort."""
@@ -65,8 +68,14 @@ class Log:
         self.kinds: list[Told] = []
         for raw in console.decode("utf-8", "replace").splitlines():
             text = _TIME.sub("", raw.rstrip())
-            if ours := _OURS.search(text):
+            if (inner := _GUEST.search(text)) and self.kinds:
+                self.kinds[-1].guest.append(inner[1].replace("splitlock~matrix:", "splitlock-matrix:"))
+            elif ours := _OURS.search(text):
                 self._ours(ours[1], ours[2], {name: _number(value) for name, value in _FIELD.findall(ours[3])})
+            elif (blind := _BLIND.search(text)) and self.kinds:
+                words = (word.partition("=") for word in blind[1].split())
+                fields = {name: int(value, 0) if value[0].isdigit() else value for name, _, value in words}
+                self.kinds[-1].lines.append(Line("blind", self.kinds[-1].kind, fields))
             elif _ABOUT.search(text) and not _COMMAND_LINE.search(text):
                 kept = self.kinds[-1].log if self.kinds else self.boot
                 if len(kept) < _MOST:

@@ -9,9 +9,10 @@ import tempfile
 from collections import namedtuple
 
 from splitlock._errors import SplitlockError
-from splitlock.guest.machine import version
+from splitlock.guest.machine import Machine, version
 from splitlock.guest.matrix import module
 from splitlock.guest.matrix.boot import boot
+from splitlock.guest.matrix.column import Column
 from splitlock.guest.matrix.documented import KERNEL, NOTES, SOURCE, differences, documented
 from splitlock.guest.matrix.initramfs import initramfs
 from splitlock.guest.matrix.kernels import headers, kernels
@@ -65,7 +66,7 @@ def _kernel(report: Report, wanted: Wanted, image: Image, place: str, advance: C
     """All of one kernel's cells."""
     with tempfile.TemporaryDirectory(dir=place) as unpacked, tempfile.TemporaryDirectory(dir=place) as work:
         tree, built, why = _module(wanted, image, unpacked, work)
-        archive = initramfs(built)
+        archive = initramfs({f"{module.NAME}.ko": built} if built is not None else {})
     initrd = os.path.join(place, "initramfs")
     with open(initrd, "wb") as file:
         file.write(archive)
@@ -103,7 +104,7 @@ def _module(wanted: Wanted, image: Image, unpacked: str, work: str) -> tuple[str
     return None, None, "no headers for this kernel"
 
 
-class _Column:
+class _Column(Column["Kind"]):
     """The cells of one kernel, processor and mode."""
 
     def __init__(
@@ -112,37 +113,12 @@ class _Column:
         self.report, self.image, self.processor, self.mode = report, image, processor, mode
         self.initrd, self.wanted = initrd, wanted
 
-    def fill(self, kinds: list[Kind], advance: Callable[[int], None]) -> None:
-        """Boot, and again for what is left when the kernel did not survive a kind.
-
-        Once more, too, where it did not even come up: under TCG one processor may run a breakpoint of code that another
-        is just patching, and the kernel knows nothing of it any more (an oops `int3`). On a busy host it was 2 boots in
-        98 of Linux 7.2.
-        """
-        again = True
-        while kinds:
-            booted, log = self._boot(kinds)
-            told_of = {told.kind: told for told in log.kinds}
-            tried = {kind: told_of[kind] for kind in kinds if kind in told_of}
-            warnings = 0
-            for kind, told in tried.items():
-                self._cell(kind, told, booted, warnings)
-                warnings += told.warnings
-            if not tried and again:
-                again = False
-                continue
-            if not tried:
-                how = {"done": "init ended", "reset": "the machine was reset", "hang": "nothing more was heard"}
-                for kind in kinds:
-                    self.untried(kind, f"the kernel did not come up: {how[booted.end]}")
-            advance(len(tried or kinds))
-            kinds = [kind for kind in kinds if kind not in tried] if tried else []
-
-    def _boot(self, kinds: list[Kind]) -> tuple[Booted, Log]:
+    def boot(self, kinds: list[Kind]) -> tuple[Booted, Log]:
+        """In QEMU."""
         mode = f"warn sysctl.kernel.split_lock_{_MITIGATE}" if self.mode == _MITIGATE else self.mode
         words = f"{_COMMAND_LINE} split_lock_detect={mode} splitlock={','.join(kinds)}"
         machine = options(self.processor, self.image.image, self.initrd, words, self.wanted.qemu)
-        booted = boot(machine, self.report.qemu, self.wanted.deadline)
+        booted = boot(Machine(machine, self.report.qemu), self.wanted.deadline)
         log = Log(booted.console)
         ready = log.ready or {}
         mitigate = ready.get("split_lock_mitigate")
@@ -164,9 +140,9 @@ class _Column:
             reason=reason,
         ))  # fmt: skip
 
-    def _cell(self, kind: Kind, told: Told, booted: Booted, warnings: int) -> None:
+    def tried(self, kind: Kind, told: Told, booted: Booted, warnings: int) -> None:
         """What is known of one kind; `warnings` came before it in this boot."""
-        outcome, reason = _outcome(told, booted.end)
+        outcome, reason = outcome_of(told, booted.end)
         took = told.said("took")
         self._add(Cell(
             kernel=self.image.release, processor=self.processor, mode=self.mode, kind=kind, outcome=outcome,
@@ -188,7 +164,7 @@ def _whole(fields: dict[str, int | str], name: str) -> int:
     return value if isinstance(value, int) else 0
 
 
-def _outcome(told: Told, end: str) -> tuple[Outcome, str | None]:
+def outcome_of(told: Told, end: str) -> tuple[Outcome, str | None]:
     """What became of a kind, and why where that is no outcome of the split lock's."""
     ends = told.said("end")
     killed = _whole(ends[0], "killed") if ends else 0

@@ -1,4 +1,4 @@
-"""How is the module built that takes split locks in the kernel?"""
+"""How are the modules built that take split locks in the kernel, and in a guest of their own?"""
 
 from __future__ import annotations
 
@@ -9,18 +9,21 @@ import subprocess
 from splitlock._errors import SplitlockError
 
 NAME = "splitlock_matrix"
-_SOURCE = os.path.join(os.path.dirname(__file__), "inside", f"{NAME}.c")
+BLIND = "blind"  #: a hypervisor: see its source
+SOURCES = os.path.join(os.path.dirname(__file__), "inside")
 _PATIENCE = 300  # seconds
 
 
-def build(headers: str, directory: str) -> bytes:
+def build(headers: str, directory: str, name: str = NAME) -> bytes:
     """The module for the kernel with these headers; `directory` is where to work. Raises SplitlockError.
 
     With the compiler that the headers name, or the one in the environment's CC.
     """
-    shutil.copy(_SOURCE, directory)
+    for source in (f"{name}.c", f"{name}.h"):
+        if os.path.exists(path := os.path.join(SOURCES, source)):
+            shutil.copy(path, directory)
     with open(os.path.join(directory, "Kbuild"), "w") as file:
-        file.write(f"obj-m := {NAME}.o\n")
+        file.write(f"obj-m := {name}.o\n")
     # without BTF of its own, which would take pahole
     command = ["make", "-s", "-C", headers, f"M={directory}", "CONFIG_DEBUG_INFO_BTF_MODULES=", "modules"]
     command += [f"CC={os.environ['CC']}"] if "CC" in os.environ else []
@@ -37,5 +40,5 @@ def build(headers: str, directory: str) -> bytes:
         said = [line for line in done.stderr.splitlines() if "rror" in line or "not found" in line] or ["make failed"]
         remedy = "install what builds modules for this kernel, or name a compiler in CC"
         raise SplitlockError(f"--headers {headers}: {said[0].strip()}; {remedy}", 2)
-    with open(os.path.join(directory, f"{NAME}.ko"), "rb") as built:
+    with open(os.path.join(directory, f"{name}.ko"), "rb") as built:
         return built.read()

@@ -20,7 +20,6 @@
 /* In plugin.c: */
 static bool crosses(const struct site *, qemu_plugin_meminfo_t, uint64_t address, unsigned *size);
 static struct entry *count_trap(unsigned vcpu, struct site *, uint64_t address, unsigned size, bool waits);
-static struct who current(unsigned vcpu);
 static void on_access(unsigned vcpu, qemu_plugin_meminfo_t, uint64_t address, void *site);
 
 struct state { /* the beginning of CPUX86State */
@@ -181,6 +180,8 @@ FROM_CALLBACK msr_from(unsigned vcpu, const struct privileged *insn, void *const
         if (!value || wanted & ~bits)
             raise_exception_err_ra(state, GP, 0, place);
         *value = wanted;
+        if (number == TEST_CTRL && wanted & DETECT_SPLIT_LOCKS)
+            atomic_store(&shared->turned_on, 1);
         cpu_restore_state(cpu, place);
     } else {
         uint64_t found = value ? *value : split_locks ? SPLIT_LOCK_CAPABILITY : 0;
@@ -256,7 +257,7 @@ static void on_send_fault(unsigned vcpu, void *userdata)
     const struct state *state = state_of(vcpu);
     if ((int)state->registers[RDI] != GUEST_SIGBUS || (int)state->registers[RSI] != GUEST_BUS_ADRALN)
         return;
-    uint64_t task = current(vcpu).task;
+    uint64_t task = table_who(vcpu).task;
     for (unsigned i = 0; i < CPUS; i++) {
         struct entry **last = &detecting[(vcpu + i) % CPUS].last, *entry = *last;
         if (entry && entry->task == task) {

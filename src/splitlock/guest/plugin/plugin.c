@@ -29,21 +29,18 @@
 #include "locked.h"
 #include "qemu.h"
 #include "registers.h"
-#include "shared.h"
-#include <errno.h>
+#include "table.h"
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
 EXPORT int qemu_plugin_version; /* what QEMU looks for: set to what it has before it looks */
 
-enum { LINE_BYTES = 64, PAGE_BITS = 12, SLOTS = ENTRIES * 2 };
-static const uint64_t HIGH_MEMORY = 1ull << 32, KERNEL_HALF = 1ull << 63, EFER_SVME = 1 << 12;
+enum { LINE_BYTES = 64, PAGE_BITS = 12 };
+static const uint64_t KERNEL_HALF = 1ull << 63, EFER_SVME = 1 << 12;
 
 /* One translation of a locked instruction. */
 struct site {
@@ -61,20 +58,10 @@ static struct {
     bool nested; /* VMRUN has begun and has not come back */
 } cpus[CPUS];
 
-static struct header *shared;
-static struct entry *entries;
-static uint8_t *ram;
-static uint64_t ram_size, low;
-static int ask = -1, api;
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* over what follows, and over the question asked */
-static uint32_t slots[SLOTS]; /* numbers of entries, from 1; 0: free */
-static uint32_t slotted; /* entries that have theirs */
+static int api;
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* over the table, the question asked, and what follows */
 static const void **returns; /* where in our memory the instructions after VMRUN lie */
 static size_t n_returns;
-
-struct who { /* a program */
-    uint64_t task, started, execs;
-};
 
 #include "detection.h"
 
@@ -83,91 +70,27 @@ __attribute__((constructor)) static void choose_version(void)
     qemu_plugin_version = qemu_plugin_get_registers ? QEMU_REGISTERS : QEMU_OLDEST;
 }
 
-/* The guest's memory at a physical address; 0 where there is none. */
-static uint64_t load(uint64_t physical, size_t size)
+/* What runs on the vCPU and makes an entry with this instruction. */
+static struct key key_of(unsigned vcpu, const struct site *site)
 {
-    uint64_t value = 0, at = physical >= HIGH_MEMORY ? physical - HIGH_MEMORY + low : physical;
-    if ((physical < low || physical >= HIGH_MEMORY) && at <= ram_size - 8)
-        memcpy(&value, ram + at, size);
-    return value;
-}
-
-/* Which program runs on the vCPU, by the guest's own kernel; all 0 where that is unknown. */
-static struct who current(unsigned vcpu)
-{
-    struct who who = {0};
-    uint64_t pointer = vcpu < CPUS ? atomic_load_explicit(&shared->current[vcpu], memory_order_acquire) : 0;
-    if (!pointer)
-        return who;
-    who.task = load(pointer, 8);
-    uint64_t at = who.task - shared->direct_map;
-    who.started = load(at + shared->started, 8);
-    who.execs = load(at + shared->execs, shared->exec_bytes);
-    return who;
-}
-
-static bool is_of(const struct entry *entry, const struct who *who, bool nested)
-{
-    return entry->task == who->task && entry->started == who->started && entry->execs == who->execs &&
-           (entry->flags & IN_NESTED) == (nested ? IN_NESTED : 0);
-}
-
-/* Tells splitlock of a new entry and waits until it has looked at the guest. Called with the lock held. */
-static void report(uint32_t number)
-{
-    char answer;
-    ssize_t done;
-    while ((done = write(ask, &number, sizeof number)) < 0 && errno == EINTR)
-        ;
-    while (done > 0 && read(ask, &answer, 1) < 0 && errno == EINTR)
-        ;
-}
-
-/* Where in `slots` the number of an entry is, or is to be. */
-static size_t slot_of(uint64_t pc, const uint8_t *code, const struct who *who, bool nested)
-{
-    uint64_t begin;
-    memcpy(&begin, code, sizeof begin);
-    uint64_t hash = (pc ^ begin ^ who->task >> 6 ^ who->started ^ who->execs << 20 ^ nested) * 0x9e3779b97f4a7c15;
-    size_t at = hash >> 40 & (SLOTS - 1);
-    for (; slots[at]; at = (at + 1) & (SLOTS - 1)) {
-        const struct entry *other = &entries[slots[at] - 1];
-        if (other->pc == pc && memcmp(other->code, code, CODE) == 0 && is_of(other, who, nested))
-            break;
-    }
-    return at;
-}
-
-/* Finds a place for what splitlock has added, too: entries of exceptions that it raised itself. */
-static void add_slots(void)
-{
-    for (; slotted < atomic_load(&shared->entries) && slotted < ENTRIES; slotted++) {
-        const struct entry *entry = &entries[slotted];
-        struct who who = {entry->task, entry->started, entry->execs};
-        slots[slot_of(entry->pc, entry->code, &who, entry->flags & IN_NESTED)] = slotted + 1;
-    }
+    bool nested = cpus[vcpu].nested;
+    struct key key = {.pc = site->pc, .code = site->code, .world = nested ? IN_NESTED : 0};
+    if (nested || !(site->pc & KERNEL_HALF))
+        key.who = table_who(vcpu);
+    return key;
 }
 
 static struct entry *find(unsigned vcpu, struct site *site, uint64_t address, unsigned size)
 {
-    bool nested = cpus[vcpu].nested;
     pthread_mutex_lock(&lock);
     /* Again, now that nobody asks: the answer to another vCPU may have said where the task is to be had. */
-    struct who who = site->pc & KERNEL_HALF && !nested ? (struct who){0} : current(vcpu);
-    add_slots();
-    size_t at = slot_of(site->pc, site->code, &who, nested);
-    struct entry *entry = slots[at] ? &entries[slots[at] - 1] : NULL;
-    uint64_t number = atomic_load(&shared->entries);
-    if (!entry && number < ENTRIES) {
-        entry = &entries[number];
-        entry->pc = site->pc;
+    struct key key = key_of(vcpu, site);
+    struct entry *entry = table_find(&key);
+    if (!entry && (entry = table_add(&key))) {
         entry->address = address;
-        entry->task = who.task, entry->started = who.started, entry->execs = who.execs;
         entry->vcpu = vcpu;
         entry->size = (uint8_t)size, entry->length = site->length;
-        memcpy(entry->code, site->code, CODE);
-        entry->flags = (nested ? IN_NESTED : 0) | (atomic_load(&shared->boot_sector) ? AFTER_BOOT_SECTOR : 0);
-        if (nested)
+        if (cpus[vcpu].nested)
             entry->host_cr3 = cpus[vcpu].host_cr3;
         if (shared->knows & 1) {
             read_registers(vcpu, entry->registers);
@@ -175,9 +98,7 @@ static struct entry *find(unsigned vcpu, struct site *site, uint64_t address, un
         }
         if (shared->knows & 2)
             read_mode(vcpu, entry);
-        atomic_store(&shared->entries, number + 1);
-        add_slots();
-        report((uint32_t)number);
+        table_ask(entry);
     }
     pthread_mutex_unlock(&lock);
     return entry;
@@ -205,10 +126,9 @@ static bool crosses(const struct site *site, qemu_plugin_meminfo_t info, uint64_
 /* The entry of who runs this now; null where there is no more room. */
 static struct entry *entry_of(unsigned vcpu, struct site *site, uint64_t address, unsigned size)
 {
-    bool nested = cpus[vcpu].nested;
-    struct who who = site->pc & KERNEL_HALF && !nested ? (struct who){0} : current(vcpu);
+    struct key key = key_of(vcpu, site);
     struct entry *entry = atomic_load_explicit(&site->last, memory_order_acquire);
-    if (!entry || !is_of(entry, &who, nested)) {
+    if (!entry || !table_is(entry, &key)) {
         entry = find(vcpu, site, address, size);
         atomic_store_explicit(&site->last, entry, memory_order_release);
     }
@@ -233,17 +153,6 @@ static struct entry *count_trap(unsigned vcpu, struct site *site, uint64_t addre
     return entry;
 }
 
-/* What had trapped has executed in the end. */
-static void let_go(struct entry *entry)
-{
-    uint64_t waited = now() - entry->trapped_at;
-    entry->trapped_at = 0;
-    entry->waited += waited;
-    entry->waits++;
-    if (waited > entry->longest)
-        entry->longest = waited;
-}
-
 static void on_access(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t address, void *userdata)
 {
     struct site *site = userdata;
@@ -263,7 +172,7 @@ static void on_access(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t addres
         atomic_fetch_add(&shared->escaped, 1);
     struct entry *entry = entry_of(vcpu, site, address, size);
     if (entry && entry->trapped_at)
-        let_go(entry);
+        table_let_go(entry, now());
     atomic_fetch_add_explicit(entry ? &entry->hits : &shared->lost, 1, memory_order_relaxed);
     atomic_fetch_add_explicit(&shared->hits, 1, memory_order_relaxed);
 }
@@ -378,17 +287,10 @@ static void on_vcpu(qemu_plugin_id_t id, unsigned vcpu)
         shared->knows |= 1;
 }
 
-static void *map(int fd, uint64_t size)
-{
-    void *place = fd < 0 ? MAP_FAILED : mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-    if (place == MAP_FAILED)
-        fprintf(stderr, "splitlock plugin: file %d: %s\n", fd, strerror(errno));
-    return place == MAP_FAILED ? NULL : place;
-}
-
 EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *info, int argc, char **argv)
 {
-    int table = -1, memory = -1, traps = -1;
+    int table = -1, memory = -1, traps = -1, ask = -1;
+    uint64_t low = 0;
     const char *detect = "";
     for (int i = 0; i < argc; i++) {
         if (strncmp(argv[i], "shared=", 7) == 0)
@@ -416,11 +318,8 @@ EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *info, int
     }
     if (!set_up_detection(detect, traps))
         return -1;
-    struct stat state;
-    if (ask < 0 || memory < 0 || fstat(memory, &state) || (ram_size = (uint64_t)state.st_size) < 8 ||
-        !(shared = map(table, TABLE + sizeof(struct entry) * ENTRIES)) || !(ram = map(memory, ram_size)))
+    if (!table_open(table, memory, low, ask))
         return -1;
-    entries = (struct entry *)((char *)shared + TABLE);
     bool internals = qemu_get_cpu && x86_cpu_gdb_read_register;
     shared->knows = (internals ? 1 : 0) | (qemu_get_cpu && x86_cpu_dump_state ? 2 : 0);
     shared->api = (uint32_t)api;

@@ -133,7 +133,7 @@ def _watch(name: str, process: subprocess.Popen[bytes], serial: Path, seconds: f
     deadline = time.monotonic() + seconds
     while True:
         over = process.poll() is not None  # asked before the log is read, so that nothing is missed
-        if read(_so_far(serial)).expected is not None:
+        if read(_so_far(serial)).over:
             return ""
         if over:
             status = process.returncode

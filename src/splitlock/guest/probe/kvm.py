@@ -10,6 +10,7 @@ import errno
 import mmap
 import os
 import signal
+import struct
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -25,7 +26,9 @@ from splitlock.guest.probe.log import LIMIT, read
 _MEMORY = 1 << 20  # bytes
 _TSS = 0x7FFBD000  # three pages, which kvm_intel wants where the guest has no memory; ioctl() takes 31 bits
 _LEAVES = 256  # CPUID entries; KVM has 100 or so
-_ECX, _HYPERVISOR = 20, 0x80  # where an entry has ECX; its last byte's bit for CPUID.1, which VMMs set
+_ENTRY = struct.Struct("<10I")  # struct kvm_cpuid_entry2: leaf, index, flags, EAX, EBX, ECX, EDX, padding
+_HYPERVISOR = 1 << 31  # of CPUID.1's ECX, which VMMs set
+_SIGNATURE, _TIMING = 0x40000000, 0x40000010  # leaves of the hypervisor's; the second has the TSC's kHz in EAX
 _TICK = 0.05  # seconds
 _SERIAL, _STATUS, _CMOS_INDEX, _CMOS_DATA = 0x3F8, 0x3FD, 0x70, 0x71
 _EMPTY = 0x60  # of the line status: the transmitter is free
@@ -48,7 +51,7 @@ def run(seconds: float) -> Ran:
                 with _Processor(kvm, image, log, cmos) as processor, _ticks():
                     ended = processor.run(deadline, seconds)
                 told = read(bytes(log))
-                if told.expected is not None:
+                if told.over:
                     return Ran(bytes(log), "")
                 row = max((row.number for row in told.rows), default=-1)
                 if ended.startswith("KVM_EXIT") and row > last:
@@ -78,6 +81,23 @@ def _ticks() -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _as_a_vmm_has_them(leaves: bytearray, khz: int) -> bytearray:
+    """CPUID's entries with the hypervisor's bit, and with the frequency of the guest's time-stamp counter.
+
+    This machine has no timer by which the image could measure it. QEMU gives the same leaf (vmware-cpuid-freq).
+    """
+    number = int.from_bytes(leaves[:4], "little")
+    entries = [list(one) for one in _ENTRY.iter_unpack(leaves[8 : 8 + _ENTRY.size * number])]
+    for entry in entries:
+        if entry[0] == 1:
+            entry[5] |= _HYPERVISOR
+        elif entry[0] == _SIGNATURE:
+            entry[3] = _TIMING
+    entries = [entry for entry in entries if entry[0] != _TIMING]
+    entries.append([_TIMING, 0, 0, khz, 0, 0, 0, 0, 0, 0])
+    return bytearray(struct.pack("<II", len(entries), 0) + b"".join(_ENTRY.pack(*entry) for entry in entries))
 
 
 class _Processor:
@@ -112,10 +132,7 @@ class _Processor:
         leaves = bytearray(8 + 40 * _LEAVES)
         leaves[:4] = _LEAVES.to_bytes(4, "little")
         ioctl(kvm, abi.GET_SUPPORTED_CPUID, leaves)
-        for place in range(8, 8 + 40 * int.from_bytes(leaves[:4], "little"), 40):  # struct kvm_cpuid_entry2
-            if leaves[place : place + 4] == b"\1\0\0\0":
-                leaves[place + _ECX + 3] |= _HYPERVISOR
-        ioctl(self.vcpu, abi.SET_CPUID2, leaves)
+        ioctl(self.vcpu, abi.SET_CPUID2, _as_a_vmm_has_them(leaves, ioctl(self.vcpu, abi.GET_TSC_KHZ, 0)))
         special = abi.Sregs()
         ioctl(self.vcpu, abi.GET_SREGS, special)
         for segment in special.segments[:6]:

@@ -12,7 +12,7 @@ from typing import get_args
 import msgspec
 
 from splitlock._errors import SplitlockError
-from splitlock.report.probe import Access, Leaf, Mode, Msr, Place, Row
+from splitlock.report.probe import Access, Clock, ClockSource, Leaf, Mode, Msr, Place, Row
 
 LIMIT = 16 << 20  # bytes that are read of a log; a whole one has 8,000
 _LINE = re.compile(rb"slp(\d{1,3}) ([ -~]{1,200}?) \*([0-9a-f]{4})")
@@ -28,6 +28,7 @@ _END = re.compile(
     rf"end (\d{{1,3}}) (?:done|raised (\d{{1,2}}) error ({_HEX}{{4}}) (at|after|elsewhere)) (right|wrong)"
     rf"((?: {_HEX}{{16}}){{0,3}})"
 )
+_CLOCK = re.compile(rf"clock (\d{{1,8}}) ({'|'.join(get_args(ClockSource))}) wait (\d{{1,4}})")
 _STOP = re.compile(r"stop rows (\d{1,3}) splits (\d{1,3})")
 
 
@@ -37,11 +38,18 @@ class Log(msgspec.Struct):
     rows: list[Row]
     cpuid: list[Leaf]
     msrs: list[Msr]
+    clock: Clock | None = None
     expected: int | None = None  #: rows, by the line that ends a run
+    overflowed: bool = False  #: the image's own stacks ran into each other, and it stopped
     lines: int = 0  #: the probe's
     damaged: int = 0
     foreign: int = 0
     resumed: int = 0  #: the row at which the log takes up a run that began before it
+
+    @property
+    def over(self) -> bool:
+        """Has the image said its last line?"""
+        return self.expected is not None or self.overflowed
 
 
 def read(raw: bytes) -> Log:
@@ -96,16 +104,20 @@ def _line(log: Log, words: str, begun: Row | None) -> Row | None:
         if begun is not None and found[1] == str(begun.number + 1):
             begun.outcome = "reset"
         if found[1] == "0" or log.lines == 1:
-            log.rows, log.expected = [], None
+            log.rows, log.expected, log.overflowed = [], None, False
             log.resumed = int(found[1])
-        log.cpuid, log.msrs = [], []
+        log.cpuid, log.msrs, log.clock = [], [], None
         return None
     if found := _CPUID.fullmatch(words):
         log.cpuid.append(Leaf(leaf=found[1], eax=found[2], ebx=found[3], ecx=found[4], edx=found[5]))
     elif found := _MSR.fullmatch(words):
         log.msrs.append(Msr(number=found[1], value=found[2], vector=None if found[2] else int(found[3])))
+    elif found := _CLOCK.fullmatch(words):
+        log.clock = msgspec.convert({"khz": int(found[1]), "source": found[2], "wait_ms": int(found[3])}, Clock)
     elif found := _STOP.fullmatch(words):
         log.expected = int(found[1])
+    elif words == "overflow":
+        log.overflowed = True
     else:
         log.damaged += 1
     return begun
@@ -116,6 +128,8 @@ def missing(log: Log) -> list[str]:
     told = []
     if log.resumed:
         told.append(f"rows 0 to {log.resumed - 1}: run before this log began; start the image again for all of them")
+    if log.overflowed:
+        told.append("the rest: the image's own stacks overlapped, a fault of the probe's, not of the hypervisor's")
     last = log.rows[-1] if log.rows else None
     broken = last is not None and last.outcome == "unended"
     if log.expected is None:

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from statistics import median
 
 from splitlock.guest.probe.log import Log, missing
-from splitlock.report.probe import SCHEMA, Leaf, Msr, Report, Row, Verdict
+from splitlock.report.probe import SCHEMA, Clock, Leaf, Msr, Report, Row, Verdict
+from splitlock.x86.msr import HAS_SPLIT_LOCKS
 
-SLOW = 2_000_000  # cycles: no bus lock takes so long, and Linux' `warn` sleeps ten milliseconds
+SLOW_MS = 5  # no bus lock takes so long, and Linux' `warn` sleeps ten milliseconds at least
+SLOW_CYCLES = 2_000_000  # where the frequency of the time-stamp counter is not known
 _LIKE = 4  # times an aligned lock: still the same cost
-_DETECTION_SHOWN = 1 << 5  # of CORE_CAPABILITIES
 _BUS_LOCK_SHOWN = 1 << 24  # of CPUID.7.ECX
 
 
@@ -33,7 +34,7 @@ class _Costs:
     exit: float | None  #: CPUID, which a hypervisor always sees
 
 
-def judge(rows: list[Row], cpuid: list[Leaf], msrs: list[Msr]) -> Judged:
+def judge(rows: list[Row], cpuid: list[Leaf], msrs: list[Msr], clock: Clock | None) -> Judged:
     """The verdict on the rows of one run."""
     judged = Judged()
     rows = _runnable(judged, rows)
@@ -49,11 +50,11 @@ def judge(rows: list[Row], cpuid: list[Leaf], msrs: list[Msr]) -> Judged:
             f"how row {', '.join(unended)} ended: perhaps it ended the machine, perhaps only the log"
         )
     _unasked(judged, unasked)
-    _exposed(judged, trapping, cpuid, msrs)
+    _exposed(judged, trapping, msrs)
     _asked(judged, asked)
     _bus_lock(judged, [row for row in rows if row.access == "buslock"], cpuid)
     costs = _Costs(_cheapest(rows, "aligned"), _cheapest(unasked, "split"), _cheapest(rows, "cpuid"))
-    slow = _slow(judged, unasked, rows)
+    slow = _slow(judged, unasked, rows, clock)
     handled = _cost(judged, costs, slow)
     judged.verdict = _verdict(judged, rows, unasked, trapping, asked, slow, handled)
     return judged
@@ -144,9 +145,9 @@ def _unasked(judged: Judged, rows: list[Row]) -> None:
         judged.reasons.append(f"{completed} of {len(rows)} split locks that asked for no trap completed")
 
 
-def _exposed(judged: Judged, rows: list[Row], cpuid: list[Leaf], msrs: list[Msr]) -> None:
+def _exposed(judged: Judged, rows: list[Row], msrs: list[Msr]) -> None:
     value = next((msr.value for msr in msrs if msr.number == "000000cf"), None)
-    if value is not None and int(value, 16) & _DETECTION_SHOWN:
+    if value is not None and int(value, 16) & HAS_SPLIT_LOCKS:
         judged.reasons.append("CORE_CAPABILITIES bit 5 announces split-lock #AC")
     if rows:
         trapped = sum(row.alignment_check for row in rows)
@@ -181,13 +182,16 @@ def _cheapest(rows: Iterable[Row], access: str) -> float | None:
     return median(times) if times else None
 
 
-def _slow(judged: Judged, unasked: list[Row], rows: list[Row]) -> bool:
+def _slow(judged: Judged, unasked: list[Row], rows: list[Row], clock: Clock | None) -> bool:
     """Does a fair part of the split locks take longer than any bus lock does, and nothing else?"""
-    long = [row for row in unasked if row.cycles and max(row.cycles) >= SLOW]
-    others = [row for row in rows if row.access != "split" and row.cycles and max(row.cycles) >= SLOW]
+    least, words = SLOW_CYCLES, f"{SLOW_CYCLES:,} cycles"
+    if clock is not None and clock.source != "guess":
+        least, words = clock.khz * SLOW_MS, f"{SLOW_MS} ms"
+    long = [row for row in unasked if max(row.cycles, default=0) >= least]
+    others = [row for row in rows if row.access not in ("split", "buslock") and max(row.cycles, default=0) >= least]
     if not long:
         return False
-    times = f"{len(long)} of {len(unasked)} split locks took {SLOW:,} cycles or more"
+    times = f"{len(long)} of {len(unasked)} split locks took {words} or more"
     if len(long) * 4 < len(unasked) or others:
         judged.not_told.append(f"{times}, {len(others)} rows of other kinds as well: that may be a busy machine")
         return False
@@ -210,7 +214,8 @@ def _cost(judged: Judged, costs: _Costs, slow: bool) -> bool:
         judged.reasons.append(f"{told}: a split lock {how}")
         judged.not_told.append(
             "what the hypervisor would do on a processor that detects split locks: with no detection below it, or with "
-            "detection off, every hypervisor looks like this"
+            "detection off, every hypervisor looks like this; so does KVM on a Linux host in mode warn that makes "
+            "nobody wait (5.7 to 5.18, or kernel.split_lock_mitigate=0)"
         )
         return False
     judged.reasons.append(told)
@@ -226,7 +231,7 @@ def report(source: str, log: Log, ended: str = "", died: bool = False) -> Report
     gone = missing(log) + ([ended] if ended else [])
     if died and log.expected is None and log.rows and log.rows[-1].outcome == "unended":
         log.rows[-1].outcome = "reset"
-    judged = judge(log.rows, log.cpuid, log.msrs)
+    judged = judge(log.rows, log.cpuid, log.msrs, log.clock)
     return Report(
         schema=SCHEMA,
         source=source,
@@ -235,6 +240,7 @@ def report(source: str, log: Log, ended: str = "", died: bool = False) -> Report
         not_told=judged.not_told,
         cpuid=log.cpuid,
         msrs=log.msrs,
+        clock=log.clock,
         rows=log.rows,
         expected=log.expected,
         split_locks=sum(_executions(row) for row in log.rows if row.access in ("split", "buslock")),

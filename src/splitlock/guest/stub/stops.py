@@ -22,6 +22,14 @@ from splitlock.guest.stub.protocol import GoneError, Stub
 from splitlock.x86.execute import execute
 from splitlock.x86.lines import crosses
 from splitlock.x86.locked import operand_address, split_size
+from splitlock.x86.msr import (
+    CORE_CAPABILITIES,
+    DEBUGCTL,
+    DETECT_BUS_LOCKS,
+    DETECT_SPLIT_LOCKS,
+    HAS_SPLIT_LOCKS,
+    TEST_CTRL,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,9 +38,8 @@ if TYPE_CHECKING:
     from splitlock.guest.machine import Machine
     from splitlock.guest.names import Named, Names
 
-_TEST_CTRL, _CORE_CAPABILITIES, _DEBUGCTL = 0x33, 0xCF, 0x1D9
-_BITS = {_TEST_CTRL: 1 << 29 | 1 << 31, _DEBUGCTL: 0xDFC7}
-_SPLIT_LOCKS, _CAPABILITY, _BUS_LOCKS, _DR6_BUS_LOCK = 1 << 29, 1 << 5, 1 << 2, 1 << 11
+_BITS = {TEST_CTRL: DETECT_SPLIT_LOCKS | 1 << 31, DEBUGCTL: 0xDFC7}  # that can be set
+_DR6_BUS_LOCK = 1 << 11
 _RESET_VECTOR = 0xFFFF_FFF0
 _RAX, _RCX, _RDX, _RSI, _RDI = 0, 1, 2, 6, 7
 _SIGBUS, _BUS_ADRALN = 7, 1  # Linux'
@@ -137,17 +144,17 @@ class Stops:
         self._shared.add_reset()
 
     def _arm(self, cpu: int) -> None:
-        on = self._msrs[cpu][_TEST_CTRL] & _SPLIT_LOCKS or self._msrs[cpu][_DEBUGCTL] & _BUS_LOCKS
+        on = self._msrs[cpu][TEST_CTRL] & DETECT_SPLIT_LOCKS or self._msrs[cpu][DEBUGCTL] & DETECT_BUS_LOCKS
         self._shared.arm(cpu, bool(on or self._detection.forward))
 
     def _msr(self, cpu: Cpu, instruction: Instruction) -> None:
         which, values = cpu.general[_RCX] & _U32, self._msrs[cpu.number]
         split_locks, bus_locks = self._detection.split_locks, self._detection.bus_locks
-        ours = {_TEST_CTRL: split_locks, _DEBUGCTL: bus_locks, _CORE_CAPABILITIES: split_locks or bus_locks}
+        ours = {TEST_CTRL: split_locks, DEBUGCTL: bus_locks, CORE_CAPABILITIES: split_locks or bus_locks}
         if cpu.cpl or not ours.get(which):
             self._step(cpu)  # not allowed, or another: QEMU says so
         elif instruction.code == Code.RDMSR:
-            value = values.get(which, _CAPABILITY if split_locks else 0)
+            value = values.get(which, HAS_SPLIT_LOCKS if split_locks else 0)
             cpu.set_general(_RAX, value & _U32)
             cpu.set_general(_RDX, value >> 32)
             self._pass_over(cpu, instruction)
@@ -200,7 +207,7 @@ class Stops:
             if splits:
                 self._let_pass.pop(cpu.number, None)
                 self._shared.add_hit(entry, time.monotonic_ns())
-                if self._msrs[cpu.number][_DEBUGCTL] & _BUS_LOCKS and cpu.cpl:
+                if self._msrs[cpu.number][DEBUGCTL] & DETECT_BUS_LOCKS and cpu.cpl:
                     self._bus_locked.add(cpu.number)
                     Cpu(self._stub, cpu.number).deliver(DB, None)
                     self._trapped(cpu, "#DB", entry, task, address, size)
@@ -227,7 +234,7 @@ class Stops:
             return self._let_pass.get(cpu.number) != cpu.pc
         if forward == "asked":
             return bool(cpu.cpl == 3 and cpu.cr0 & AM and cpu.flags & FLAGS_AC)
-        return forward == "always" or bool(self._msrs[cpu.number][_TEST_CTRL] & _SPLIT_LOCKS)
+        return forward == "always" or bool(self._msrs[cpu.number][TEST_CTRL] & DETECT_SPLIT_LOCKS)
 
     def _writable(self, cpu: Cpu, address: int, size: int) -> bool:
         """Whether it can be accessed without a page fault. By 32-bit page tables nobody looks it up: no."""
@@ -251,9 +258,12 @@ class Stops:
         if found is None:
             flags = KNOWS_REGISTERS | (SMM if cpu.smm else 0)
             flags |= AFTER_BOOT_SECTOR if self._shared.totals().boot_sector else 0
+            task, started, execs = who
             entry = Entry(
-                0, 0, 0, 0, 0, 0, 0, cpu.pc, address, *who, cpu.cr0, cpu.cr3, cpu.cr4, cpu.efer, cpu.flags, cpu.cs,
-                cpu.bases[Register.GS], cpu.kernel_gs_base(), 0, cpu.number, size, len(code), cpu.mode, flags, code,
+                pc=cpu.pc, address=address, task=task, started=started, execs=execs,
+                cr0=cpu.cr0, cr3=cpu.cr3, cr4=cpu.cr4, efer=cpu.efer, eflags=cpu.flags, cs=cpu.cs,
+                gs_base=cpu.bases[Register.GS], k_gs_base=cpu.kernel_gs_base(), vcpu=cpu.number,
+                size=size, length=len(code), mode=cpu.mode, flags=flags, code=code,
             )  # fmt: skip
             found = self._shared.add(entry)
             if found is not None:

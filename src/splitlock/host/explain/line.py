@@ -175,7 +175,8 @@ def _place(found: Found, address: int, exception: str, space: Saved) -> tuple[Pl
         operand_size=locked_size(instruction) if instruction else None,
         certain=certain,
     )
-    return made, _why(found, space, read=bool(code), locked=instruction is not None)
+    why = _why(found, space, read=bool(code), locked=instruction is not None)
+    return made, why or (reasons.unread(image.trouble) if image and image.trouble else None)
 
 
 def _why(found: Found, space: Saved, *, read: bool, locked: bool) -> Reason | None:

@@ -210,6 +210,11 @@ def replaced(name: str, pid: int) -> Reason:
     )
 
 
+def unread(trouble: str) -> Reason:
+    """libdw failed over the file. `trouble`: the sentence (image/apart.py)."""
+    return Reason("unread", trouble)
+
+
 def other_code(name: str | None, pid: int) -> Reason:
     """A live process's memory there holds no locked instruction."""
     if name is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from splitlock.linux import versions
-from splitlock.linux.versions import has
+from splitlock.linux.detection import false_bus_locks
 from splitlock.report.lines import count
 from splitlock.report.status import KERNEL
 
@@ -73,10 +73,10 @@ def _logged(report: Report) -> list[str]:
 def _false_lines(report: Report) -> list[str]:
     """Lines about bus locks that were none."""
     release = versions.release(report.kernel.release or "")
-    fixed = has(versions.DR6_BUS_LOCK, release) if release else "unknown"
-    if fixed == "yes" or not any(task.exception == "#DB" for task in report.log.tasks):
+    false = false_bus_locks(release) if release else "unknown"
+    if false == "no" or not any(task.exception == "#DB" for task in report.log.tasks):
         return []
-    may = "is of those that" if fixed == "no" else "may be of those that"
+    may = "is of those that" if false == "yes" else "may be of those that"
     return [
         f"a #DB line may be false: this kernel {may} take the first #DB of any kind on a core (a single step, say) "
         "for a bus lock"

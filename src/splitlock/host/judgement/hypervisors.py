@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from splitlock.host.tasks import vmm_by_name
+from splitlock.linux import versions
 from splitlock.linux.detection import AMD
+from splitlock.linux.text import number
 from splitlock.report.judgement import Hypervisor
 
 TYPE_CHECKING = False
@@ -45,7 +47,7 @@ def kvm_runs(status: Report) -> bool:
 def _intel(module: Module) -> tuple[Kind, str] | None:
     enters = _ENTERS & set(module.evidence)
     if module.name == "kvm_intel" and (module.path is None or module.builtin or module.intree):
-        return "kvm", "Linux's own, which asks its host since 5.7"
+        return "kvm", f"Linux's own, which asks its host since {versions.KVM_ASKS.first}"
     if enters and module.aware:
         return "kvm", "imports handle_guest_split_lock: it asks the host"
     if module.name == "vboxdrv":
@@ -63,19 +65,21 @@ def _amd(module: Module) -> tuple[Kind, str] | None:
         return "kvm", "Linux's own"
     if module.name == "vboxdrv":
         return "svm", "VirtualBox: whether it gives guests a DEBUGCTL of their own is not known"
-    if "VMRUN" in module.evidence or (module.path is None and not module.name.startswith("kvm")):
+    # VMware's vmmon has the VMX half alone: its monitor, which a program brings along, has VMRUN
+    other = bool(_ENTERS & set(module.evidence)) or module.path is None
+    if "VMRUN" in module.evidence or (other and not module.name.startswith("kvm")):
         return "svm", "not Linux's own: whether it gives guests a DEBUGCTL of their own is not known"
     return None
 
 
 def _virtualbox(module: Module) -> tuple[Kind, str]:
     """Its own VMM; the backend that runs on KVM is KVM."""
-    number = (module.version or "").partition(".")[0]
-    if number.isascii() and number.isdigit() and int(number) >= _EMULATES:
+    first = (module.version or "").partition(".")[0]
+    if (number(first) or 0) >= _EMULATES:
         return (
-            "emulates",
+            "virtualbox",
             f"VirtualBox {(module.version or '').split()[0]}: it executes the instruction without its lock",
         )
-    if number:
+    if first:
         return "unknown", f"VirtualBox {(module.version or '').split()[0]}: those of 2020 forward #AC blindly"
     return "unknown", "VirtualBox of unknown version: 7 and later emulate, those of 2020 forward #AC blindly"

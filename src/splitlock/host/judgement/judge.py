@@ -12,7 +12,7 @@ from typing import NamedTuple
 from splitlock.host.judgement import words
 from splitlock.host.judgement.words import programs
 from splitlock.host.settings.audit import NOW
-from splitlock.linux import detection, parameter, versions
+from splitlock.linux import detection, hypervisors, parameter, versions
 from splitlock.linux.detection import AMD, Kernel, Processor
 from splitlock.linux.parameter import MODES
 from splitlock.report.judgement import Effect, Judgement, Mode, Use, Verdict
@@ -29,6 +29,9 @@ _FATES: dict[detection.Fate, Fate] = {
     "executed": "goes-on", "slowed": "slowed", "limited": "limited", "sigbus": "killed", "oops": "oops",
     "panic": "oops", "livelock": "stuck",
 }  # fmt: skip
+#: What a hypervisor makes of `#AC` without its host, and whose DEBUGCTL holds in its guest: linux/hypervisors.py.
+_DONE: dict[hypervisors.Does, Fate] = {"emulate": "goes-on", "inject": "killed", "unknown": "not-known"}
+_HELD: dict[str, Fate] = {"guest": "nothing", "host": "killed", "unknown": "not-known"}
 #: What a kernel is taken for that nobody knows: one of each kind of answer.
 _ANY = ("5.10.0", "5.15.0", "6.1.100", "7.1.0")
 _GRAVITY: dict[Fate, Verdict] = {
@@ -128,7 +131,7 @@ def _effect(who: Who, place: str, mode: parameter.Mode, status: Report, possible
     fates: dict[Fate, detection.Effect | None] = {}
     trap = {world.armed(mode).trap for world in possible}
     for world in possible:
-        made = _asked(world, mode, "program" if who == "program" else "kernel", status)
+        made = _asked(world, mode, "program" if who == "program" else "kernel")
         fates.setdefault(_FATES[made.fate] if made else "nothing", made)
     fate: Fate = next(iter(fates)) if len(fates) == 1 else "not-known"
     if who == "program" and status.log.stuck:
@@ -148,7 +151,7 @@ def _effect(who: Who, place: str, mode: parameter.Mode, status: Report, possible
     )
 
 
-def _asked(world: World, mode: parameter.Mode, place: Place, status: Report) -> detection.Effect | None:
+def _asked(world: World, mode: parameter.Mode, place: Place) -> detection.Effect | None:
     """The table's answer; None: nothing is detected."""
     armed = world.armed(mode)
     if armed.trap is None or (armed.trap == "#DB" and place != "program"):
@@ -160,7 +163,7 @@ def _guest(one: Hypervisor, mode: parameter.Mode, status: Report, possible: list
     """Of a guest in a hypervisor."""
     fates: dict[Fate, str] = {}
     for world in possible:
-        fate, source = _in(one, world, mode, status)
+        fate, source = guest_fate(one.kind, world, mode)
         fates.setdefault(fate, source)
     fate = next(iter(fates)) if len(fates) == 1 else "not-known"
     running = sorted({vmm.vm or f"{vmm.name} {vmm.pid}" for vmm in status.vmms or []})
@@ -178,25 +181,19 @@ def _guest(one: Hypervisor, mode: parameter.Mode, status: Report, possible: list
     )
 
 
-def _in(one: Hypervisor, world: World, mode: parameter.Mode, status: Report) -> tuple[Fate, str]:
+def guest_fate(kind: hypervisors.AnyKind, world: World, mode: parameter.Mode) -> tuple[Fate, str]:
+    """What becomes of a guest in such a hypervisor that splits a lock, and who says so."""
     armed = world.armed(mode)
     if armed.trap is None:
         return "nothing", "the processor does not trap"
     if armed.trap == "#DB":
-        if not world.processor.amd:
-            return "nothing", "VMX loads a DEBUGCTL of the guest's own"
-        if one.kind == "kvm":
-            if world.kernel.knows(versions.KVM_SWITCHES_DEBUGCTL):
-                return "nothing", versions.KVM_SWITCHES_DEBUGCTL.source
-            return "killed", versions.KVM_SWITCHES_DEBUGCTL.source
-        return "not-known", "SVM leaves DEBUGCTL as the host has it"
-    if one.kind == "kvm":
-        made = _asked(world, mode, "guest", status)
-        assert made
+        held = hypervisors.debugctl(kind, world.kernel, amd=world.processor.amd)
+        return _HELD[held.whose], held.source
+    decision = hypervisors.alignment_check(kind, hypervisors.Case(amd=world.processor.amd))
+    if decision.does == "ask":
+        made = detection.effect(world.kernel, armed.trap, armed.mode, "guest", mitigate=world.mitigate)
         return _FATES[made.fate], made.source
-    if one.kind == "emulates":
-        return "goes-on", "VirtualBox: emR3ExecuteSplitLockInstruction()"
-    return "not-known", "nobody here has seen it"
+    return _DONE[decision.does], decision.source
 
 
 def _recommended(status: Report, modes: dict[str, Mode]) -> tuple[str, str]:

@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from splitlock.linux import parameter, versions
-from splitlock.linux.detection import AMD
+from splitlock.linux.detection import AMD, INTEL
 from splitlock.linux.models import UNANNOUNCED, looked_at
-from splitlock.linux.sentences import NO_MSR
+from splitlock.linux.sentences import NO_MSR, STEAMOS_OFF
 from splitlock.linux.versions import has
 from splitlock.report.judgement import Use
 
@@ -51,6 +51,11 @@ class Facts(NamedTuple):
         """Of split_lock_detect=; None: not given, or not known."""
         return parameter.find(self.command_line or "")
 
+    @property
+    def said_off_by_steamos(self) -> bool:
+        """Did SteamOS's kernel say that it turned TEST_CTRL's bit off? It does where the processor has it."""
+        return any(line.text == STEAMOS_OFF.template for line in self.said)
+
     def known(self, change: Change) -> Known:
         """Has the kernel this change?"""
         return has(change, self.release) if self.release else "unknown"
@@ -78,7 +83,26 @@ def split_locks(facts: Facts) -> Use:
         )
     if facts.flags is None:
         return Use(known="unknown", why="there is no /proc/cpuinfo, and the log does not tell")
+    if facts.release and facts.release.steamos:
+        return _steamos(facts, facts.flags)
     return _without_the_flag(facts)
+
+
+def _steamos(facts: Facts, flags: frozenset[str]) -> Use:
+    """No flag split_lock_detect on SteamOS: it is there in no mode without bus-lock detection, else in all but off."""
+    if "bus_lock_detect" not in flags:
+        return Use(
+            known="no",
+            why="SteamOS's kernel turns it off on every processor without bus-lock detection, whatever "
+            "split_lock_detect= says",
+        )
+    if facts.said_off_by_steamos:
+        return Use(known="yes", why="SteamOS's kernel turned it off at boot, as it was told to (its log)")
+    if facts.command_line is not None and parameter.setting(facts.value).mode != "off":
+        return Use(known="no", why="/proc/cpuinfo has no flag split_lock_detect, and the kernel was not told `off`")
+    if facts.release and facts.family == 6 and facts.model and looked_at(facts.release, facts.model) == "yes":
+        return Use(known="yes", why="its model; in mode off SteamOS's kernel does not show it")
+    return Use(known="unknown", why="in mode off SteamOS's kernel does not show it")
 
 
 def _without_the_flag(facts: Facts) -> Use:
@@ -120,7 +144,7 @@ def bus_locks(facts: Facts) -> Use:
         return Use(known="no", why="/proc/cpuinfo has no flag bus_lock_detect")
     # on Intel the flag came with its use, so that it shows a kernel that took both back; on AMD it came long before
     built = f"{_OPTION}=y" in facts.config.splitlines()  # the option came with AMD's
-    known = "yes" if facts.vendor == "GenuineIntel" or built else facts.known(versions.AMD_BUS_LOCKS)
+    known = "yes" if facts.vendor == INTEL or built else facts.known(versions.AMD_BUS_LOCKS)
     if known == "no":
         first = f"{versions.AMD_BUS_LOCKS.first} is the first that does, though older ones say at boot they would"
         return Use(known="no", why=f"{facts.linux} does not use this processor's: {first}")

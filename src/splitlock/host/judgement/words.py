@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from splitlock.linux import versions
 from splitlock.linux.delays import SLEEP_MS, STEP_MS
-from splitlock.linux.detection import AMD
+from splitlock.linux.detection import AMD, LIMITS_NOTHING, false_bus_locks
 from splitlock.linux.versions import has
 from splitlock.report.status import KERNEL
 
@@ -44,7 +44,7 @@ def false_traps(status: Report) -> bool:
         return False
     if cpu.split_lock.used.why == cpu.bus_lock.used.why:  # built without it: there is no handle_bus_lock()
         return False
-    return has(versions.BUS_LOCKS, release) != "no" and has(versions.DR6_BUS_LOCK, release) != "yes"
+    return false_bus_locks(release) != "no"
 
 
 def mode(mode: Mode, verdict: Verdict, status: Report, *, certain: bool) -> str:
@@ -60,7 +60,7 @@ def mode(mode: Mode, verdict: Verdict, status: Report, *, certain: bool) -> str:
         may = f"; {FALSE_SIGBUS}" if mode == "fatal" and false_traps(status) else ""
         return f"has no effect here: this kernel has nothing to detect with{may}"
     if mode == "ratelimit" and bus == "no" and verdict == "nothing":
-        return "detects nothing here: only #DB can limit the rate, and this kernel has none"
+        return LIMITS_NOTHING
     said: dict[Verdict, str] = {
         "nothing": "detects nothing here", "logs": "names programs in the log, and lets them go on",
         "slows": "names programs in the log, and makes them wait", "breaks": "breaks what is named below",
@@ -84,7 +84,10 @@ def effect(
     if fate == "nothing":
         return f"{subject}: goes on; nothing is detected"
     if fate == "oops":
-        return f"{subject}: oopses at a split lock of its own, which is a bug in that code; often the machine hangs"
+        return (
+            f"{subject}: crashes (an oops) at a split lock of its own, which is a bug in that code; often the machine "
+            "hangs"
+        )
     if fate == "killed":
         when = "before its first split lock" if by_fault else "after its first bus lock, and without a word in the log"
         return f"{subject}: is killed (SIGBUS) {when}"
@@ -112,14 +115,14 @@ def guest(one: Hypervisor, fate: Fate, mode: Mode, possible: list[Fate]) -> str:
     subject = f"a guest in {one.name}"
     if fate == "nothing":
         return f"{subject}: goes on; the host does not trap it"
-    if fate == "goes-on" and one.kind == "emulates":
+    if fate == "goes-on" and one.kind == "virtualbox":
         return f"{subject}: goes on; its hypervisor executes the instruction without the lock"
     if fate == "goes-on":
         return f"{subject}: a log line for each virtual processor; goes on at its pace"
     if fate == "slowed":
         return f"{subject}: waits as a program does, {SLEEP_MS} ms or more for each that traps"
     if fate == "killed" and mode == "fatal" and one.kind == "kvm":
-        return f"{subject}: the whole virtual machine is killed (SIGBUS for its VMM)"
+        return f"{subject}: the whole virtual machine is killed (SIGBUS to the program that runs it)"
     if fate == "killed":
         return f"{subject}: gets a #DB that it did not ask for: its programs or its kernel die"
     if len(possible) > 1:
@@ -138,8 +141,10 @@ def remedies(status: Report) -> list[str]:
     if status.log.stuck:
         said.append(
             "on the host of this virtual machine: split_lock_detect=off or ratelimit:N, which turn #AC off; in a TDX "
-            "guest nothing else helps before Linux 7.4's bus-lock exits"
+            f"guest nothing else helps before the bus-lock exits of Linux {versions.TDX_BUS_LOCK_EXIT.first}"
         )
+    if status.kernel.mode == "ratelimit" and split == "yes" and bus == "no":
+        said.append(f"split_lock_detect={status.kernel.parameter or 'ratelimit:N'} {LIMITS_NOTHING}")
     if split == bus == "no" and status.kernel.parameter == "fatal" and false_traps(status):
         said.append(f"take split_lock_detect=fatal off: it detects nothing here, {FALSE_SIGBUS}")
     if split == "yes" and (waiting or guests) and status.kernel.mode == "warn":

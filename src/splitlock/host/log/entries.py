@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from splitlock.host.log.wrappings import JOURNALD, QUOTED, Record, begins, kernels, other
 from splitlock.linux import log
+from splitlock.linux.text import number
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,10 +29,13 @@ def whole(text: str, made: Record) -> Iterator[Record]:
         yield made._replace(text=f"{said.stamp} {said.text}".lstrip())
         return
     own = 2 if said is not None and not quoted else 1
-    for number, line in enumerate(text.split("\n")):
-        speaker = made.speaker or (QUOTED if quoted or number >= own else "")
+    for at, line in enumerate(text.split("\n")):
+        speaker = made.speaker or (QUOTED if quoted or at >= own else "")
         yield made._replace(
-            text=line, speaker=speaker, read=0 if number else made.read, lost=0 if number else made.lost
+            text=line,
+            speaker=speaker,
+            read=0 if at else made.read,
+            lost=0 if at else made.lost,
         )
 
 
@@ -70,10 +74,14 @@ class Reader:
         self.first = self.first or self.last
 
 
+_LAST = 253_402_300_800_000_000  # microseconds from 1970 to the year 10000: datetime knows none of later
+
+
 def seconds(fields: dict[str, Any]) -> float | None:
     """An entry's time, in seconds since 1970."""
     given = fields.get("__REALTIME_TIMESTAMP")
-    return int(given) / 1e6 if isinstance(given, str) and given.isdecimal() else None
+    found = number(given) if isinstance(given, str) else None
+    return None if found is None or found >= _LAST else found / 1e6
 
 
 # Fields of a process, which the kernel is none of; journald itself notes them.
@@ -100,6 +108,17 @@ def by(fields: dict[str, Any]) -> str:
     if process is not None and fields.get("_COMM"):
         return str(fields["_COMM"])
     return name if name and not kernels(name) else str(transport or "user space")
+
+
+# As the journal, rsyslog, syslog-ng, fluentd and vector spell it.
+_HOSTS = ("_HOSTNAME", "hostname", "HOST", "host", "fromhost", "HOSTNAME")
+
+
+def whose(fields: dict[str, Any]) -> tuple[str, tuple[str, str]]:
+    """Whose an entry is: the host's name, and the ids of the machine and of its boot; empty: it does not tell."""
+    name, machine, boot = _first(fields, _HOSTS), fields.get("_MACHINE_ID"), fields.get("_BOOT_ID")
+    text = [word if isinstance(word, str) else "" for word in (name, machine, boot)]
+    return text[0], (text[1], text[2])
 
 
 def _first(fields: dict[str, Any], names: tuple[str, ...]) -> object:

@@ -13,19 +13,17 @@ from typing import NamedTuple
 from splitlock._errors import SplitlockError
 from splitlock.host import tasks
 from splitlock.host.causes import Causes
-from splitlock.host.log import wrappings
-from splitlock.host.log.machine import UNTRACED, Machine
+from splitlock.host.log.boots import NAMES, Boot
+from splitlock.host.log.machine import UNTRACED, Machine, label
 from splitlock.host.log.places import places
-from splitlock.host.log.wrappings import JOURNALD, begins, clock
+from splitlock.host.log.wrappings import JOURNALD, LOCAL, clock
 from splitlock.host.oops.explanation import explain
-from splitlock.linux import versions
 from splitlock.linux.dump import Dump
-from splitlock.linux.log import lines
+from splitlock.linux.log import Line, lines
 from splitlock.linux.oops import Collector, head
 from splitlock.linux.others import Headless
 from splitlock.report import status as report
 from splitlock.report.lines import count
-from splitlock.report.status import KERNEL
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,22 +32,16 @@ if TYPE_CHECKING:
     from splitlock.host.log.sources import Source
     from splitlock.host.log.wrappings import Record
     from splitlock.host.root import Root
-    from splitlock.linux.log import Line
     from splitlock.report.oops import KnownCause
 
-#: Lines of which each says that a split or bus lock happened. (`msr` follows a `trap` of the same lock.)
-FOUND = ("trap", "guest", "killed", "oops", "alignment")
-_BANNER = re.compile(r"Linux version (\d\S*) \(")
 _BOOT = ("Linux version", "Command line:", "Hypervisor detected", "tdx: Guest detected")
-_SECONDS = re.compile(rb"\s*(?:<\d+>)?\[ *(\d+)\.\d+")
+_SECONDS = re.compile(rb"\s*(?:<\d+>)?\[ *(\d{1,12})\.")
 _SOON = 60  # seconds; a log that ends so early was most likely saved by something that runs at boot
 # Last lines of a machine that went down. `Kernel Offset` is a panic's too.
 _ENDED = (b"Kernel panic", b"Kernel Offset", b"reboot:", b"Power down", b"Restarting system", b"machine restart")
 _DAY = 86_400  # seconds
-_NAMES = 10_000  # of tasks, that are kept apart
-_HOLES = 4  # that are named
+_HOSTS = 1000  # that are kept apart
 _DUMPS = 20  # oopses of a boot that are kept
-_BOOT_WORDS = 1 << 16  # characters of a boot's lines
 _FIRST = 60  # characters of a line that is shown as an example
 
 
@@ -61,129 +53,112 @@ class Said(NamedTuple):
     dump: Dump | None = None
 
 
-class Log:
-    """A log that is read once; the attributes are of the last boot in it.
+class Log(Boot):
+    """A log that is read once; the attributes are of the last boot in it of the machine that is asked about.
 
     `ends`: the log goes on to now (True), was saved at boot (False), or nobody knows (None). `ring`: the kernel or the
-    journal was asked, for this boot. `untraced`: debug.exception-trace=0 holds here.
+    journal was asked, for this boot. `untraced`: debug.exception-trace=0 holds here. `asked`: the machine's name;
+    empty: that of the first that is named.
     """
 
-    def __init__(self, source: Source, *, ends: bool | None = None, ring: bool = False, untraced: bool = False) -> None:
+    def __init__(
+        self, source: Source, *, ends: bool | None = None, ring: bool = False, untraced: bool = False, asked: str = ""
+    ) -> None:
+        super().__init__()
         self.source, self._ends, self.ring, self._untraced = source, ends, ring, untraced
+        self.named = asked
+        self.hosts: dict[str, Boot] = {}  #: the other machines in it
+        self.own = False  #: is there a line with the name of the one that is asked about?
+        self._unnamed = False  # are there lines without a machine's name?
+        self._ids: dict[tuple[str, str], str] = {}  # a machine's name, by the journal's ids
         self.ran = 0  #: seconds that the machine has run, where that is known
-        self._clocked = False  # does the kernel's clock stand before its messages?
         self.read = 0  #: lines or records, of all boots
         self.unknown = 0  #: lines with the kernel's words that are not understood, of all boots
         self.first_unknown = ""
         self.others: Counter[str] = Counter()  #: who else used the kernel's words, and how often
-        self._oops: tuple[Said, Collector] | None = None
-        self._headless = Headless()
-        self._fresh()
-
-    def _fresh(self) -> None:
-        """A boot begins: what was before is not of this one."""
-        self.release: str | None = None
-        self.host = ""  #: whose boot it is, where the log says so
-        self.banner = ""  #: the kernel's first line
-        self.boot = ""  #: the lines of the boot that others ask for
-        self.mode: str | None = None
-        self.lost = self.suppressed = self.signals = self.found = 0
-        self.tasks: Counter[tuple[str, str, bool]] = Counter()  #: by name, exception, whether KVM says it is a guest's
-        self.dumps: list[Dump] = []
-        self.said: list[Line] = []  #: the kernel's words about its detection, as it booted
-        self.holes: dict[str, None] = {}  #: what is missing between its beginning and its end, each once
-        self.listens = True  #: did whoever wrote it go on to hear the kernel?
-        self.stuck = False  #: a guest's kernel could not turn detection off, and a program of its got no further
+        self._oops: tuple[Said, Collector, Boot] | None = None
+        self._headless: dict[int, Headless] = {}  # of each boot
 
     def __iter__(self) -> Iterator[Said]:
         """What is said of split locks, in order; an oops when its dump has ended."""
         for record in self.source:
             self.read += record.read
-            self.lost += record.lost
-            self._missing(record)
+            boot = self._boot(record)
+            boot.comes(record)
             if record.lost:
                 yield Said(record, None)
             if record.text is None:
                 continue
-            self._clocked = self._clocked or (not record.speaker and clock(record.text[:_FIRST]) is not None)
-            if self._oops and self._oops[1].again(record.text):
-                continue
-            if self._oops and not self._oops[1].feed(record.text) and self._oops[1].done:
-                yield self._dumped()
+            boot.clocked = boot.clocked or (not record.speaker and clock(record.text[:_FIRST]) is not None)
+            if self._oops and self._oops[2] is boot:
+                if self._oops[1].again(record.text):
+                    continue
+                if not self._oops[1].feed(record.text) and self._oops[1].done:
+                    yield self._dumped()
             some = False
             for line in lines(record.text):
                 some = True
-                if record.speaker and not (record.speaker == JOURNALD and line.kind == "lost"):
+                if record.speaker and not (record.speaker.partition("[")[0] == JOURNALD and line.kind == "lost"):
                     self._other(record.speaker)
                 else:
-                    self._take(line)
+                    self._take(line, boot)
                     if line.kind in ("oops", "alignment") and head(record.text):
                         if self._oops:
                             yield self._dumped()
-                        self._oops = Said(record, line), Collector(record.text)
+                        self._oops = Said(record, line), Collector(record.text), boot
                         continue
                 yield Said(record, line)
             if self._oops and self._oops[1].done:
                 yield self._dumped()
-            if not record.speaker and self._headless.feed(record.text, known=self._oops is not None):
+            own = self._oops is not None and self._oops[2] is boot
+            headless = self._headless.get(id(boot)) or self._headless.setdefault(id(boot), Headless())
+            if not record.speaker and headless.feed(record.text, known=own):
+                if self._oops:
+                    yield self._dumped()
                 self.unknown += 1
                 self.first_unknown = self.first_unknown or "an oops whose first line is missing"
+                line = Line("unknown", "", "", 0, None, 1, "", record.text.strip(), "")
+                self._oops = Said(record, line), Collector.headless(headless.records), boot
             if not some and not record.speaker and any(word in record.text for word in _BOOT):
-                self._boots(record)
+                boot.starts(record)
         if self._oops:
             yield self._dumped()
 
-    def _missing(self, record: Record) -> None:
-        """What is not in the log, and is known not to be."""
-        hole = record.hole or (wrappings.unheard(record.text) if record.text else "")
-        if hole:
-            self.holes[hole] = None
-        listens = wrappings.listens(record.text) if record.text else None
-        self.listens = self.listens if listens is None else listens
+    def _boot(self, record: Record) -> Boot:
+        """Of which machine a record is: that which is asked about, or another. A machine is `localhost` at first."""
+        name = label(record.host)
+        if name == LOCAL:
+            self._unnamed = self._unnamed or not any(record.ids)
+            name = ""
+        known = self._ids.get(record.ids) if record.ids[1] else None
+        if known is None and name and record.ids[1] and len(self._ids) < NAMES:
+            known = self._ids[record.ids] = name
+        name = known or name
+        if not name:
+            return self
+        self.named = self.named or name
+        if name == self.named:
+            self.own = True
+            return self
+        if name not in self.hosts and len(self.hosts) >= _HOSTS:
+            name = "(more)"
+        return self.hosts.setdefault(name, Boot())
 
     def _dumped(self) -> Said:
         assert self._oops
-        (said, collector), self._oops = self._oops, None
-        if len(self.dumps) < _DUMPS:
-            self.dumps.append(collector.dump)
+        (said, collector, boot), self._oops = self._oops, None
+        if len(boot.dumps) < _DUMPS and not collector.dump.head.lost:
+            boot.dumps.append(collector.dump)
         return said._replace(dump=collector.dump)
 
     def _other(self, speaker: str) -> None:
-        self.others[speaker if speaker in self.others or len(self.others) < _NAMES else "(more)"] += 1
+        self.others[speaker if speaker in self.others or len(self.others) < NAMES else "(more)"] += 1
 
-    def _boots(self, record: Record) -> None:
-        """A line of the kernel's as it boots. Its first is of second 0, and a name may hold another."""
-        text = record.text or ""
-        banner = _BANNER.search(text)
-        before = text[: banner.start()] if banner else ""
-        seconds = clock(before) if record.since_boot is None else int(record.since_boot)
-        if banner and begins(before) and not (seconds or (seconds is None and self._clocked)):
-            self._fresh()
-            self.host = wrappings.host(text)
-            self.release, self.banner = banner[1], text[banner.start() :].strip()
-        if len(self.boot) < _BOOT_WORDS:
-            self.boot += text + "\n"
-
-    def _take(self, line: Line) -> None:
-        if line.kind == "mode":
-            self.mode = line.detail or self.mode
-            self.said.append(line)
-        elif line.kind == "msr":
-            self.stuck = True
-        elif line.kind == "suppressed" and line.exception:
-            self.suppressed += line.number
-        elif line.kind == "suppressed":  # of a limit that segfaults share
-            self.signals += line.number
-        elif line.kind == "lost":
-            self.lost += line.number
-        elif line.kind == "unknown":
+    def _take(self, line: Line, boot: Boot) -> None:
+        if line.kind == "unknown":
             self.unknown += 1
             self.first_unknown = self.first_unknown or line.text[:_FIRST]
-        elif line.kind in FOUND:
-            self.found += 1
-            key = (line.comm or KERNEL, line.exception, line.kind == "guest")
-            if key in self.tasks or len(self.tasks) < _NAMES:
-                self.tasks[key] += 1
+        boot.take(line, self.source.at)
 
     def gaps(self) -> list[str]:
         """Why it is less than all that the kernel said since it booted; empty: it is all. What a rate limit held back
@@ -191,11 +166,8 @@ class Log:
         said = list(self.source.unread)
         if not self.read:
             said.append("it is empty")
-        elif self.release is None:
-            said.append(
-                "its beginning was overwritten" if self.source.begins is False else
-                "the kernel's first line (Linux version ...) is not in it: the beginning is missing, or some levels"
-            )  # fmt: skip
+        elif missing := self.beginning():
+            said.append("its beginning was overwritten" if self.source.begins is False else missing)
         if self.release is None and (beside := getattr(self.source, "beside", ())):
             said.append(f"beside it, and not read: {', '.join(map(os.path.basename, beside))}")
         if self._ends is False or (self._ends is None and self.release is not None and self._early()):
@@ -203,12 +175,9 @@ class Log:
         last = clock(self.last())
         if self.ran and last is not None and last < self.ran / 2 and self.ran - last > _DAY:
             said.append(f"its last line is of {last} s after the boot, and the machine ran for {self.ran} s")
-        said += [*self.holes][:_HOLES]
-        said += [] if self.listens else ["rsyslogd stopped reading the kernel's log"]
-        said += [f"{count(self.lost, 'record')} lost"] if self.lost else []
-        if self.signals and self.mode == "fatal":
-            held = count(self.signals, "line")
-            said.append(f"{held} of signals held back by the kernel's rate limit: of segfaults, or of split locks")
+        said += self.missing()
+        if self.hosts and self._unnamed:
+            said.append(f"lines without a machine's name: {self.named} and {', '.join(self.hosts)} are in it")
         if self.unknown:
             words = f"{count(self.unknown, 'line')} in the kernel's words {'is' if self.unknown == 1 else 'are'}"
             said.append(f"{words} not understood, first: {self.first_unknown}")
@@ -216,37 +185,32 @@ class Log:
 
     def deaf(self) -> str:
         """Why this kernel would log no split lock that a program takes; empty: it would, or nobody knows."""
-        if self.mode == "off":
-            return "detection is off: nothing is ever logged"
-        if self.mode == "fatal" and {line.exception for line in self.said} == {"#DB"}:
-            return "mode fatal by #DB: programs get SIGBUS, and no line says so"
-        if self.mode == "fatal" and self._untraced:
-            return UNTRACED
-        if self.mode is None and self.release is not None and not self.found:
-            return (
-                "at boot the kernel said nothing of detection: the processor has none that it uses, or it is off "
-                "(silent since Linux 7.1)"
-            )
-        return ""
+        return UNTRACED if self.mode == "fatal" and self._untraced else super().deaf()
 
-    def unarmed(self) -> str:
-        """Why its word at boot may be untrue; empty: it is not."""
-        release = versions.release(self.release or "")
-        if {line.exception for line in self.said if line.kind == "mode"} != {"#DB"} or release is None:
-            return ""
-        if versions.has(versions.AMD_BUS_LOCKS, release) == "yes":
-            return ""
-        first = versions.AMD_BUS_LOCKS.first
-        return (
-            f"on a processor of AMD's Linux before {first} says that it detects bus locks, and does not: "
-            "`splitlock status` tells"
-        )
+    def doubts(self) -> list[str]:
+        """Why none that is found does not mean that there was none; with several machines, of each by its name."""
+        said = self.gaps() + [why for why in (self.deaf(), self.unarmed()) if why]
+        if not self.hosts:
+            return said
+        said = [f"{self.named}: {why}" for why in said]
+        for name, boot in self.hosts.items():
+            early = boot.release is not None and self._soon(name)
+            whys = [boot.beginning(), *boot.missing(), boot.deaf(), boot.unarmed()]
+            whys += ["it ends with the boot: what came later is not in it"] if early else []
+            said += [f"{name}: {why}" for why in whys if why]
+        return said
 
     def last(self) -> str:
         """The last line of all, as it is."""
         return self.source.last.decode("utf-8", "replace")
 
+    def _soon(self, name: str) -> bool:
+        """Is a machine's last line, of several, of its boot?"""
+        return any(label(host) == name and 0 <= last < _SOON for host, last in self.source.passing.clocks.items())
+
     def _early(self) -> bool:
+        if self.hosts:
+            return self._soon(self.named)
         last = _SECONDS.match(self.source.last)
         if last is None or any(word in self.source.last for word in _ENDED):
             return False
@@ -267,7 +231,7 @@ class Heard:
         self._machine = Machine(root)
         read: list[Log] = []
         for place in places(root):
-            log = Log(place.source, ends=place.ends, ring=place.ring)
+            log = Log(place.source, ends=place.ends, ring=place.ring, asked=self._machine.host)
             if self._hear(log):
                 read.append(log)
                 if root.live and not log.gaps():
@@ -277,8 +241,9 @@ class Heard:
             self._choose()
         elif not self.why:
             self.why = "no log is there"
-        #: the mode that it told, the kernel's words about its detection, and those of the boot that others ask for
-        self.mode = next((log.mode for log in self._kept if log.mode), None)
+        #: the mode, the file that told it, the kernel's words about its detection, those of its boot for others
+        told = next((log for log in self._kept if log.mode), None)
+        self.mode, self.told_by = (told.mode, told.told_by) if told else (None, "")
         self.said = next((log.said for log in self._kept if log.said), [])
         self.boot = next((log.boot for log in self._kept if log.boot), "")
         self.gaps += self._machine.silent(self._log) if self._log else []

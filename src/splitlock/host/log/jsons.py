@@ -7,16 +7,20 @@ from itertools import pairwise
 
 import msgspec
 
-from splitlock.host.log.entries import ENTRY, LONG, WHOLE, Reader, by, seconds, whole
-from splitlock.host.log.wrappings import LINE, Lines, Record, matters
+from splitlock.host.log.entries import ENTRY, LONG, WHOLE, Reader, by, seconds, whole, whose
+from splitlock.host.log.wrappings import LINE, Lines, Record, clock, matters
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from splitlock.host.log.passing import Passing
+
 _INSIDE = re.compile(rb'(?:[^"\\]++|\\.)*+', re.S)
 _TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"|["{}]', re.S)  # a quote alone: its string has not ended
 _TEXTS = ("MESSAGE", "msg", "message", "log", "line", "text", "textPayload", "body")
+_HEAD = 40  # characters in which the kernel's clock stands
+_DEEPEST = 100  # values within each other that are looked into: loggers have some five
 _GAP = 8  # bytes between JSON's strings that may be something else
 
 
@@ -26,8 +30,9 @@ class Json(Reader):
     The innermost objects are records; of strings that stand outside of those, each line is one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, passing: Passing) -> None:
         super().__init__()
+        self._passing = passing
         self._lines = Lines()
         self._text = b""  # what has not been dealt with, from where an open object or string begins
         self._at = 0
@@ -52,7 +57,7 @@ class Json(Reader):
             if bare[:1] == b"{" and bare[-1:] == b"}":
                 try:
                     found = msgspec.json.decode(bare)
-                except msgspec.DecodeError:
+                except (msgspec.DecodeError, RecursionError):  # of thousands of brackets
                     pass
                 else:
                     yield from self.value(found)
@@ -84,10 +89,12 @@ class Json(Reader):
         yield from self._plain(left, "")
         self._text, self._at, self._open, self._whose, self._inside = b"", 0, [], [], False
 
-    def _plain(self, text: bytes, who: str) -> Iterator[Record]:
+    def _plain(self, text: bytes, who: str, host: str = "") -> Iterator[Record]:
+        if not host:
+            yield from self._passing.see(text)
         for made in (self._lines.add(text), self._lines.end()):
             for record in made:
-                yield record._replace(speaker=who or record.speaker)
+                yield record._replace(speaker=who or record.speaker, host=host or record.host)
         self.first, self.last = self._lines.first, self._lines.last
 
     def _tokens(self) -> Iterator[Record]:
@@ -164,7 +171,7 @@ class Json(Reader):
     def _object(self, text: bytes, strings: list[bytes], who: str) -> Iterator[Record]:
         try:
             found = msgspec.json.decode(text.decode("utf-8", "replace"))
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, RecursionError):
             yield from self._strings(strings)
         else:
             yield from self.value(found, who)
@@ -174,13 +181,16 @@ class Json(Reader):
             if self._lines.matters(token):
                 yield from self._plain(_unescaped(token[1:-1]), self._whose[-1] if self._whose else "")
 
-    def value(self, found: object, who: str = "") -> Iterator[Record]:
-        """The records in a value. `who`: by whom it is, where that is known not to be the kernel."""
-        if isinstance(found, str):
+    def value(self, found: object, who: str = "", deep: int = 0) -> Iterator[Record]:
+        """The records in a value. `who`: by whom it is, where that is known not to be the kernel; `deep`: within how
+        many others it is."""
+        if deep > _DEEPEST:
+            yield Record(None, lost=1)
+        elif isinstance(found, str):
             yield from self._plain(found.encode("utf-8", "replace"), who)
         elif isinstance(found, list):
             for each in found:
-                yield from self.value(each, who)
+                yield from self.value(each, who, deep + 1)
         elif isinstance(found, dict):
             who = who or by(found)
             texts = next((texts for name in _TEXTS if (texts := _texts(found.get(name)))), [])
@@ -189,18 +199,23 @@ class Json(Reader):
             elif not texts:
                 for each in found.values():
                     if not isinstance(each, str) or self._lines.matters(each.encode("utf-8", "replace")):
-                        yield from self.value(each, who)
+                        yield from self.value(each, who, deep + 1)
             elif not ENTRY.isdisjoint(found):
                 self._note(texts[0])
+                host, ids = whose(found)
                 for text in texts:
-                    yield from whole(text, Record(text, seconds(found), speaker=who))
+                    yield from whole(text, Record(text, seconds(found), speaker=who, host=host, ids=ids))
             elif "msg" in found and isinstance(found.get("time"), float):  # dmesg's: an object is a record
                 self._note(f"[{found['time']:12.6f}] {texts[0]}")
+                yield from self._passing.tell("", int(found["time"]))
                 for text in texts:
                     yield from whole(text, Record(text, speaker=who))
             else:
+                host, _ = whose(found)
                 for text in texts:
-                    yield from self._plain(text.encode("utf-8", "replace"), who)
+                    if host and not who:
+                        yield from self._passing.tell(host, -1 if (at := clock(text[:_HEAD])) is None else at)
+                    yield from self._plain(text.encode("utf-8", "replace"), who, host)
                 self._note(texts[0])
 
 

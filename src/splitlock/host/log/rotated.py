@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from itertools import pairwise
+from datetime import UTC, datetime
 
 from splitlock._errors import SplitlockError
 
@@ -16,10 +16,13 @@ if TYPE_CHECKING:
 #: first. `dmesg` is often the boot's alone.
 FAMILIES = ("kern.log", "kernel.log", "kernel", "messages", "syslog", "dmesg")
 # logrotate: kern.log.2.gz, kern.log-20260701.gz; savelog: dmesg.0; journald and pstore have names of their own
-_ROTATED = re.compile(r"(.+?)(?:\.(\d{1,4})|-(\d{4}-?\d\d-?\d\d(?:[-T_]?\d+)?))?(?:\.(?:gz|xz|zst|bz2|lz4|lzma))?$")
-_PSTORE = re.compile(r"dmesg-[\w-]*?-?(\d+)$")
+_ROTATED = re.compile(
+    r"(.+?)(?:\.(\d{1,4})|-(\d{4}-?\d\d-?\d\d(?:[-T_]?\d{1,20})?))?(?:\.(?:gz|xz|zst|bz2|lz4|lzma))?$"
+)
+_PSTORE = re.compile(r"dmesg-[\w-]*?-?(\d{1,20})$")
 _EFI = 10**13  # numbers from here on are EFI's: (seconds * 100 + part) * 1000 + count (efi-pstore.c, generic_id())
-_PART = re.compile(rb"^(?:Panic|Oops|Emergency|Shutdown|Unknown|Restart|Halt|Poweroff)#(\d+) Part(\d+)\n", re.M)
+_PART = re.compile(rb"^(?:Panic|Oops|Emergency|Shutdown|Unknown|Restart|Halt|Poweroff)#(\d{1,9}) Part(\d{1,9})\n", re.M)
+_UNIX = 10  # digits of the seconds since 1970, until 2286
 _DUMP = 16 << 20  # bytes of a dump whose parts are put in order
 
 
@@ -78,18 +81,26 @@ def age(path: str) -> tuple[int, int, str]:
     return 1, -int(match[2]) - 1 if match and match[2] else 0, name
 
 
-def missing(paths: list[str]) -> dict[str, str]:
-    """What is missing between files that are one log, the oldest first, by their numbers; by the file that follows."""
-    found = {}
-    for older, newer in pairwise(paths):
-        one, other = (_ROTATED.fullmatch(os.path.basename(path)) for path in (older, newer))
-        if _family(older) != _family(newer) or not one or not other or not one[2] or other[3]:
-            continue
-        first, last = int(one[2]), int(other[2] or 0)  # without a number: the one that is written
-        if first - last > 1:
-            names = f"{one[1]}.{last + 1}"
-            found[newer] = f"{names} is missing" if first - last == 2 else f"{names} to .{first - 1} are missing"
-    return found
+def number(path: str) -> int | None:
+    """The number in a rotated file's name; None: there is none."""
+    match = _ROTATED.fullmatch(os.path.basename(path))
+    return int(match[2]) if match and match[2] else None
+
+
+def date(path: str) -> tuple[int, bool] | None:
+    """When a file was put aside, by the date in its name: seconds since 1970, and whether only the day is told."""
+    match = _ROTATED.fullmatch(os.path.basename(path))
+    if not match or not match[3]:
+        return None
+    digits = re.sub(r"\D", "", match[3])
+    if len(digits) == _UNIX and digits < "1950":  # logrotate's dateformat -%s
+        return int(digits), False
+    try:
+        day = datetime.strptime(digits[:8], "%Y%m%d").replace(tzinfo=UTC)
+    except ValueError:
+        return None
+    hour, minute, second = (int(digits[at : at + 2] or 0) for at in (8, 10, 12))
+    return int(day.timestamp()) + hour * 3600 + minute * 60 + second, len(digits) == len("20260701")
 
 
 def beside(paths: Iterable[str]) -> tuple[str, ...]:

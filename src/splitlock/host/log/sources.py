@@ -12,7 +12,8 @@ import time
 import msgspec
 
 from splitlock._errors import SplitlockError
-from splitlock.host.log import entries, jsons, rotated, stored, structured
+from splitlock.host.log import entries, jsons, rotated, seams, stored, structured
+from splitlock.host.log.passing import Passing
 from splitlock.host.log.wrappings import Lines, Record
 from splitlock.linux import below
 
@@ -24,22 +25,23 @@ KMSG = "/dev/kmsg"
 _RECORD = 8192  # bytes; the kernel's PRINTKRB_RECORD_MAX is 1,024 of text, up to four times as many escaped
 _HEAD = 4096  # bytes by which the shape of a text is told
 _CHUNK = 1 << 18
-_HEAD_ENTRY = 184  # in a journal file's header: microseconds since 1970 of its first entry
 _PAUSE = 0.5  # seconds between looks at a file
 
 
 class Source:
     """Records, and what became known while they were read.
 
-    `name`: for a person. `first`, `last`: the first and the last line of all, as they are. `unread`: what could not be
+    `name`: for a person; `at`: of the file that is being read.
+    `first`, `last`: the first and the last line of all, as they are. `unread`: what could not be
     read, and why. `begins`: whether the first record is the boot's first; None: only the records could tell.
     """
 
     def __init__(self, name: str) -> None:
-        self.name = name
+        self.name = self.at = name
         self.first = self.last = b""
         self.unread: list[str] = []
         self.begins: bool | None = None
+        self.passing = Passing()
 
     def __iter__(self) -> Iterator[Record]:
         raise NotImplementedError
@@ -120,14 +122,14 @@ class Journal(Source):
         if shutil.which("journalctl") is None:
             raise SplitlockError(f"{self.name}: journalctl is not installed; name a log file that is text", 2)
         words = ["journalctl", "--output=json", "--no-pager", "--quiet", *self._where]
-        words += ["--output-fields=MESSAGE,_TRANSPORT,SYSLOG_IDENTIFIER,SYSLOG_FACILITY,_COMM"]
+        words += ["--output-fields=MESSAGE,_TRANSPORT,SYSLOG_IDENTIFIER,SYSLOG_FACILITY,_COMM,_HOSTNAME,_MACHINE_ID"]
         words += ["--follow", "--lines=all"] if self._follow else []
         words += ["_TRANSPORT=kernel", "+", "_TRANSPORT=driver"]  # the latter: its own notes of what it missed
         process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
         assert process.stdout
         assert process.stderr
         ended = False
-        reader = jsons.Json()
+        reader = jsons.Json(self.passing)
         try:
             for line in process.stdout:
                 try:
@@ -164,34 +166,43 @@ class Stored(Source):
         super().__init__(name or ", ".join(paths))
         self.beside: tuple[str, ...] = ()  #: what was rotated from the files that were named, and is not named itself
         self._paths, self._opened = paths, opened
+        self._all: list[str] = []  # in the order in which they are read
+        self._older = ""
 
     def __iter__(self) -> Iterator[Record]:
         paths = list(self._paths)
         if not self._opened:
             paths, self.beside = rotated.ordered(self._paths), rotated.beside(self._paths)
+        holes = seams.numbered(paths)
         if len(paths) > 1 and all(".journal" in os.path.basename(path) for path in paths):
-            paths.sort(key=self._first_entry)  # their names tell no order: the newest is system.journal
-        holes = rotated.missing(paths)
+            headers = {path: self._header(path) for path in paths}
+            paths.sort(key=lambda path: headers[path].since)  # their names tell no order: the newest is system.journal
+            holes = seams.journals(headers.items())
+        older, self._all = "", paths
         for path in paths:
+            self.at, self._older = path, older
             try:
                 if path in holes:
                     yield Record(None, read=0, hole=holes[path])
                 yield from self._file(path)
+                older = path
             except SplitlockError as error:
                 if len(paths) == 1:
                     raise
                 self.unread.append(str(error))
+        if behind := seams.end(paths):
+            yield Record(None, read=0, hole=behind)
 
-    def _first_entry(self, path: str) -> int:
-        """When a journal file begins, as its header has it (systemd's JOURNAL_FILE_FORMAT: head_entry_realtime)."""
+    def _header(self, path: str) -> seams.Header:
+        """Of a journal file, where it can be read; else an empty one: that is said when it is read."""
         try:
             descriptor = (self._opened or _opened)(path)
-        except OSError:  # said when it is read
-            return 0
-        try:
-            return int.from_bytes(os.pread(descriptor, 8, _HEAD_ENTRY), "little")
         except OSError:
-            return 0
+            return seams.header(bytes(seams.HEADER))
+        try:
+            return seams.header(os.pread(descriptor, seams.HEADER, 0))
+        except OSError:
+            return seams.header(bytes(seams.HEADER))
         finally:
             os.close(descriptor)
 
@@ -221,13 +232,21 @@ class Stored(Source):
         if head.startswith(stored.JOURNAL):
             yield from self._journal(path, descriptor)
             return
-        reader = structured.reader(head, pasted=not self._opened)
+        if self.last and (hole := self._seam(path, head)):
+            yield Record(None, read=0, hole=hole)
+        reader = structured.reader(head, self.passing, pasted=not self._opened)
         for text in rotated.parts(_from(head, texts)):
             yield from reader.add(text)
         yield from reader.end()
         self._ended(reader)
         if broken:
             raise broken
+
+    def _seam(self, path: str, head: bytes) -> str:
+        """Why a file may be missing between the one before and this one, which begins so; empty: none is, or numbers
+        tell."""
+        first = head.lstrip().partition(b"\n")[0]
+        return seams.dated(self._all, self._older, path, seams.between(self.last, first)) if first else ""
 
     def _journal(self, path: str, descriptor: int) -> Iterator[Record]:
         try:
@@ -259,7 +278,7 @@ class Text(Source):
         self._text = text.encode("utf-8", "surrogateescape")
 
     def __iter__(self) -> Iterator[Record]:
-        reader = structured.reader(self._text)
+        reader = structured.reader(self._text, self.passing)
         yield from reader.add(self._text)
         yield from reader.end()
 
@@ -280,13 +299,13 @@ class Followed(Source):
                 except OSError as error:
                     raise SplitlockError(f"{self.name}: {error.strerror}; name a log file", 2) from None
                 if chunk:
-                    reader = reader or structured.reader(self._plain(chunk))
+                    reader = reader or structured.reader(self._plain(chunk), self.passing)
                     yield from reader.add(chunk)
                     continue
                 successor = _successor(self.name, descriptor)
                 if successor is not None:
                     while late := os.read(descriptor, _CHUNK):  # written to the old one before it was put aside
-                        reader = reader or structured.reader(late)
+                        reader = reader or structured.reader(late, self.passing)
                         yield from reader.add(late)
                     if reader:
                         yield from reader.end()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from splitlock.host.log.entries import WHOLE, Reader, by, seconds, whole
+from splitlock.host.log.entries import WHOLE, Reader, by, seconds, whole, whose
 from splitlock.host.log.jsons import Json
 from splitlock.host.log.wrappings import LINE, Lines, Record
 
@@ -15,12 +15,16 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from splitlock.host.log.passing import Passing
+
 _ESCAPED = re.compile(rb"\\x([0-9a-f]{2})")
-_KMSG = re.compile(rb"(?:[^\s,;]+,)?(\d+),(\d+),(\d+),[^;]*;")  # netconsole may put the kernel's release first
+_KMSG = re.compile(
+    rb"(?:[^\s,;]+,)?(\d{1,20}),(\d{1,20}),(\d{1,20}),[^;]*;"
+)  # netconsole may put the kernel's release first
 KERN = 8  #: a record's priority below it is of facility 0, the kernel's; who writes to /dev/kmsg gets another
 _EXPORT = re.compile(rb"_{0,2}[A-Z][A-Z0-9_]*=")
 _VERBOSE = re.compile(rb"\[s=[0-9a-f]+;i=")
-_JSON = re.compile(rb"\s*(?:\x1e|data: )?\s*(?:\{\s*[\"}]|\[\s*[\"{\[\]])")
+_JSON = re.compile(rb"\s*+(?:(?:\x1e|data: )\s*+)?(?:\{\s*+[\"}]|\[\s*+[\"{\[\]])")
 
 
 def kmsg_record(raw: bytes) -> tuple[int, int, float, str] | None:
@@ -37,7 +41,10 @@ def kmsg_record(raw: bytes) -> tuple[int, int, float, str] | None:
 class Kmsg(Reader):
     """Saved records of /dev/kmsg, netconsole's extended ones too. Their numbers tell what is missing."""
 
-    _expected: int | None = None
+    def __init__(self, passing: Passing) -> None:
+        super().__init__()
+        self._passing = passing
+        self._expected: int | None = None
 
     def line(self, line: bytes) -> Iterator[Record]:
         found = kmsg_record(line)
@@ -46,6 +53,7 @@ class Kmsg(Reader):
                 yield Record(line.decode("utf-8", "replace"))
             return
         priority, number, seconds, text = found
+        yield from self._passing.tell("", int(seconds))
         lost = number - self._expected if self._expected is not None and number > self._expected else 0
         self._expected = number + 1
         self._note(f"[{seconds:12.6f}] {text}")
@@ -67,7 +75,8 @@ class Entries(Reader):
     def entry(self, fields: dict[str, str]) -> Iterator[Record]:
         text = fields.get("MESSAGE", "")
         self._note(text)
-        yield from whole(text, Record(text, seconds(fields), speaker=by(fields)))
+        host, ids = whose(fields)
+        yield from whole(text, Record(text, seconds(fields), speaker=by(fields), host=host, ids=ids))
 
 
 class Export(Entries):
@@ -100,7 +109,7 @@ class Export(Entries):
 
 
 _KEPT = {b"MESSAGE", b"_TRANSPORT", b"SYSLOG_IDENTIFIER", b"SYSLOG_FACILITY", b"_COMM", b"_PID", b"_UID",
-         b"__REALTIME_TIMESTAMP"}  # fmt: skip
+         b"__REALTIME_TIMESTAMP", b"_HOSTNAME", b"_MACHINE_ID", b"_BOOT_ID"}  # fmt: skip
 
 
 class Verbose(Entries):
@@ -129,13 +138,14 @@ class Verbose(Entries):
             self._fields[self._name] += "\n" + text.strip()
 
 
-def reader(head: bytes, *, pasted: bool = True) -> Lines | Reader:
-    """What reads a text that begins so. `pasted`: a person may have put several lines into one."""
+def reader(head: bytes, passing: Passing, *, pasted: bool = True) -> Lines | Reader:
+    """What reads a text that begins so. `pasted`: a person may have put several lines into one. `passing`: is told of
+    all lines."""
     start = head.lstrip()
     if _KMSG.match(start):
-        return Kmsg()
+        return Kmsg(passing)
     if _VERBOSE.search(head[: head.find(b"\n") + 1]):
         return Verbose()
     if _EXPORT.match(start) and b"\n_" in head:
         return Export()
-    return Json() if _JSON.match(head) else Lines(pasted=pasted)
+    return Json(passing) if _JSON.match(head) else Lines(pasted=pasted, passing=passing)

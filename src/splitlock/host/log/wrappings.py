@@ -17,6 +17,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from splitlock.host.log.passing import Passing
+
 
 class Record(NamedTuple):
     """One record, or a number of them that say nothing."""
@@ -29,6 +31,9 @@ class Record(NamedTuple):
     read: int = 1  #: lines or records that it stands for
     since_boot: float | None = None  #: seconds by the kernel's clock, of `live` ones; None: the log does not tell
     hole: str = ""  #: what is missing before it
+    host: str = ""  #: whose kernel's it is, as far as the log tells
+    ids: tuple[str, str] = ("", "")  #: of the machine and of its boot, as the journal has them
+    anew: bool = False  #: a boot begins here, whose first line may be missing
 
 
 LINE = 1 << 16  #: bytes of a line that are looked at at once: garbage may never end
@@ -39,18 +44,19 @@ _COLOUR = re.compile(rb"\x1b\[[0-9;:?]*[A-Za-z]|\x1b[()][A-Za-z0-9]|\x1b\][^\x07
 _ESCAPE = re.compile(r"#(0[0-3][0-7])")  # rsyslog's, for control characters
 _QUOTE = re.compile(r"(?:[>|:+] ?|\s)*")  # mail's, trackers' and margins
 _NO_WIDTH = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]|<wbr ?/?>")
-_BOLD = re.compile(r"(?<!\S)(\*\*|__|\*|~~)(?=\S)(.*(?:plit lock|traps: ).*\w)\1(?!\w)")  # markdown's
+_BOLD = re.compile(r"(?<!\S)(\*\*|__|\*|~~)(?=\S)(.{0,200}?(?:plit lock|traps: ).{0,400}\w)\1(?!\w)")  # markdown's
+_PARAGRAPH = 2048  # characters of a line in which that is looked for
 _START = r"\[ *\d+\.\d{6}\]|\[\w{3} \w{3} +\d+ [\d:]{8} \d{4}\]"
 #: How a line of a log begins; what does not may be the rest of the line before.
 _STAMP = re.compile(
-    rf"\s*(?:<\d+>|[>|]|{_START}|\[[ +\w].{{0,30}}?\]|[A-Z][a-z]{{2}} [ \d]\d \d\d:|\w{{3}} \d{{4}}-|\d{{4}}-\d\d-\d\d"
-    r"|\w+ *: ?\w+ *: |\d+,\d+,\d+,|\S+\.log\S*:|\{)"
+    rf"\s*+(?:<\d+>|[>|]|{_START}|\[[ +\w].{{0,30}}?\]|[A-Z][a-z]{{2}} [ \d]\d \d\d:|\w{{3}} \d{{4}}-|\d{{4}}-\d\d-\d\d"
+    r"|\w{1,20} {0,20}: ?\w{1,20} {0,20}: |\d{1,20},\d{1,20},\d{1,20},|\S{1,255}?\.log\S{0,40}:|\{)"
 )
 _BROKEN = re.compile(r"(plit lock detected) {2,}(?=: )")  # dmesg's margin, where a paste made blanks of line breaks
 _SPLIT = re.compile(
     rf" (?=(?:<\d+>)?(?:{_START}) |(?:[A-Z][a-z]{{2}} [ \d]\d [\d:]{{8}}|\d{{4}}-\d\d-\d\dT\S+) [^\s:]+ \S+: )"
 )
-_CLOCK = re.compile(r"\[ *(\d+)\.\d{1,9}\](?: ?\[ *[TC]\d+\])?")  # CONFIG_PRINTK_CALLER's behind it
+_CLOCK = re.compile(r"\[ *(\d{1,12})\.\d{1,9}\](?: ?\[ *[TC]\d+\])?")  # CONFIG_PRINTK_CALLER's behind it
 _REPEATED = re.compile(r"message repeated \d+ times: \[")  # rsyslog's
 _MARGIN = " " * 8  # dmesg's, of a record's further lines, is as wide as its time stamp
 _TAG = re.compile(r"<br ?/?>")
@@ -66,6 +72,7 @@ _SYSLOG = re.compile(
     r"|\[ *\d+\.\d+(?: <[^>]*>)?\] [^\s:\[\]/]+ ([^\s:\[\]]{1,64}\[\d+\]): )"
 )
 _FACILITY = re.compile(r"<(\d{1,3})>|(\w+) +:\w+ *: ")
+LOCAL = "localhost"  #: the host of lines without a name: a machine has it too until it was told its own
 QUOTED = "whoever chose a name that the kernel printed"  #: a part of a record, not at its start
 _KERNEL = ("kernel", "kernel -", "kernel[0]", "kern", "vmunix", "klogd")
 _USER = (1, "user", "1")  #: facility of klogd's lines too: the C library makes it of the kernel's, which is 0
@@ -83,8 +90,9 @@ def matters(line: bytes) -> bool:
         b"plit" in line or b"bus_lock" in line or b"suppress" in line or b"messages" in line or b"x86/s" in line
         or b"lignment" in line or b"traps:" in line or b"0x33" in line or b"Linux version" in line
         or b"ommand line" in line or b"ypervisor det" in line or b"tdx: " in line
-        or b"ernel logging (" in line or b"log source =" in line
-        or b" [#" in line or b"Code: " in line or b"IP: 0010:" in line or b"cut here" in line or b"WARNING: " in line
+        or b"ernel logging (" in line or b"pping message" in line or b"log source =" in line
+        or b" [#" in line or b"Code: " in line or b"IP: 0010:" in line or b" Comm: " in line
+        or b"cut here" in line or b"WARNING: " in line
         or b"BUG: " in line or b"INFO: " in line or b"NMI back" in line  # linux/others.py: an oops without its head
         or b"_lock t" in line or b"check ip:" in line or b"lock det" in line or b"trap at a" in line
     )  # fmt: skip
@@ -97,7 +105,7 @@ def plain(line: bytes) -> str:
         text = "".join(character for character in text if character not in _STAND_FOR_NOTHING)
     if not text.isascii() or "<wbr" in text:
         text = _NO_WIDTH.sub("", text)
-    if "*" in text or "__" in text or "~~" in text:
+    if len(text) <= _PARAGRAPH and ("*" in text or "__" in text or "~~" in text):
         text = _BOLD.sub(r"\2", text)
     if _HTML.search(text):
         text = html.unescape(_TAG.sub("\n", text))
@@ -130,27 +138,19 @@ def speaker(text: str) -> str:
     return other(facility, name)
 
 
-_HOST = re.compile(r"(?:<\d+>)?(?:[A-Z][a-z]{2} [ \d]\d [\d:]{8}|\d{4}-\d\d-\d\dT\S+) ([^\s:\[\]/]+) \S+: ")
-_UNHEARD = re.compile(r"rsyslogd.*?: (imjournal: \d+ messages lost|im\w+ begins to drop messages)")
-
-
-def unheard(text: str) -> str:
-    """What rsyslogd says of messages that it lost."""
-    found = _UNHEARD.search(text)
-    return f"rsyslogd: {found[1]}" if found else ""
+# As _SYSLOG has it, and as `journalctl -o short-monotonic`.
+_HOST = re.compile(
+    r"(?:<\d+>)?(?:1 )?(?:[A-Z][a-z]{2} [ \d]\d [\d:]{8}(?:\.\d+)?|\w{3} \d{4}-\d\d-\d\d [\d:.]+ \S+"
+    r"|\d{4}-\d\d-\d\dT[^\s,]+|\d{4}-\d\d-\d\d [\d:]{8}(?:[.,]\d+)?(?: ?[+-]\d\d:?\d\d)?|\d{9,}\.\d+|\[ *\d+\.\d{6}\])"
+    r" ([^\s:\[\]/]+) (?:[a-z]\w*\.[a-z]+ )?(?:(?:kernel|[^\s:\[\]]{1,64}\[\d+\]|rsyslogd): |\S{1,64} (?:\d+|-) - - )"
+)
+_ZEROS = b"\0" * 32  # what a file system leaves after a crash where lines were to be
 
 
 def host(text: str) -> str:
     """Which machine a line of syslog is of; empty: it does not say."""
     found = _HOST.match(text)
     return found[1] if found else ""
-
-
-def listens(text: str) -> bool | None:
-    """Does rsyslogd say that it begins (True) or ends (False) to read the kernel's log?"""
-    if "log source = /proc/kmsg started" in text:
-        return True
-    return False if "Kernel logging (proc) stopped" in text else None
 
 
 def begins(before: str) -> bool:
@@ -171,10 +171,10 @@ def clock(before: str) -> int | None:
 
 
 class Lines:
-    """Lines into records. `pasted`: several may stand in one."""
+    """Lines into records. `pasted`: several may stand in one. `passing`: is told of all."""
 
-    def __init__(self, *, pasted: bool = True) -> None:
-        self._pasted = pasted
+    def __init__(self, *, pasted: bool = True, passing: Passing | None = None) -> None:
+        self._pasted, self._passing = pasted, passing
         self.first = self.last = b""  #: of all lines that were given, not empty
         self._rest = b""
         self._held: str | None = None  # the next line may belong to it
@@ -228,12 +228,21 @@ class Lines:
 
     def take(self, whole: bytes) -> Iterator[Record]:
         """The records of whole lines."""
+        if _ZEROS in whole:
+            yield from self._let_go()
+            yield Record(None, read=0, hole="zero bytes are in it where lines were, as a crash leaves them")
+            whole = whole.replace(b"\0", b"")  # the next boot's first line stands directly behind
         if self._held is None and not self._dump and not matters(whole):
             self._ends(whole)
+            if self._passing:
+                yield from self._passing.see(whole)
             yield Record(None, read=whole.count(b"\n") + 1)
             return
         self._ends(whole)
         for line in whole.split(b"\n"):
+            if self._passing and (seen := [*self._passing.see(line)]):
+                yield from self._let_go()
+                yield from seen
             if self._held is None and not self._dump and not matters(line):
                 self._passed += 1
             else:
@@ -266,14 +275,19 @@ class Lines:
         held, self._held = self._held, None
         if held is None:
             return
-        who = speaker(held)
+        who, where = speaker(held), host(held)
         if "plit lock detected  " in held:
             held = _BROKEN.sub(r"\1\n", held)
         pieces = held.split("\n")
         if self._pasted and (" [" in held or " <" in held):
             pieces = [piece for line in pieces for piece in _SPLIT.split(line)]
         for number, piece in enumerate(pieces):
-            if "plit lock detected" in piece or "alignment check: " in piece:
+            if (
+                "plit lock detected" in piece
+                or "alignment check: " in piece
+                or "IP: 0010:" in piece
+                or " Comm: " in piece
+            ):
                 self._dump = _DUMP
             elif self._dump:
                 self._dump -= 1
@@ -281,9 +295,9 @@ class Lines:
             quoted = self._quoted(words)
             if not quoted and "plit lock detected" in words:  # the break is the kernel's own
                 words, rest = piece, ""
-            yield Record(words, speaker=who or quoted, read=0 if number else 1)
+            yield Record(words, speaker=who or quoted, read=0 if number else 1, host=(number and host(piece)) or where)
             if rest:
-                yield Record(rest, speaker=who or QUOTED, read=0)
+                yield Record(rest, speaker=who or QUOTED, read=0, host=where)
 
     def _quoted(self, text: str) -> str:
         """Who else than the kernel says something in a line of its log: nobody, or whoever chose a name."""
@@ -314,7 +328,6 @@ class Lines:
                 joined = next((way for way in [*ways, *_together(pieces)] if _better(way, rest)), None)
                 if joined is None and found is not None and _a_part(rest):
                     joined = "".join(pieces)
-                    print("ABS", pieces)
                 elif joined is not None:
                     pieces = [joined]
         elif _continues(found, rest) and _TAIL.fullmatch(held[held.rfind(found.text) + len(found.text) :]):
@@ -344,7 +357,7 @@ def _a_part(rest: str) -> bool:
 
 
 _HEX = re.compile(r"\s*(?:0?x)?[0-9a-f]{1,16}\s*")
-_IN = re.compile(r"\s*(?:i?n )?[^\s\[]*\[?[0-9a-f,]*\+?[0-9a-f]*\]\s*")
+_IN = re.compile(r"\s*+(?:i?n )?[^\s\[]{0,255}\[?[0-9a-f,]{0,33}\+?[0-9a-f]{0,16}\]\s*+")
 _TAIL = re.compile(r"\s*(?:0x?|in? ?.{0,300})?\s*")  # of a message that was broken: what was not understood of it
 
 

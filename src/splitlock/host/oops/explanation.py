@@ -47,6 +47,7 @@ def explain(dump: Dump, files: Files | None = None) -> report.Oops:
     to_blame = blamed(dump)
     made = report.Oops(
         detected=dump.head.split,
+        inferred=dump.head.lost,
         number=dump.head.number,
         bits=dump.bits,
         place=_frame(dump.place, files, first=True) if dump.place else None,
@@ -75,6 +76,11 @@ def explain(dump: Dump, files: Files | None = None) -> report.Oops:
         report="",
         missing=missing,
     )
+    if made.inferred:
+        missing.append(
+            "why the kernel stopped: the dump's first line is missing, which says it; look for it before this one, in"
+            " dmesg, the journal, a serial console's log"
+        )
     if made.place is None:
         rest = "has no line with RIP" if _any(dump) else "has nothing of the dump behind its first line"
         missing.append(f"which function it was: the log {rest}")

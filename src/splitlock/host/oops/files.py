@@ -111,6 +111,8 @@ class Files:
         """What could not be told for want of a file, and the way to it."""
         others = [(path, why) for (release, path), why in self._others.items() if release == dump.release]
         said = [f"{path} was not used: {why}" for path, why in others]
+        images = [image for (release, _), found in self._found.items() if release == dump.release for image in found]
+        said += dict.fromkeys(image.symbols.trouble for image in images if image.symbols.trouble)
         place = dump.place
         if place is None or place.source or self.lines(place, back=False):
             return said

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from iced_x86 import Decoder
 
 from splitlock._errors import ImageError
+from splitlock.image.apart import Symbols
 from splitlock.image.btf import Btf
 from splitlock.image.bzimage import is_bzimage, vmlinux
 from splitlock.image.compressed import compression, expand
@@ -18,7 +19,6 @@ from splitlock.image.elf import ET_REL, Elf
 from splitlock.image.kallsyms import Kallsyms
 from splitlock.image.module import KernelImage
 from splitlock.image.symbols import Frame as Named
-from splitlock.image.symbols import Symbols
 from splitlock.linux import below
 from splitlock.x86.lines import CACHE_LINE
 from splitlock.x86.locked import static_address

@@ -104,6 +104,8 @@ def _code(oops: Oops) -> str:
 
 def summary(oops: Oops) -> str:
     """The first line, for everybody."""
+    if oops.inferred:
+        return f"the Linux kernel stopped in {_code(oops)}, {_GUESSES[oops.fits]}"
     if not oops.detected:
         return f"the kernel was stopped by an alignment check that it did not expect, in {_code(oops)}"
     what = "stopped the machine" if oops.panic else "stopped a part of itself"
@@ -112,6 +114,8 @@ def summary(oops: Oops) -> str:
 
 def sentences(oops: Oops) -> list[str]:
     """What it means, the most important first."""
+    if oops.inferred:
+        return _inferred(oops)
     said = [_bug(oops)]
     if oops.fits == "no":
         said.append(_misfit(oops))
@@ -133,6 +137,32 @@ def sentences(oops: Oops) -> list[str]:
         " data should not lie where it does, that goes on unseen."
     )
     return said
+
+
+#: Of a dump that does not say why, by whether its instruction and registers make a split lock.
+_GUESSES = {
+    "yes": "most likely for a split lock (inferred: the dump's first line is missing)",
+    "unknown": "perhaps for a split lock (a guess: the dump's first line is missing)",
+    "no": "by what is left of the dump for another reason than a split lock (its first line is missing)",
+}
+
+
+def _inferred(oops: Oops) -> list[str]:
+    """Without the first line nothing is certain: what the instruction and the registers say, and no more."""
+    lost = "The dump's first line is missing, which says why the kernel stopped."
+    if oops.fits == "no":
+        return [f"{lost} The marked instruction with these registers makes no split lock.", _aftermath(oops)]
+    if oops.fits == "yes":
+        why = (
+            "That it was a split lock is inferred: the marked instruction is a locked one, and by the registers its"
+            " operand crosses a cache line. A fault of another kind at this very instruction is not ruled out."
+        )
+    elif oops.operand is not None:
+        why = "The marked instruction is a locked one; whether its operand crossed a cache line is not known."
+    else:
+        why = "Nothing else that is left of it tells whether it was a split lock."
+    bug = _bug(oops)
+    return [f"{lost} {why}", f"If it was one: {bug[0].lower()}{bug[1:]}", _aftermath(oops)]
 
 
 def _bug(oops: Oops) -> str:
@@ -196,6 +226,8 @@ def _aftermath(oops: Oops) -> str:
 def report_to(oops: Oops) -> str:
     """Whom to tell, and with what."""
     place, log = oops.blamed, "with this whole dump"
+    if oops.inferred and oops.fits != "yes":
+        return ""
     if not oops.detected:
         return "whoever runs the host of this virtual machine"
     if place is None:

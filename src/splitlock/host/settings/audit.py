@@ -75,12 +75,6 @@ def settings(root: Root, release: Release | None, unused: Unused, logged: str = 
     return list(dict.fromkeys(found))
 
 
-def next_boot(found: list[Setting]) -> str | None:
-    """The value of split_lock_detect= that the next boot will have; None: none, or it is not known."""
-    counting = [one for one in found if one.where not in NOW and one.counts == "yes"]
-    return next((value for one in counting if (value := parameter.find(one.text)) is not None), None)
-
-
 def _in_line(line: Line, release: Release | None, unused: Unused) -> list[Setting]:
     """The words of a command line that are meant for us."""
     words = re.split("[\0- ]+", line.text)

@@ -28,7 +28,7 @@ _LINUX = re.compile(
     re.S,
 )
 _MENU = re.compile(r"""\s*menuentry\s+(['"])(.*?)\1(?:.*?(?:--id|\$menuentry_id_option)\s+['"]?([^'"\s{]+))?""")
-_COUNTED = re.compile(r"\+(\d+)(?:-\d+)?$")  # systemd-boot: tries that are left, and that were done
+_COUNTED = re.compile(r"\+(\d{1,20})(?:-\d{1,20})?$")  # systemd-boot: tries that are left, and that were done
 _LONGEST = 4096  # characters of a variable
 _BROKEN = "grub-mkconfig keeps the line break: what stands behind it is not on GRUB's linux line"
 _OFTEN = 400  # entries of one kind that are looked at
@@ -118,7 +118,7 @@ def entries(root: Root) -> Iterator[Kept]:
             order = tuple(dict(pairs).get(key, "") for key in ("sort-key", "machine-id", "version"))
             name = name.removesuffix(".conf")
             counted = _COUNTED.search(name)
-            name, spent = _COUNTED.sub("", name), counted is not None and not int(counted[1][:9])
+            name, spent = _COUNTED.sub("", name), counted is not None and not int(counted[1])
             for variable in dict.fromkeys(re.findall(r"\$\{?(\w+)", options)):
                 place, value = variables.get(variable, ("", ""))
                 if value:

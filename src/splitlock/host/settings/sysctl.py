@@ -41,7 +41,7 @@ class _Line(NamedTuple):
 def assignments(root: Root, key: str, like: re.Pattern[str]) -> list[Assignment]:
     """The lines that set `key` (kernel/split_lock_mitigate), or look `like` it, in files of sysctls."""
     read, unread = _files(root)
-    lines = [line for where in read for line in _lines(root, where, root.text(where))]
+    lines = [line for where in read for line in _lines(where, root.text(where))]
     winner = _winner(lines, key)
     found = []
     for line in lines:
@@ -53,7 +53,7 @@ def assignments(root: Root, key: str, like: re.Pattern[str]) -> list[Assignment]
         elif like.search(line.text):
             found.append(Assignment(line.where, line.text, "no", f"no sysctl has this name: {key.replace('/', '.')}"))
     for where, why in unread.items():
-        for line in _lines(root, where, root.text(where)):
+        for line in _lines(where, root.text(where)):
             if _sets(line, key) or like.search(line.text):
                 found.append(Assignment(line.where, line.text, "no", why))
     return found
@@ -89,7 +89,7 @@ def _same(root: Root, one: str, other: str) -> bool:
     return first is not None and first == root.identity(other)
 
 
-def _lines(root: Root, where: str, text: str | None) -> Iterator[_Line]:
+def _lines(where: str, text: str | None) -> Iterator[_Line]:
     for line in (text or "").splitlines():
         line = line.strip()
         name, equals, value = line.partition("=")

@@ -1,4 +1,6 @@
 /* What of a C library the guest's init needs: system calls, and lines for the kernel's log. 64 and 32 bits. */
+#pragma once
+#include <asm/signal.h>
 #include <asm/unistd.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -10,7 +12,8 @@ static long call(long number, long a, long b, long c, long d, long e)
 {
     long result;
     register long r10 __asm__("r10") = d, r8 __asm__("r8") = e;
-    __asm__ volatile("syscall" : "=a"(result) : "0"(number), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8)
+    register long r9 __asm__("r9") = 0; /* mmap's offset */
+    __asm__ volatile("syscall" : "=a"(result) : "0"(number), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8), "r"(r9)
                      : "rcx", "r11", "memory");
     return result;
 }
@@ -28,20 +31,36 @@ static long call(long number, long a, long b, long c, long d, long e)
 
 struct time { long seconds, nanoseconds; };
 
-static int64_t now(void)
+static inline int64_t now(void)
 {
     struct time time = {0, 0};
     CALL(clock_gettime, 1 /* CLOCK_MONOTONIC */, &time);
     return time.seconds * 1000000000ll + time.nanoseconds;
 }
 
-static void pause_for(long nanoseconds)
+static inline void pause_for(long nanoseconds)
 {
     struct time time = {0, nanoseconds};
     CALL(nanosleep, &time, 0);
 }
 
-static size_t length(const char *text)
+__attribute__((naked)) static void restorer(void)
+{
+#ifdef __x86_64__
+    __asm__("mov %0, %%eax\n syscall" : : "i"(__NR_rt_sigreturn));
+#else
+    __asm__("mov %0, %%eax\n int $0x80" : : "i"(__NR_rt_sigreturn));
+#endif
+}
+
+static inline void handle(int signal, void *handler, unsigned long flags)
+{
+    struct { void *handler; unsigned long flags; void *restorer; uint64_t mask; } action = {
+        handler, flags | SA_SIGINFO | 0x04000000 /* SA_RESTORER */, restorer, 0};
+    CALL(rt_sigaction, signal, &action, 0, 8);
+}
+
+static inline size_t length(const char *text)
 {
     size_t n = 0;
     while (text[n])
@@ -49,14 +68,14 @@ static size_t length(const char *text)
     return n;
 }
 
-static bool same(const char *a, const char *b, size_t n)
+static inline bool same(const char *a, const char *b, size_t n)
 {
     while (n && *a == *b && *a)
         a++, b++, n--;
     return !n || *a == *b;
 }
 
-static size_t read_file(const char *path, char *text, size_t size)
+static inline size_t read_file(const char *path, char *text, size_t size)
 {
     long fd = CALL(open, path, 0), n = 0, more;
     while (fd >= 0 && n < (long)size - 1 && (more = CALL(read, fd, text + n, size - 1 - n)) > 0)

@@ -22,6 +22,11 @@
 
 #define DONE 0x20 /* in place of a vector: nothing was raised */
 
+#define GUARD 64        /* bytes below each stack that nothing may touch */
+#define HOME_STACK 4096 /* bytes of the image's own stack */
+#define AWAY_STACK 1024 /* of the stack in another mode, and of exceptions out of CPL 3 */
+#define USER_STACK 512
+
 #ifndef __ASSEMBLER__
 #include <stdint.h>
 
@@ -49,6 +54,17 @@ int progress_load(uint32_t *next);
 void progress_save(uint32_t next);
 void progress_clear(void);
 
+/* clock.c: the time-stamp counter's frequency, and the wait before a split lock */
+extern const uint32_t wait_ms; /* start.S */
+void clock_start(void);
+void clock_tell(void);
+void clock_wait(void);
+
+/* stacks.c: whether the stacks have kept to their places */
+extern uint32_t user_guard[], away_guard[], home_guard[];
+void stacks_start(void);
+int stacks_whole(void);
+
 /* processor.c: what the processor announces */
 void processor_tell(void);
 int processor_has_long_mode(void);
@@ -56,8 +72,29 @@ int processor_has_bus_lock(void);
 int test_ctrl_set(int on);
 int bus_lock_set(int on);
 
+/* plan.c: which rows there are, in which order; gives their number */
+enum kind { ALIGNED, CPUID, MISALIGNED, SPLIT, BUS };
+struct row {
+    uint8_t mode, cpl, kind;
+    uint8_t times;     /* executions, at most 3 */
+    uint8_t detecting; /* TEST_CTRL bit 29 is to be set */
+    uint32_t am, ac;   /* CR0.AM and EFLAGS.AC, in their places */
+};
+#define MOST_ROWS 70
+uint32_t plan(struct row *rows, int has_long_mode, int has_detection, int has_bus_lock);
+
 /* rows.c: the experiments */
 void rows_run(void);
+
+struct cpuid {
+    uint32_t a, b, c, d;
+};
+
+static inline struct cpuid cpuid(uint32_t leaf) {
+    struct cpuid of;
+    __asm__ volatile("cpuid" : "=a"(of.a), "=b"(of.b), "=c"(of.c), "=d"(of.d) : "a"(leaf), "c"(0));
+    return of;
+}
 
 static inline void outb(uint16_t port, uint8_t value) { __asm__ volatile("outb %0, %1" ::"a"(value), "Nd"(port)); }
 

@@ -5,18 +5,13 @@
 #define TEST_CTRL_SPLIT_LOCK (1u << 29)
 #define DEBUGCTL 0x1d9
 #define DEBUGCTL_BUS_LOCK (1u << 2)
-
-static uint32_t a, b, c, d;
-
-static void cpuid(uint32_t leaf) {
-    __asm__ volatile("cpuid" : "=a"(a), "=b"(b), "=c"(c), "=d"(d) : "a"(leaf), "c"(0));
-}
+#define DR6_AT_RESET 0xffff0ff0
 
 static void tell_leaf(uint32_t leaf) {
-    cpuid(leaf);
+    struct cpuid of = cpuid(leaf);
     line_begin("cpuid ");
     hex(leaf, 8);
-    const uint32_t registers[] = {a, b, c, d};
+    const uint32_t registers[] = {of.a, of.b, of.c, of.d};
     for (int i = 0; i < 4; i++) {
         text(" ");
         hex(registers[i], 8);
@@ -52,12 +47,7 @@ static void tell_msr(uint32_t number) {
 
 void processor_tell(void) {
     static const uint32_t leaves[] = {0, 1, 7, 0x80000000, 0x80000001, 0x80000002, 0x80000003, 0x80000004, 0x40000000};
-    cpuid(0);
-    uint32_t most = a;
-    cpuid(1);
-    uint32_t hypervisor = c >> 31;
-    cpuid(0x80000000);
-    uint32_t extended = a;
+    uint32_t most = cpuid(0).a, hypervisor = cpuid(1).c >> 31, extended = cpuid(0x80000000).a;
     for (uint32_t i = 0; i < sizeof leaves / sizeof *leaves; i++) {
         uint32_t leaf = leaves[i];
         if (leaf < 0x40000000 ? leaf <= most : leaf < 0x80000000 ? hypervisor : leaf <= extended)
@@ -68,21 +58,9 @@ void processor_tell(void) {
     tell_msr(DEBUGCTL);
 }
 
-int processor_has_long_mode(void) {
-    cpuid(0x80000000);
-    if (a < 0x80000001)
-        return 0;
-    cpuid(0x80000001);
-    return d >> 29 & 1;
-}
+int processor_has_long_mode(void) { return cpuid(0x80000000).a >= 0x80000001 && cpuid(0x80000001).d >> 29 & 1; }
 
-int processor_has_bus_lock(void) {
-    cpuid(0);
-    if (a < 7)
-        return 0;
-    cpuid(7);
-    return c >> 24 & 1;
-}
+int processor_has_bus_lock(void) { return cpuid(0).a >= 7 && cpuid(7).c >> 24 & 1; }
 
 static int set(uint32_t number, uint32_t bit, int on) {
     if (!msr(OP_RDMSR, number))
@@ -98,5 +76,8 @@ static int set(uint32_t number, uint32_t bit, int on) {
 /* Turn detection by #AC on or off; whether it is on now, which is not always what was asked for. */
 int test_ctrl_set(int on) { return set(TEST_CTRL, TEST_CTRL_SPLIT_LOCK, on); }
 
-/* Detection by #DB, in the same way. */
-int bus_lock_set(int on) { return set(DEBUGCTL, DEBUGCTL_BUS_LOCK, on); }
+/* Detection by #DB, in the same way. DR6 keeps what a #DB set: the processor never clears it. */
+int bus_lock_set(int on) {
+    __asm__ volatile("movl %0, %%dr6" ::"r"(DR6_AT_RESET));
+    return set(DEBUGCTL, DEBUGCTL_BUS_LOCK, on);
+}

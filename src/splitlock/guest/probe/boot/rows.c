@@ -1,23 +1,14 @@
 /* The experiments: a row each, with a line before it (it may end the machine) and one after it. At most 62 split locks in all. */
 #include "probe.h"
 #define EFLAGS 2
-#define EFLAGS_AC 0x40000
-#define CR0_AM 0x40000
-
-enum kind { LOCKED, CPUID, MISALIGNED, SPLIT, BUS };
 
 static const char *const kinds[] = {"aligned", "cpuid", "misaligned", "split", "buslock"};
 static const char *const modes[] = {"real16", "prot32", "long64"};
 
-static const struct context {
-    uint8_t mode, cpl;
-} contexts[] = {{REAL, 0}, {PROTECTED, 0}, {PROTECTED, 3}, {LONG, 0}, {LONG, 3}};
-
-#define CONTEXTS (sizeof contexts / sizeof *contexts)
-
 static uint8_t area[128] __attribute__((aligned(64)));
-static uint32_t number, from, splits; /* the next row; the first one to run in this boot; executions */
-static uint32_t detecting;            /* TEST_CTRL bit 29 is set */
+static uint32_t splits; /* executions */
+static int has_detection, has_bus_lock;
+static uint32_t detecting; /* TEST_CTRL bit 29 is set */
 static uint32_t completed, trapped, other;
 
 static void flag(const char *name, uint32_t value) {
@@ -25,44 +16,60 @@ static void flag(const char *name, uint32_t value) {
     decimal(value != 0);
 }
 
-static uint32_t offset(enum kind kind) { return kind == MISALIGNED ? 33 : kind == LOCKED ? 32 : 62; }
+static uint32_t offset(enum kind kind) { return kind == MISALIGNED ? 33 : kind == ALIGNED ? 32 : 62; }
 
-static void row(const struct context *context, uint32_t am, uint32_t ac, enum kind kind, int times) {
-    uint32_t id = number++, low[3], high[3], count = 0, right = 1;
-    if (id < from)
-        return;
+/* The processor as this row wants it, whatever the one before it left; the rest is trial()'s. */
+static void prepare(const struct row *row) {
+    if (has_detection)
+        detecting = (uint32_t)test_ctrl_set(row->detecting);
+    if (has_bus_lock)
+        bus_lock_set(row->kind == BUS);
+    if (row->kind >= SPLIT)
+        clock_wait();
+}
+
+static void begin(const struct row *row, uint32_t number) {
     line_begin("begin ");
-    decimal(id);
+    decimal(number);
     text(" ");
-    text(modes[context->mode]);
+    text(modes[row->mode]);
     text(" cpl");
-    decimal(context->cpl);
-    flag(" am", am);
-    flag(" ac", ac);
+    decimal(row->cpl);
+    flag(" am", row->am);
+    flag(" ac", row->ac);
     flag(" tc", detecting);
     text(" ");
-    text(kinds[kind]);
+    text(kinds[row->kind]);
     line_end();
-    progress_save(number);
-    volatile uint32_t *operand = (volatile uint32_t *)(area + offset(kind));
+    progress_save(number + 1);
+}
+
+/* Whether the image's own stacks are whole: if not, nothing that it finds is worth anything. */
+static int run(const struct row *row, uint32_t number) {
+    uint32_t low[3], high[3], count = 0, right = 1;
+    volatile uint32_t *operand = (volatile uint32_t *)(area + offset(row->kind));
+    prepare(row);
+    begin(row, number);
     do {
         *operand = 0x0000ffff;
-        trial_mode = context->mode;
-        trial_cpl = context->cpl;
-        trial_am = am;
-        trial_flags = EFLAGS | ac;
-        trial_op = kind == MISALIGNED ? OP_ADD : kind == CPUID ? OP_CPUID : OP_LOCK;
+        trial_mode = row->mode;
+        trial_cpl = row->cpl;
+        trial_am = row->am;
+        trial_flags = EFLAGS | row->ac;
+        trial_op = row->kind == MISALIGNED ? OP_ADD : row->kind == CPUID ? OP_CPUID : OP_LOCK;
         trial_operand = (uint32_t)operand;
         trial();
-        if (kind >= SPLIT)
+        if (row->kind >= SPLIT)
             splits++;
-        int done = trial_vector == DONE || (kind == BUS && trial_vector == 1);
-        right &= kind == CPUID || *operand == (done ? 0x00010000 : 0x0000ffff);
+        int done = trial_vector == DONE || (row->kind == BUS && trial_vector == 1);
+        right &= row->kind == CPUID || *operand == (done ? 0x00010000 : 0x0000ffff);
         low[count] = trial_low;
         high[count++] = trial_high;
-    } while (trial_vector == DONE && (int)count < times);
+    } while (trial_vector == DONE && count < row->times);
+    if (!stacks_whole())
+        return 0;
     line_begin("end ");
-    decimal(id);
+    decimal(number);
     if (trial_vector == DONE) {
         text(" done");
     } else {
@@ -79,51 +86,49 @@ static void row(const struct context *context, uint32_t am, uint32_t ac, enum ki
         hex(low[i], 8);
     }
     line_end();
-    if (kind == SPLIT && !detecting && !(context->cpl == 3 && am && ac)) {
+    if (row->kind == SPLIT && !detecting && !(row->cpl == 3 && row->am && row->ac)) {
         completed += trial_vector == DONE;
         trapped += trial_vector == 17;
         other += trial_vector != DONE && trial_vector != 17;
     }
+    return 1;
 }
 
-/* One kind in every context and with all of AM and AC. */
-static void rows(enum kind kind, int times, uint32_t used) {
-    for (uint32_t i = 0; i < used; i++)
-        for (uint32_t set = 0; set < 4; set++)
-            row(&contexts[i], set & 2 ? CR0_AM : 0, set & 1 ? EFLAGS_AC : 0, kind, times);
+static int run_from(uint32_t from, const struct row *rows, uint32_t count) {
+    for (uint32_t number = from; number < count; number++)
+        if (!run(&rows[number], number)) {
+            line_begin("overflow");
+            line_end();
+            return 0;
+        }
+    return 1;
 }
 
 void rows_run(void) {
-    int resumed = progress_load(&from);
-    if (!resumed)
+    static struct row rows[MOST_ROWS];
+    uint32_t from;
+    if (!progress_load(&from))
         from = 0;
-    uint32_t used = processor_has_long_mode() ? CONTEXTS : CONTEXTS - 2;
-    int has_detection = test_ctrl_set(1);
+    stacks_start();
+    clock_start();
+    has_detection = test_ctrl_set(1);
     detecting = (uint32_t)test_ctrl_set(0);
+    has_detection &= !detecting;
+    has_bus_lock = processor_has_bus_lock() && bus_lock_set(1) && !bus_lock_set(0);
     line_begin("start from ");
     decimal(from);
     line_end();
+    clock_tell();
     processor_tell();
-    for (uint32_t i = 0; i < used; i++)
-        row(&contexts[i], 0, 0, LOCKED, 3);
-    row(&contexts[1], 0, 0, CPUID, 3);
-    rows(MISALIGNED, 3, used);
-    rows(SPLIT, 2, used);
-    if (has_detection && !detecting) {
-        detecting = (uint32_t)test_ctrl_set(1);
-        rows(SPLIT, 1, used);
-        detecting = (uint32_t)test_ctrl_set(0);
-    }
-    if (processor_has_bus_lock() && bus_lock_set(1)) {
+    uint32_t count = plan(rows, processor_has_long_mode(), has_detection, has_bus_lock);
+    if (!run_from(from, rows, count))
+        return;
+    if (has_bus_lock)
         bus_lock_set(0);
-        for (uint32_t i = 2; i < used; i += 2) {
-            bus_lock_set(1);
-            row(&contexts[i], 0, 0, BUS, 1);
-            bus_lock_set(0);
-        }
-    }
+    if (has_detection)
+        test_ctrl_set(0);
     line_begin("stop rows ");
-    decimal(number);
+    decimal(count);
     text(" splits ");
     decimal(splits);
     line_end();

@@ -3,6 +3,7 @@
  * The image lives in 32-bit protected mode without paging, at CPL 0, with interrupts off; trial.S leaves it and returns.
  */
 #include "probe.h"
+#define CR0_AM 0x40000
     .section .start, "ax"
     .code16
     .globl start
@@ -10,6 +11,9 @@ start:
     cli
     cld
     ljmp $0, $1f /* some start at 07c0:0000 */
+    .balign 8
+    .globl wait_ms
+wait_ms: .long 35 /* clock.c; image.py writes another one there, eight bytes from the start */
 1:  xorw %ax, %ax
     movw %ax, %ds
     lgdtl gdt_register
@@ -32,6 +36,9 @@ home:
     subl %edi, %ecx
     xorl %eax, %eax
     rep stosb
+    movl %cr0, %eax
+    andl $~CR0_AM, %eax
+    movl %eax, home_cr0
     /* the first 2 MiB, as they are, for everyone: what long mode needs */
     movl $directories + 7, page_map
     movl $directory + 7, directories

@@ -35,10 +35,10 @@ idt64_register:
 
     .balign 8
 tss32:
-    .long 0, home_stack - 0x100, DATA32
+    .long 0, away_stack, DATA32
     .skip 0x68 - 12
 tss64:
-    .long 0, home_stack - 0x100, 0
+    .long 0, away_stack, 0
     .skip 0x68 - 12
 
 /* What each vector does: push an error code where the processor pushes none, and the vector; real mode knows no error codes. */
@@ -94,12 +94,18 @@ idt64:
     each vector, 64
 
     .section .tables, "aw", @nobits
-    .globl page_map, directories, directory, user_stack, home_stack
+    .globl page_map, directories, directory, user_stack, away_stack, home_stack, user_guard, away_guard, home_guard
     .balign 4096
 page_map: .skip 4096
 directories: .skip 4096
 directory: .skip 4096
-    .skip 512
+/* Each stack has memory of its own: none lies within another, however deep that one gets; stacks.c looks. */
+user_guard: .skip GUARD
+    .skip USER_STACK
 user_stack:
-    .skip 2048
+away_guard: .skip GUARD
+    .skip AWAY_STACK
+away_stack:
+home_guard: .skip GUARD
+    .skip HOME_STACK
 home_stack:

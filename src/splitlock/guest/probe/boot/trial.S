@@ -2,6 +2,8 @@
  *
  * To CPL 3 leads IRET, out of it the exception raised, or else UD2. At CPL 0 POPF sets EFLAGS, and a jump leads out. So no
  * more is needed of the hypervisor than must be: some emulate neither IRET nor INT. Interrupts are off throughout.
+ *
+ * Each trial begins with the same flags, control registers, descriptors and results: nothing of the last one is left.
  */
 #include "probe.h"
 #define CR0_PE 0x1
@@ -31,8 +33,8 @@ trial_high: .skip 4
 trial_at: .skip 4
 trial_next: .skip 4
 saved_esp: .skip 4
-saved_cr0: .skip 4
-
+    .globl home_cr0
+home_cr0: .skip 4
 
     .text
 .macro at_next rip /* what follows: the instruction at 1, the next one at 2 */
@@ -115,8 +117,22 @@ trial:
     pushal
     pushfl
     movl %esp, saved_esp
-    movl %cr0, %eax
-    movl %eax, saved_cr0
+    pushl $2 /* no NT, no AC, whoever called */
+    popfl
+    xorl %eax, %eax
+    movl %eax, trial_vector
+    movl %eax, trial_error
+    movl %eax, trial_ip
+    movl %eax, trial_low
+    movl %eax, trial_high
+    movl %eax, trial_at
+    movl %eax, trial_next
+    movl %cr4, %eax /* PAE of a row in long mode; TSD or SMAP of firmware's would change rows */
+    testl %eax, %eax
+    jz 1f
+    xorl %eax, %eax
+    movl %eax, %cr4
+1:  movl home_cr0, %eax
     orl trial_am, %eax
     movl %eax, %cr0
     movl trial_mode, %ecx
@@ -155,7 +171,7 @@ to_real:
     movw %ax, %ds
     movw %ax, %es
     movw %ax, %ss
-    movl $home_stack - 0x100, %esp /* below what trial() has there */
+    movl $away_stack, %esp
     lidtl idt16_register
     pushl trial_flags
     popfl
@@ -182,7 +198,7 @@ to_long:
     movb $0x89, gdt + TSS64 + 5(%rip) /* not busy */
     movl $TSS64, %eax
     ltr %ax
-    movl $home_stack - 0x100, %esp
+    movl $away_stack, %esp
     movl trial_flags(%rip), %ecx
     pushq %rcx
     cmpl $0, trial_cpl(%rip)
@@ -237,9 +253,6 @@ leave_long:
     rdmsr
     andl $~EFER_LME, %eax
     wrmsr
-    movl %cr4, %eax
-    andl $~CR4_PAE, %eax
-    movl %eax, %cr4
     jmp came_back
 
     .globl raised32
@@ -255,9 +268,11 @@ came_back:
     movl $DATA32, %eax
     movl %eax, %ds
     movl %eax, %es
+    movl %eax, %fs
+    movl %eax, %gs
     movl %eax, %ss
     movl saved_esp, %esp
-    movl saved_cr0, %eax
+    movl home_cr0, %eax
     movl %eax, %cr0
     lidt idt32_register
     movb $0x89, gdt + TSS32 + 5 /* not busy */

@@ -1,7 +1,6 @@
-"""Linux in Bochs, which emulates VMX and alignment checks: one of Debian's kernels, and splitlock run inside.
+"""Linux with KVM on the processor of `splitlock guest --vmx`, and splitlock run inside: one of Debian's kernels.
 
-The kernel and an initramfs lie on a CD that isolinux boots. The initramfs holds the kernel's own kvm-intel, busybox,
-this machine's Python and of its library just what is imported. What the command prints goes to the second serial port.
+The initramfs holds the kernel's own kvm-intel, busybox, this machine's Python and of its library just what is imported.
 """
 
 from __future__ import annotations
@@ -13,17 +12,15 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from guest.conftest import command
 from modules.debian import unpacked, vmlinuz
 
 import splitlock as package
-from splitlock.guest.probe.emulator import started
 from splitlock.guest.probe.image import CODE
 
-_ISOLINUX, _LDLINUX = "/usr/lib/ISOLINUX/isolinux.bin", "/usr/lib/syslinux/modules/bios/ldlinux.c32"
 _PYTHON = "/usr/bin/python3"
 _KERNEL = "cloud-amd64"
 _MODULES = {
@@ -42,69 +39,37 @@ import splitlock.report.probe_text
 modules = list(sys.modules.values())
 print(json.dumps([getattr(module, kind, None) for module in modules for kind in ("__file__", "__cached__")]))
 """
-_BOOT = """default linux
-prompt 0
-label linux
-  kernel vmlinuz
-  append initrd=initrd console=ttyS0 quiet nokaslr mitigations=off nowatchdog tsc=reliable panic=-1
-"""
-_BOCHSRC = """display_library: term
-cpu: model=corei7_skylake_x, reset_on_triple_fault=0, ignore_bad_msrs=1, ips=100000000
-memory: guest=512, host=512
-romimage: file=$BXSHARE/BIOS-bochs-latest
-vgaromimage: file=$BXSHARE/VGABIOS-lgpl-latest
-ata0-master: type=cdrom, path=cd.iso, status=inserted
-boot: cdrom
-com1: enabled=1, mode=file, dev=console
-com2: enabled=1, mode=file, dev=told
-clock: sync=none
-log: log
-"""
-_END = "exit status "
-
-
+# the console is for the command alone: the kernel's own lines would stand in the middle of its
+_APPEND = "console=ttyS0 quiet loglevel=0 nokaslr mitigations=off nowatchdog tsc=reliable panic=-1"
+_BEGIN, _END = "begin", "exit status "
 _INIT = f"""#!/bin/busybox sh
 /bin/busybox mount -t proc proc /proc
 /bin/busybox mount -t devtmpfs dev /dev
-exec </dev/null >/dev/ttyS1 2>&1
-/bin/busybox stty -F /dev/ttyS1 raw
+exec </dev/null >/dev/ttyS0 2>&1
+/bin/busybox stty -F /dev/ttyS0 raw
 for module in {" ".join(_MODULES)}; do /bin/busybox insmod /$module; done
+/bin/busybox echo {_BEGIN}
 PYTHONPATH=/python PYTHONDONTWRITEBYTECODE=1 TMPDIR=/ PATH=/usr/bin:/bin /usr/bin/python3 -m splitlock "$@"
 /bin/busybox echo {_END}$?
-exec /bin/busybox sleep 1000000
+/bin/busybox stty -F /dev/ttyS0 raw # waits until all of it is out
+exec /bin/busybox poweroff -f
 """
 
 
-def splitlock(directory: Path, *arguments: str, seconds: float = 1500) -> tuple[int, str]:
-    """Run splitlock inside: its exit status and what it said. AssertionError where that does not come in time."""
-    _cd(directory, arguments)
-    (directory / "bochsrc").write_text(_BOCHSRC)
-    (directory / "go").write_text("c\n")
-    told = directory / "told"
-    deadline = time.monotonic() + seconds
-    with started(["bochs", "-q", "-f", "bochsrc", "-rc", "go"], directory) as (process, said):
-        while process.poll() is None and time.monotonic() < deadline:
-            text = told.read_text(errors="replace") if told.exists() else ""
-            if found := re.search(rf"^{_END}(\d+)$", text, re.M):
-                return int(found[1]), text[: found.start()]
-            time.sleep(1)
-    ends = [path.read_text(errors="replace")[-3000:] for path in (directory / "console", directory / "log")]
-    raise AssertionError(f"Bochs: no end, status {process.returncode}\n{text}\n{bytes(said)!r}\n" + "\n".join(ends))
+def splitlock(directory: Path, arguments: Sequence[str], *guest: str, append: str = "") -> tuple[int, str]:
+    """Run splitlock inside: its exit status and what it said. AssertionError where that does not come.
 
-
-def _cd(directory: Path, arguments: Sequence[str]) -> None:
-    disc = directory / "cd"
-    disc.mkdir()
-    for path in (Path(_ISOLINUX), Path(_LDLINUX)):
-        shutil.copy(path, disc)
-    shutil.copy(vmlinuz(_KERNEL), disc / "vmlinuz")
-    (disc / "initrd").write_bytes(_initramfs(arguments))
-    (disc / "isolinux.cfg").write_text(_BOOT)
-    subprocess.run(
-        ["xorriso", "-as", "mkisofs", "-quiet", "-o", directory / "cd.iso", "-b", "isolinux.bin", "-c", "boot.cat",
-         "-no-emul-boot", "-boot-load-size", "4", "-boot-info-table", disc],
-        check=True, capture_output=True,
-    )  # fmt: skip
+    `guest`: options of `splitlock guest --vmx`; `append`: for the kernel's command line.
+    """
+    initramfs = directory / "initramfs"
+    initramfs.write_bytes(_initramfs(arguments))
+    words = ["--vmx", *guest, "-m", "512M", "--kernel", vmlinuz(_KERNEL), "--initrd", initramfs,
+             "--append", f"{_APPEND} {append}", "--duration", "1500", "-o", directory / "report"]  # fmt: skip
+    done = subprocess.run(command(*words), capture_output=True, timeout=1600, check=False)
+    said = done.stderr.decode(errors="replace").replace("\r", "")
+    found = re.search(rf"^{_BEGIN}\n(.*)^{_END}(\d+)$", said, re.M | re.S)
+    assert found, said[-3000:]
+    return int(found[2]), found[1]
 
 
 def _initramfs(arguments: Sequence[str]) -> bytes:

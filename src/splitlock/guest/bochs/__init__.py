@@ -1,0 +1,1 @@
+"""Bochs as a machine with VMX and split-lock detection."""

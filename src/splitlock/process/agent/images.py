@@ -1,0 +1,126 @@
+"""The image files of a run's images, from the cache or made now, and the names that go with them."""
+
+from __future__ import annotations
+
+import os
+from stat import S_ISREG
+
+from splitlock.process.agent.named import VERSION, Named, Unwatched
+from splitlock.process.cache import SHARED, Cache, decode, encode, key_of, shared_directory
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from splitlock.process.agent.memory import Seen
+
+    Key = tuple[int, ...]
+
+
+_HEAD = VERSION.to_bytes(4, "little")
+_BEGIN = 12  # bytes of an image file that hold its version
+
+
+class Images:
+    """By key: device, inode, size, times."""
+
+    def __init__(self, cache: Cache, spare: Callable[[str], None]) -> None:
+        """`spare` is told of a directory of this run's own, when the cache takes nothing."""
+        self._cache, self._spare = cache, spare
+        self._abandoned = False
+        self._own: Cache | None = None
+        self._shared = shared_cache() if shared_directory() else None
+        self._own_place = ""
+        self._named: dict[Key, Named] = {}
+
+    def make(self, seen: Seen) -> bool:
+        """Make what an agent asks for; whether its image file is there now."""
+        descriptor = _open(seen)
+        if descriptor < 0:
+            unwatched = [] if os.path.isfile(seen.name) else [Unwatched("no ELF image", seen.size, None)]
+            self._named[seen.key] = Named(0, 0, unwatched, [], None)
+            return False
+        raw, named = made(descriptor, seen.key)
+        self._named[seen.key] = named
+        return keep(seen.key, raw, named, self._cache) or self._keep_apart(seen.key, raw)
+
+    def _keep_apart(self, key: Key, raw: bytes) -> bool:
+        """The program maps patched text from files: for this run they are kept elsewhere."""
+        if self._own is None:
+            import tempfile
+
+            self._own_place = tempfile.mkdtemp(prefix="splitlock-")
+            self._own = Cache(lambda text: None, directory=self._own_place)
+            self._spare(self._own_place)
+        return self._own.keep(key, "image", raw)
+
+    def close(self) -> None:
+        """Remove what was kept for this run alone."""
+        if self._own_place:
+            import shutil
+
+            shutil.rmtree(self._own_place, ignore_errors=True)
+
+    def abandon(self) -> None:
+        """The program has ended while an image is analysed: what is not known by now stays so."""
+        self._abandoned = True
+
+    def named(self, seen: Seen) -> Named:
+        """The names of an image; none of one whose file is no image, or gone."""
+        named = self._named.get(seen.key) or self._load(seen.key)
+        if named is None and self._abandoned:
+            named = Named(0, 0, [Unwatched("not analysed: cut short", seen.size, None)], [], None)
+        if named is None:
+            self.make(seen)
+            named = self._named[seen.key]
+        self._named[seen.key] = named
+        return named
+
+    def _load(self, key: Key) -> Named | None:
+        raw = self._cache.read(key, "names")
+        if raw is None and self._shared is not None:
+            raw = self._shared.read(key, "names")
+        if raw is None or raw[:4] != _HEAD:
+            return None
+        try:
+            return Named.of(decode(raw[4:]) or ())
+        except (TypeError, ValueError, AssertionError):
+            return None
+
+
+def shared_cache() -> Cache:
+    """Root's, for everybody; only root can put something there."""
+    return Cache(lambda text: None, directory=SHARED, owner=0)
+
+
+def made(descriptor: int, key: Key) -> tuple[bytes, Named]:
+    """The image file and the names of an opened file, which is closed. Raises OSError, MemoryError."""
+    from splitlock.process.agent.image import make  # and with it iced-x86
+
+    with os.fdopen(descriptor, "rb", buffering=0) as file:
+        return make(file.read(), key)
+
+
+def keep(key: Key, raw: bytes, named: Named, cache: Cache, mode: int = 0o600) -> bool:
+    """Put both in a cache; whether they are there."""
+    return cache.keep(key, "names", _HEAD + encode(named.values()), mode) and cache.keep(key, "image", raw, mode)
+
+
+def is_kept(key: Key, cache: Cache) -> bool:
+    """Whether a cache has both, of this version."""
+    image, names = (cache.read(key, half, _BEGIN) for half in ("image", "names"))
+    return image is not None and names is not None and image[8:12] == _HEAD and names[:4] == _HEAD
+
+
+def _open(seen: Seen) -> int:
+    """The very file that an agent has mapped: by the agent's descriptor or by name; -1 when it is gone."""
+    for path in (f"/proc/{seen.pid}/fd/{seen.fd}", seen.name):
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK)
+        except OSError:
+            continue
+        status = os.fstat(descriptor)
+        if S_ISREG(status.st_mode) and key_of(status) == seen.key:
+            return descriptor
+        os.close(descriptor)
+    return -1

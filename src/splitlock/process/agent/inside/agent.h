@@ -1,0 +1,147 @@
+/* What the agent's parts know of each other. */
+#ifndef AGENT_H
+#define AGENT_H
+
+#include "elf.h"
+#include "image.h"
+#include "kernel.h"
+#include "run.h"
+
+#pragma GCC visibility push(hidden)
+
+/* what entry.S saves: the program's registers, and its notes; its offsets are entry.S's */
+struct frame {
+    uint64_t ax, dx, cx, bx, si, di, bp, sp, r8, r9, r10, r11, r12, r13, r14, r15;
+    uint64_t ip;     /* 128: of a hit the operand's address, of a call where it goes on */
+    uint64_t flags;  /* 136: of a hit as the slow path saved them */
+    uint64_t mask;   /* 144 */
+    uint64_t done;   /* 152: of a call: 1 when the agent has made it; of a hit its key */
+    uint64_t target; /* 160: of leave; of an execution what counts it; of a hit its place in the table of seen ones */
+    uint64_t extra;  /* 168: of a hit the page, of leave what is popped */
+};
+
+struct arena { /* of one image in this process */
+    uint64_t begin, end; /* addresses; end: of the code */
+    uint64_t bias;
+    const struct image *image; /* null: has no arena */
+    uint64_t low, high;        /* of the image, with the bias */
+    uint64_t file_device, file_inode; /* of the image file */
+    uint32_t seen;             /* its number in the run's memory */
+    uint32_t closed;
+    bool is_changed; /* some of its text is the program's own again */
+};
+
+/* wiped in a forked child */
+enum { SEEN = 512, WAITING = 64, ROOMS = 64 };
+struct own {
+    uint64_t process; /* whose it is; a child of vfork uses its parent's */
+    uint64_t seen[SEEN];
+    struct {
+        _Atomic uint64_t thread;
+        uint64_t mask;
+    } waiting[WAITING];
+    struct {
+        _Atomic uint64_t thread;
+        uint64_t *lines;
+    } rooms[ROOMS]; /* for environments */
+};
+
+extern struct run *run;
+extern struct own *own;
+enum { ARENAS = 1024 };
+extern struct arena arenas[ARENAS];
+extern _Atomic uint32_t arena_count;
+enum { ENTRY = 512, IN_FILTER = 'f' }; /* at the end of our second line: the program has inherited a filter */
+extern uint64_t linker; /* where ld.so lies */
+extern bool is_traced; /* patches are written, none of the program's pages replaced */
+extern char audit_entry[ENTRY], run_entry[ENTRY]; /* our lines of the environment */
+
+/* entry.S */
+extern const char hit_entry[], hit_framed[], hit_unframed[], hit_end[];
+extern const char call_entry[], call_framed[], call_saved[], call_done[], call_unframed[], call_made[], call_finished[];
+extern const char call_returned[], call_returned_end[], call_end[], leave_entry[], leave_done[], leave_flags[], leave_unframed[], leave_popping[];
+extern const char leave_popping_flags[], leave_popped[], leave_end[], front_entry[], front_open[], front_unframed[], front_end[];
+extern const char exec_open[], exec_end[], own_restorer[];
+long exec_call(const struct frame *frame, const uint64_t *environment);
+
+extern uint32_t asks_always; /* on_hit is called for each split lock, not only for a thread's first at a site */
+extern uint32_t is_filtered; /* the program has set up a seccomp filter that hinders us: no call of ours is safe any more */
+extern uint32_t is_dispatched; /* ... has its system calls turned into SIGSYS, so ours as well: none is made */
+
+/* arenas.c */
+void know_arena(const struct arena *arena);
+const void *table(const struct arena *arena, uint32_t at);
+
+/* placing.c */
+bool place(struct arena *arena, struct seen_image *seen, const struct image *image, long file);
+
+/* images.c */
+int watch_image(uint64_t bias, const char *path, const char *name, uint64_t low, uint64_t high);
+void note_mapping(int file, bool shared, uint64_t size);
+void note_program(const char *name, bool has_scope);
+struct arena *arena_at(uint64_t address);
+const struct copy *copy_at(const struct arena *arena, uint32_t offset);
+const struct resume *resume_at(const struct arena *arena, uint32_t address);
+const struct hook *hook_at(const struct arena *arena, uint32_t offset);
+void free_arenas(uint64_t low, uint64_t high);
+void text_moves(uint64_t start, uint64_t size);
+void text_changes(uint64_t start, uint64_t size);
+void wake_supervisor(void);
+bool lives(int32_t pid);
+
+/* filter.c */
+bool is_hindered(const struct frame *frame);
+void on_filtered_call(const struct frame *frame);
+
+/* policy.c */
+bool is_forbidden(void);
+
+/* made.c */
+extern _Atomic uint32_t range_count;
+bool is_made(uint64_t start, uint64_t size);
+void made_code(uint64_t start, uint64_t size);
+void note_made_bytes(uint64_t bytes);
+void code_goes(uint64_t start, uint64_t size);
+void code_ends(bool for_certain);
+
+/* copies.c */
+void restore_copies(uint64_t start, uint64_t size);
+bool is_patched(uint64_t start, uint64_t size);
+bool restore_mapping(uint64_t start, uint64_t size, int file, uint64_t offset);
+
+/* hit.c */
+void on_hit(struct frame *frame, uint32_t what);
+void watch_bus_errors(void);
+void restore_site(const struct arena *arena, uint64_t address);
+
+/* calls.c, exec.c, signals.c */
+extern _Atomic uint64_t ever_handled;
+void on_call(struct frame *frame);
+long execute(struct frame *frame);
+void not_executed(const struct frame *frame);
+long set_action(int number, const struct action *action, struct action *old);
+void on_leave(struct frame *frame);
+void hand_back_handlers(void);
+void escaped(const char *name, enum reason reason);
+
+/* door.c */
+struct door *ask_for_tracer(const char *name, enum reason reason);
+void close_door(struct door *door);
+
+/* reserve.c */
+bool take_out_reserve(char **end);
+void reserve_for(const char *library, const struct segment *segments, uint64_t count, const void *section, char **arguments,
+                 char **environment, const char *program);
+void no_more_reserve(void);
+
+/* text.c */
+void *memcpy(void *to, const void *from, size_t size);
+void *memset(void *to, int value, size_t size);
+int memcmp(const void *one, const void *other, size_t size);
+size_t strlen(const char *text);
+void copy_text(char *to, const char *from, size_t room);
+bool begins(const char *text, const char *prefix);
+
+#pragma GCC visibility pop
+
+#endif

@@ -1,0 +1,189 @@
+/* audit.c: the door LD_AUDIT (rtld-audit(7)): glibc's ld.so loads the agent before the program, and tells it of each image
+ * right after it has mapped it, before any code of it has run. No C library, no thread-local data: none is loaded with us. */
+#include "agent.h"
+
+#define EXPORTED __attribute__((visibility("default")))
+enum { VERSION = 1, AT_PHDR = 3, AT_PHNUM = 5, AT_BASE = 7, AT_EXECFN = 31, AT_IGNORE = 1 };
+
+struct map { /* struct link_map's public part, elf/link.h */
+    uint64_t bias;
+    const char *name;
+    const void *dynamic;
+    struct map *next, *before;
+};
+
+uint64_t linker;
+bool is_traced;
+static uint64_t *environment;
+static char **arguments;
+static const char *executed; /* the program's name, as it was executed */
+static const struct segment *main_segments;
+static uint64_t main_segment_count;
+static bool is_main_known, has_scope;
+
+static int64_t number_in(const char *text)
+{
+    int64_t value = 0;
+    for (; *text >= '0' && *text <= '9'; text++)
+        value = value * 10 + *text - '0';
+    return value;
+}
+
+/* Whether a debugger is there already: it may have written breakpoints, which go with the pages that they are in. */
+static bool has_tracer(void)
+{
+    char text[1024];
+    long file = call4(NR_OPENAT, AT_FDCWD, (long)"/proc/self/status", O_RDONLY | O_CLOEXEC, 0), size;
+    if (FAILED(file))
+        return false;
+    size = call4(NR_PREAD64, file, (long)text, sizeof text - 1, 0);
+    call1(NR_CLOSE, file);
+    text[FAILED(size) ? 0 : size] = 0;
+    for (const char *at = text; *at; at++)
+        if (begins(at, "TracerPid:\t"))
+            return at[sizeof "TracerPid:\t" - 1] != '0';
+    return false;
+}
+
+/* Our lines are the last ones, two or four. The hole that they leave becomes entries of the auxiliary vector that say
+ * nothing. */
+static void take_out_lines(void)
+{
+    uint64_t *line = environment;
+    while (*line)
+        line++;
+    if (line - environment < 2 || !begins((char *)line[-2], "LD_AUDIT=") || !begins((char *)line[-1], "SPLITLOCK_RUN="))
+        return;
+    memset((char *)line[-2], 0, strlen((char *)line[-2]));
+    memset((char *)line[-1], 0, strlen((char *)line[-1]));
+    line[-1] = AT_IGNORE;
+    line[0] = 0;
+    if (line - environment >= 4 && take_out_reserve((char **)line)) {
+        line[-3] = AT_IGNORE;
+        line[-4] = 0;
+    }
+    line[-2] = 0;
+}
+
+__attribute__((constructor)) static void begin(int argc, char **argv, char **lines)
+{
+    for (int i = 1; i < argc; i++)
+        has_scope = has_scope || (begins(argv[i], "--scope") && !argv[i][7]);
+    arguments = argv;
+    environment = (uint64_t *)lines;
+    uint64_t *line = environment;
+    while (*line)
+        line++;
+    for (uint64_t *entry = line + 1; *entry; entry += 2) {
+        if (*entry == AT_PHDR)
+            main_segments = (const struct segment *)entry[1];
+        if (*entry == AT_BASE)
+            linker = entry[1];
+        if (*entry == AT_EXECFN)
+            executed = (const char *)entry[1];
+        if (*entry == AT_PHNUM)
+            main_segment_count = entry[1];
+    }
+    if (line - environment < 2 || !begins((char *)line[-1], "SPLITLOCK_RUN="))
+        return;
+    copy_text(audit_entry, (char *)line[-2], sizeof audit_entry);
+    copy_text(run_entry, (char *)line[-1], sizeof run_entry);
+    long at = call3(NR_SHMAT, number_in(run_entry + sizeof "SPLITLOCK_RUN=" - 1), 0, 0);
+    long pages = call6(NR_MMAP, 0, (sizeof *own + PAGE - 1) & -PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (FAILED(at) || FAILED(pages) || ((struct run *)at)->magic != RUN_MAGIC || ((struct run *)at)->version != RUN_VERSION)
+        return;
+    is_filtered = run_entry[strlen(run_entry) - 1] == IN_FILTER;
+    if (!is_filtered) {
+        call3(NR_MADVISE, pages, (sizeof *own + PAGE - 1) & -PAGE, MADV_WIPEONFORK);
+        call3(NR_MADVISE, at, sizeof *run, MADV_DONTDUMP);
+    }
+    own = (struct own *)pages;
+    run = (struct run *)at;
+    own->process = (uint64_t)call1(NR_GETPID, 0);
+    asks_always = run->mode != WARN;
+    is_traced = has_tracer();
+    if (run->mode == FATAL)
+        watch_bus_errors();
+    atomic_fetch_add(&run->programs, 1);
+}
+
+EXPORTED unsigned la_version(unsigned version)
+{
+    return version < VERSION ? version : VERSION;
+}
+
+static bool span(const struct segment *segments, uint64_t count, uint64_t *low, uint64_t *high)
+{
+    bool executable = false;
+    *low = -1UL, *high = 0;
+    for (uint64_t i = 0; i < count; i++) {
+        if (segments[i].type != PT_LOAD)
+            continue;
+        if (segments[i].address < *low)
+            *low = segments[i].address;
+        if (segments[i].address + segments[i].memory_size > *high)
+            *high = segments[i].address + segments[i].memory_size;
+        executable = executable || segments[i].flags & PF_X;
+    }
+    return executable && *low < *high;
+}
+
+static int open_image_of(struct map *map)
+{
+    uint64_t low, high, bias = map->bias;
+    if (!is_main_known) { /* the first is the program; its bias is told by its own headers, where there are any */
+        is_main_known = true;
+        take_out_lines();
+        for (uint64_t i = 0; i < main_segment_count; i++)
+            if (main_segments[i].type == PT_PHDR)
+                bias = (uint64_t)main_segments - main_segments[i].address;
+        if (!main_segments || !span(main_segments, main_segment_count, &low, &high))
+            return -1;
+        char name[NAME];
+        long size = call3(NR_READLINK, (long)"/proc/self/exe", (long)name, sizeof name - 1);
+        if (FAILED(size)) /* no /proc */
+            return executed ? watch_image(bias, executed, executed, low, high) : -1;
+        name[size] = 0;
+        note_program(name, has_scope);
+        return watch_image(bias, "/proc/self/exe", name, low, high);
+    }
+    if (!map->name || map->name[0] != '/')
+        if (!map->name || begins(map->name, "linux-vdso"))
+            return -1;
+    /* ld.so maps the first page of every library, with the headers; the lowest address of a library is 0 but for prelinked ones. */
+    const struct elf *header = (const struct elf *)bias;
+    if (memcmp(header->ident, "\177ELF", 4))
+        return -1;
+    const struct segment *segments = (const struct segment *)(bias + header->segments);
+    reserve_for(map->name, segments, header->segment_count, map->dynamic, arguments, (char **)environment, executed);
+    if (!span(segments, header->segment_count, &low, &high))
+        return -1;
+    return watch_image(bias, map->name, map->name, low, high);
+}
+
+EXPORTED unsigned la_objopen(struct map *map, long space, uint64_t *cookie)
+{
+    (void)space;
+    *cookie = -1UL;
+    if (!run) {
+        if (!is_main_known)
+            take_out_lines();
+        is_main_known = true;
+        return 0;
+    }
+    *cookie = (uint64_t)(int64_t)open_image_of(map);
+    return 0; /* nothing of symbols */
+}
+
+EXPORTED unsigned la_objclose(uint64_t *cookie)
+{
+    if (run && *cookie < atomic_load(&arena_count) && !arenas[*cookie].closed)
+        arenas[*cookie].closed = 1;
+    return 0;
+}
+
+EXPORTED void la_preinit(uint64_t *cookie)
+{
+    (void)cookie;
+    no_more_reserve();
+}

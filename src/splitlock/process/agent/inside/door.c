@@ -1,0 +1,56 @@
+/* door.c: a program that the agent cannot be brought into is about to be executed: a tracer is asked for (run.h, struct door). */
+#include "agent.h"
+
+/* Who is to answer may change while we wait: the front's Python takes over from it, or dies. */
+static bool wait_at(struct door *door, enum door_state state, const int32_t *for_whom)
+{
+    struct timespec patience = {0, 100000000};
+    while (atomic_load(&door->state) == state && lives(*(volatile const int32_t *)for_whom))
+        call6(NR_FUTEX, (long)&door->state, FUTEX_WAIT, state, (long)&patience, 0, 0);
+    uint32_t still = state;
+    return !atomic_compare_exchange_strong(&door->state, &still, SHUT); /* else nobody is there any more */
+}
+
+static void tell(struct door *door, enum door_state state)
+{
+    atomic_store(&door->state, state);
+    call6(NR_FUTEX, (long)&door->state, FUTEX_WAKE, 1 << 30, 0, 0, 0);
+}
+
+/* A tracer, which is told of what the thread executes; null where there is none to be had. */
+struct door *ask_for_tracer(const char *name, enum reason reason)
+{
+    for (int i = 0; i < DOORS && !is_filtered; i++) {
+        struct door *door = &run->doors[i];
+        uint32_t state = SHUT;
+        if (!atomic_compare_exchange_strong(&door->state, &state, TAKEN))
+            continue;
+        door->tid = (int32_t)call1(NR_GETTID, 0);
+        door->reason = reason;
+        copy_text(door->name, name, NAME);
+        atomic_store(&door->state, KNOCKED);
+        wake_supervisor();
+        if (!wait_at(door, KNOCKED, &run->supervisor))
+            return NULL;
+        if (atomic_load(&door->state) == THERE) {
+            call2(NR_PRCTL, PR_SET_PTRACER, door->tracer);
+            tell(door, ALLOWED);
+            if (wait_at(door, ALLOWED, &door->tracer) && atomic_load(&door->state) == TRACED) {
+                atomic_fetch_add(&run->traced, 1);
+                return door;
+            }
+            call2(NR_PRCTL, PR_SET_PTRACER, 0);
+        }
+        atomic_store(&door->state, SHUT);
+        return NULL;
+    }
+    return NULL;
+}
+
+/* The execution has failed: it may go. */
+void close_door(struct door *door)
+{
+    atomic_fetch_sub(&run->traced, 1);
+    tell(door, FAILED_CALL);
+    call2(NR_PRCTL, PR_SET_PTRACER, 0);
+}

@@ -1,0 +1,421 @@
+/* entry.S: where the program's code enters the agent, and how it gets back. See arena.py for who jumps here.
+ *
+ * The program's stack is used, below its red zone. A signal may come between any two instructions: what signals.c has to
+ * do then, it tells by the labels. C code runs with all signals blocked. Offsets are struct frame's (agent.h) and
+ * struct page's (image.h). */
+
+#define FRAME 176
+#define NR_rt_sigprocmask 14
+#define SIG_SETMASK 2
+
+    .text
+    .globl hit_entry, hit_framed, hit_unframed, hit_end, call_entry, call_framed, call_saved, call_done
+    .hidden hit_entry, hit_framed, hit_unframed, hit_end, call_entry, call_framed, call_saved, call_done
+    .globl call_unframed, call_made, call_finished, call_end, leave_entry, leave_done, leave_flags, leave_unframed
+    .hidden call_unframed, call_made, call_finished, call_end, leave_entry, leave_done, leave_flags, leave_unframed
+    .globl leave_popping, leave_popping_flags, leave_popped, leave_end, front_entry, front_open, front_unframed, front_end, own_restorer
+    .hidden leave_popping, leave_popping_flags, leave_popped, leave_end, front_entry, front_open, front_unframed, front_end, own_restorer
+
+    .globl call_returned, call_returned_end, exec_call, exec_open, exec_end
+    .hidden call_returned, call_returned_end, exec_call, exec_open, exec_end
+
+    .macro save_rest /* all but rax, rdx, rcx, rsp */
+    mov %rbx, 24(%rsp)
+    mov %rsi, 32(%rsp)
+    mov %rdi, 40(%rsp)
+    mov %rbp, 48(%rsp)
+    mov %r8, 64(%rsp)
+    mov %r9, 72(%rsp)
+    mov %r10, 80(%rsp)
+    mov %r11, 88(%rsp)
+    mov %r12, 96(%rsp)
+    mov %r13, 104(%rsp)
+    mov %r14, 112(%rsp)
+    mov %r15, 120(%rsp)
+    .endm
+
+    .macro restore_all
+    mov 0(%rsp), %rax
+    mov 8(%rsp), %rdx
+    mov 16(%rsp), %rcx
+    mov 24(%rsp), %rbx
+    mov 32(%rsp), %rsi
+    mov 40(%rsp), %rdi
+    mov 48(%rsp), %rbp
+    mov 64(%rsp), %r8
+    mov 72(%rsp), %r9
+    mov 80(%rsp), %r10
+    mov 88(%rsp), %r11
+    mov 96(%rsp), %r12
+    mov 104(%rsp), %r13
+    mov 112(%rsp), %r14
+    mov 120(%rsp), %r15
+    .endm
+
+    .macro block_signals
+    mov $NR_rt_sigprocmask, %eax
+    mov $SIG_SETMASK, %edi
+    lea all_signals(%rip), %rsi
+    lea 144(%rsp), %rdx
+    mov $8, %r10d
+    syscall
+    .endm
+
+    .macro unblock_signals
+    mov $NR_rt_sigprocmask, %eax
+    mov $SIG_SETMASK, %edi
+    lea 144(%rsp), %rsi
+    xor %edx, %edx
+    mov $8, %r10d
+    syscall
+    .endm
+
+    .macro in_c function
+    mov %rsp, %rbx
+    mov %rsp, %rdi
+    and $-16, %rsp
+    cld
+    call \function
+    mov %rbx, %rsp
+    .endm
+
+/* The operand at rdx, whose site is ecx >> 8 and whose size is cl, crosses a line: rax is its image's page. Above the
+ * return address are what the slow path saved (flags, rdx, rcx, rax) and the red zone. */
+hit_entry:
+    lea -FRAME(%rsp), %rsp
+hit_framed:
+    mov %rsi, 32(%rsp)
+    mov %r8, 64(%rsp)
+    mov %r9, 72(%rsp)
+    mov %r10, 80(%rsp)
+    mov %r11, 88(%rsp)
+    mov %ecx, %esi
+    shr $8, %esi
+    mov 24(%rax), %r8
+    lock incq (%r8, %rsi, 8)
+    rdfsbase %r10
+    add 40(%rax), %rsi
+    movabs $0x9E3779B97F4A7C15, %r9
+    imul %rsi, %r9
+    xor %r10, %r9
+    or $1, %r9
+    mov %r9, %r10
+    shr $40, %r10
+    and $511, %r10d
+    mov 32(%rax), %r11
+    lea (%r11, %r10, 8), %r11
+    cmpl $0, is_filtered(%rip)
+    jne 1f
+    cmp %r9, (%r11)
+    jne 2f
+    cmpl $0, asks_always(%rip)
+    je 1f
+2:
+    mov %rbx, 24(%rsp)
+    mov %rdi, 40(%rsp)
+    mov %rbp, 48(%rsp)
+    mov %r12, 96(%rsp)
+    mov %r13, 104(%rsp)
+    mov %r14, 112(%rsp)
+    mov %r15, 120(%rsp)
+    mov FRAME+16(%rsp), %r8
+    mov %r8, 8(%rsp)
+    mov FRAME+24(%rsp), %r8
+    mov %r8, 16(%rsp)
+    mov FRAME+32(%rsp), %r8
+    mov %r8, 0(%rsp)
+    mov FRAME+8(%rsp), %r8
+    mov %r8, 136(%rsp)
+    lea FRAME+168(%rsp), %r8
+    mov %r8, 56(%rsp)
+    mov %rdx, 128(%rsp)
+    mov %r9, 152(%rsp)
+    mov %r11, 160(%rsp)
+    mov %rax, 168(%rsp)
+    mov %rcx, %r12
+    block_signals
+    mov %r12, %rsi
+    in_c on_hit
+    unblock_signals
+    cmpq $0, 152(%rsp)
+    je 3f
+    pushfq /* fatal: the processor itself refuses the lock, by EFLAGS.AC */
+    orq $0x40000, (%rsp)
+    popfq
+3:  mov 24(%rsp), %rbx
+    mov 40(%rsp), %rdi
+    mov 96(%rsp), %r12
+1:  mov 88(%rsp), %r11
+    mov 80(%rsp), %r10
+    mov 72(%rsp), %r9
+    mov 64(%rsp), %r8
+    mov 32(%rsp), %rsi
+    lea FRAME(%rsp), %rsp
+hit_unframed:
+    ret
+hit_end:
+
+/* A system call is about to be made, number and arguments in their registers; above the return address the red zone.
+ * Either back, to make it; or it is made here, and the way goes on behind it. */
+call_entry:
+    lea -FRAME(%rsp), %rsp
+call_framed:
+    mov %rax, 0(%rsp)
+    mov %rdx, 8(%rsp)
+    mov %rcx, 16(%rsp)
+    save_rest
+call_saved:
+    lea FRAME+136(%rsp), %rcx
+    mov %rcx, 56(%rsp)
+    movq $0, 152(%rsp)
+    movq $0, 160(%rsp)
+    cmpl $0, is_dispatched(%rip)
+    jne call_done
+    cmp $13, %eax /* rt_sigaction */
+    je 15f
+    cmp $59, %eax /* execve */
+    je 2f
+    cmp $322, %eax /* execveat */
+    je 2f
+    cmp $231, %eax /* exit_group */
+    je 9f
+    cmp $11, %eax /* munmap */
+    je 9f
+    cmp $25, %eax /* mremap */
+    je 2f
+    cmp $30, %eax /* shmat */
+    je 14f
+    cmp $9, %eax /* mmap */
+    je 3f
+    cmp $10, %eax /* mprotect */
+    je 11f
+    cmp $329, %eax /* pkey_mprotect */
+    je 11f
+    cmp $157, %eax /* prctl */
+    je 4f
+    cmp $317, %eax /* seccomp */
+    je 10f
+    cmp $58, %eax /* vfork */
+    je 5f
+    cmp $57, %eax /* fork */
+    je 5f
+    cmp $56, %eax /* clone */
+    je 6f
+    cmp $435, %eax /* clone3 */
+    jne call_done
+    test %rdi, %rdi
+    jz call_done
+    mov (%rdi), %rdi
+6:  test $0x10000, %edi /* CLONE_THREAD */
+    jnz call_done
+5:  mov run(%rip), %rcx
+    lock incl 28(%rcx) /* struct run: processes */
+    jmp call_done
+4:  cmp $59, %edi /* PR_SET_SYSCALL_USER_DISPATCH */
+    je 2f
+    cmp $22, %edi /* PR_SET_SECCOMP */
+    jne call_done
+10: cmpl $0, is_filtered(%rip)
+    jne 12f
+    block_signals
+    in_c is_hindered
+    movzbl %al, %r12d
+    unblock_signals
+    mov %r12, 160(%rsp)
+    mov 8(%rsp), %rdx
+    mov 32(%rsp), %rsi
+    mov 64(%rsp), %r8
+    mov 80(%rsp), %r10
+    mov 0(%rsp), %rax
+12: mov FRAME(%rsp), %rcx /* made here: behind it no other call may be allowed */
+    movslq 9(%rcx), %rdi /* the trampoline's jump to the instruction, which has two bytes */
+    lea 15(%rcx, %rdi), %rcx
+    mov %rcx, 128(%rsp)
+    mov 40(%rsp), %rdi
+    syscall
+call_returned:
+    mov %rax, 0(%rsp)
+    movq $1, 152(%rsp)
+call_returned_end:
+    test %rax, %rax
+    js call_done /* a filter's listener is a descriptor */
+    mov 160(%rsp), %rax
+    or %eax, is_filtered(%rip)
+    jmp call_done
+/* Of a signal for which the program has never set a handler: what there is now, or that there shall be none. posix_spawn(3)
+ * asks and says so for every signal. What is to be set is read where it can be for certain: on the page that rsp is on. */
+15: lea -1(%rdi), %edx
+    cmp $63, %edx
+    ja call_done
+    mov ever_handled(%rip), %rcx
+    bt %rdx, %rcx
+    jc 2f
+    test %rsi, %rsi
+    jz call_done
+    mov %rsi, %rcx
+    xor 56(%rsp), %rcx
+    test $-4096, %rcx
+    jnz 2f
+    lea 7(%rsi), %rcx
+    xor %rsi, %rcx
+    test $-4096, %rcx
+    jnz 2f
+    cmpq $1, (%rsi) /* SIG_DFL, SIG_IGN */
+    ja 2f
+    jmp call_done
+9:  cmpl $0, range_count(%rip)
+    jne 2f
+    jmp call_done
+14: test $0x8000, %edx /* SHM_EXEC */
+    jnz 2f
+    jmp call_done
+11: test $2, %dl /* PROT_WRITE */
+    jnz 2f
+3:  test $4, %dl /* PROT_EXEC */
+    jz call_done
+2:  cmpl $0, is_filtered(%rip)
+    jne 13f
+    block_signals
+    in_c on_call
+    unblock_signals
+    jmp call_done
+13: in_c on_filtered_call
+call_done:
+    cmpq $0, 152(%rsp)
+    jne call_made
+    restore_all
+    lea FRAME(%rsp), %rsp
+call_unframed:
+    ret
+call_made:
+    mov 128(%rsp), %rax
+    mov %rax, FRAME(%rsp)
+    restore_all
+    lea FRAME(%rsp), %rsp
+call_finished:
+    ret $128
+call_end:
+
+/* The end of a twin: on the stack rax, where to go on, and the red zone; eax says how much the last instruction pops. */
+leave_entry:
+    lea -FRAME(%rsp), %rsp
+    pushfq
+    popq 136(%rsp)
+    mov %rdx, 8(%rsp)
+    mov %rcx, 16(%rsp)
+    save_rest
+    mov %eax, %eax
+    mov %rax, 168(%rsp)
+    lea FRAME+144(%rsp, %rax), %rcx
+    mov %rcx, 56(%rsp)
+    mov FRAME(%rsp), %rcx
+    mov %rcx, 0(%rsp)
+    mov FRAME+8(%rsp), %rcx
+    mov %rcx, 160(%rsp)
+    in_c on_leave
+    unblock_signals
+leave_done:
+    cmpq $0, 168(%rsp)
+    jne leave_popping
+    pushq 136(%rsp)
+leave_flags:
+    popfq
+    restore_all
+    lea FRAME+8(%rsp), %rsp
+leave_unframed:
+    ret $128
+leave_popping:
+    pushq 136(%rsp)
+leave_popping_flags:
+    popfq
+    restore_all
+    lea FRAME+8(%rsp), %rsp
+leave_popped:
+    ret $136
+leave_end:
+
+/* What the kernel calls in place of the program's handlers, with all signals blocked. `front` gives the handler, or null
+ * when there is none to be called now, and whether it wants to hear of its return. */
+front_entry:
+    lea -56(%rsp), %rsp
+    mov %rdi, 32(%rsp)
+    mov %rsi, 40(%rsp)
+    mov %rdx, 48(%rsp)
+    mov %rsp, %rcx /* struct verdict: handler, hears, mask */
+    call front
+    cmpq $0, (%rsp)
+    je 9f
+    mov $NR_rt_sigprocmask, %eax
+    mov $SIG_SETMASK, %edi
+    lea 16(%rsp), %rsi
+    xor %edx, %edx
+    mov $8, %r10d
+    syscall
+front_open:
+    mov (%rsp), %r11
+    mov 8(%rsp), %rcx
+    mov 32(%rsp), %rdi
+    mov 40(%rsp), %rsi
+    mov 48(%rsp), %rdx
+    xor %eax, %eax
+    test %rcx, %rcx
+    jnz 8f
+    lea 56(%rsp), %rsp
+front_unframed:
+    jmp *%r11
+front_end:
+8:  call *%r11
+    mov 48(%rsp), %rdi
+    call back
+9:  lea 56(%rsp), %rsp
+    ret
+
+/* long exec_call(frame, environment): the execution that a frame asks for, with the program's signal mask, which the new program
+ * inherits. A signal that comes meanwhile finds a call that has not begun. */
+exec_call:
+    push %rbx
+    push %r12
+    push %r13
+    mov %rdi, %rbx
+    mov %rsi, %r12
+    mov $NR_rt_sigprocmask, %eax
+    mov $SIG_SETMASK, %edi
+    lea 144(%rbx), %rsi
+    xor %edx, %edx
+    mov $8, %r10d
+    syscall
+exec_open:
+    mov 0(%rbx), %rax
+    mov 40(%rbx), %rdi
+    mov 32(%rbx), %rsi
+    mov 8(%rbx), %rdx
+    mov %r12, %r10 /* execveat(directory, path, arguments, environment, flags) */
+    mov 64(%rbx), %r8
+    cmp $59, %eax /* execve(path, arguments, environment) */
+    cmove %r12, %rdx
+    syscall
+    mov %rax, %r13
+    mov $NR_rt_sigprocmask, %eax
+    mov $SIG_SETMASK, %edi
+    lea all_signals(%rip), %rsi
+    xor %edx, %edx
+    mov $8, %r10d
+    syscall
+exec_end:
+    mov %r13, %rax
+    pop %r13
+    pop %r12
+    pop %rbx
+    ret
+
+/* Bytes that debuggers and unwinders know, as libc's. */
+own_restorer:
+    mov $15, %rax
+    syscall
+
+    .section .rodata
+    .align 8
+all_signals:
+    .quad -1
+
+    .section .note.GNU-stack, "", @progbits

@@ -1,0 +1,120 @@
+/* hit.c: a thread's first split lock at a site: what is kept of it. The rest is counted in entry.S. */
+#include "agent.h"
+
+/* How much of the stack may be copied: what is mapped is not known, so the kernel looks. */
+static uint32_t copy_stack(uint8_t *to, uint64_t from)
+{
+    struct iovec here = {to, STACK}, there = {(const void *)from, STACK};
+    long size = call6(NR_PROCESS_VM_READV, call1(NR_GETPID, 0), (long)&here, 1, (long)&there, 1, 0);
+    if (!FAILED(size) && size > 0)
+        return (uint32_t)size;
+    uint32_t to_page_end = PAGE - (from & (PAGE - 1)); /* that is mapped: the frame above us lies in it */
+    memcpy(to, (const void *)from, to_page_end);
+    return to_page_end;
+}
+
+/* Which mapping the operand is in: the process may have ended when somebody else looks. A line of the kernel's is `START-END RIGHTS
+ * OFFSET DEVICE INODE   NAME`. */
+static void find_mapping(struct sample *sample)
+{
+    uint64_t number = 0, start = 0;
+    uint32_t field = 0, length = 0;
+    bool is_here = false;
+    long size, file = call4(NR_OPENAT, AT_FDCWD, (long)"/proc/self/maps", O_RDONLY | O_CLOEXEC, 0);
+    if (FAILED(file))
+        return;
+    while (!sample->mapped && (size = call3(NR_READ, file, (long)sample->stack, STACK)) > 0)
+        for (long i = 0; i < size && !sample->mapped; i++) {
+            char c = (char)sample->stack[i];
+            if (c == '\n') {
+                if (is_here) {
+                    sample->mapping[length] = 0;
+                    sample->mapped = start;
+                }
+                number = field = 0;
+            } else if (field == 0 && c == '-') {
+                start = number, number = 0, field = 1;
+            } else if (c == ' ' && field < 6) {
+                if (field == 1) {
+                    sample->mapped_end = number;
+                    is_here = start <= sample->operand && sample->operand < number;
+                }
+                field++;
+            } else if (field < 2) {
+                number = number << 4 | (uint64_t)(c <= '9' ? c - '0' : c - 'a' + 10);
+            } else if (is_here && field == 6 && length < NAME - 1 && (c != ' ' || length)) {
+                sample->mapping[length++] = c;
+            }
+        }
+    call1(NR_CLOSE, file);
+}
+
+static uint32_t copy_modules(struct module *modules)
+{
+    uint32_t count = 0;
+    for (uint32_t i = 0, n = atomic_load(&arena_count); i < n && count < MODULES; i++)
+        if (!arenas[i].closed) {
+            modules[count].bias = arenas[i].bias;
+            modules[count++].image = arenas[i].seen;
+        }
+    return count;
+}
+
+static void keep_task(struct task *task, const struct page *page, uint32_t what)
+{
+    task->image = (uint32_t)(page->id >> 20);
+    task->site = what >> 8;
+    task->pid = (int32_t)call1(NR_GETPID, 0);
+    task->tid = (int32_t)call1(NR_GETTID, 0);
+    call2(NR_PRCTL, PR_GET_NAME, (long)task->comm);
+}
+
+static void keep_sample(struct sample *sample, const struct frame *frame)
+{
+    struct timespec now = {0, 0};
+    call2(NR_CLOCK_GETTIME, CLOCK_REALTIME, (long)&now);
+    sample->time = (uint64_t)(now.seconds * 1000000000 + now.nanoseconds);
+    sample->operand = frame->ip;
+    const uint64_t registers[REGISTERS] = {frame->ax, frame->dx, frame->cx, frame->bx, frame->si, frame->di, frame->bp,
+                                           frame->sp, frame->r8, frame->r9, frame->r10, frame->r11, frame->r12,
+                                           frame->r13, frame->r14, frame->r15, 0};
+    memcpy(sample->registers, registers, sizeof registers);
+    sample->module_count = copy_modules(sample->modules);
+    find_mapping(sample);
+    sample->stack_size = copy_stack(sample->stack, frame->sp);
+}
+
+/* A thread's first split lock at a site: a whole sample of the first few, who it was of all. */
+static void keep(const struct frame *frame, const struct page *page, uint32_t what)
+{
+    uint32_t number = atomic_fetch_add(&run->tasks_used, 1), site = (uint32_t)((page->counters - (uint64_t)run->counters) / 8) + (what >> 8);
+    if (number >= TASKS) {
+        atomic_fetch_sub(&run->tasks_used, 1);
+        atomic_fetch_add(&run->tasks_lost, 1);
+        return;
+    }
+    struct task *task = &run->tasks[number];
+    keep_task(task, page, what);
+    if (atomic_load(&run->sampled[site]) < SAMPLES_OF_SITE && atomic_fetch_add(&run->sampled[site], 1) < SAMPLES_OF_SITE) {
+        uint32_t sample = atomic_fetch_add(&run->samples_used, 1);
+        if (sample < SAMPLES) {
+            keep_sample(&run->samples[sample], frame);
+            task->sample = sample + 1;
+        } else {
+            atomic_fetch_sub(&run->samples_used, 1);
+        }
+    }
+    atomic_store(&task->state, READY);
+    wake_supervisor();
+}
+
+/* `what`: the site's number and, in the lowest byte, its operand's size, as the slow path has them. Leaves in `done`
+ * whether the lock must not execute. */
+void on_hit(struct frame *frame, uint32_t what)
+{
+    bool known = *(uint64_t *)frame->target == frame->done; /* this thread at this site */
+    *(uint64_t *)frame->target = frame->done;
+    if (!known)
+        keep(frame, (const struct page *)frame->extra, what);
+    frame->done = asks_always && is_forbidden();
+}

@@ -1,0 +1,358 @@
+/* signals.c: the program's handlers are called by ours, which sees to it that they find the program, not us.
+ *
+ * The kernel has `front` (through entry.S) wherever the program has set a handler, with all signals blocked and otherwise the
+ * program's flags; what the program set is in `actions`. Where a signal may come: arena.py, entry.S. */
+#include "agent.h"
+
+enum { FRAME = sizeof(struct frame), RED_ZONE = 128 };
+#define BIT(number) (1UL << ((number) - 1))
+#define FAULTS (BIT(SIGILL) | BIT(SIGTRAP) | BIT(SIGBUS) | BIT(SIGFPE) | BIT(SIGSEGV) | BIT(SIGSYS))
+
+static struct {
+    _Atomic uint32_t version; /* odd: being written */
+    struct action action;
+} actions[SIGNALS + 1];
+
+_Atomic uint64_t ever_handled; /* by signal: the program, or we, have set a handler; entry.S looks at it */
+
+struct verdict { /* for entry.S */
+    uint64_t handler; /* to call; 0: none now */
+    uint64_t hears;   /* `back` is to be called after it */
+    uint64_t mask;    /* to be set before */
+};
+_Static_assert(offsetof(struct verdict, handler) == 0 && offsetof(struct verdict, hears) == 8 &&
+               offsetof(struct verdict, mask) == 16 && sizeof(struct verdict) <= 32, "entry.S: front_entry");
+
+static struct action action_of(int number)
+{
+    struct action action;
+    uint32_t version;
+    do {
+        while ((version = atomic_load(&actions[number].version)) & 1)
+            __builtin_ia32_pause();
+        action = actions[number].action;
+    } while (atomic_load(&actions[number].version) != version);
+    return action;
+}
+
+static void remember_action(int number, const struct action *action)
+{
+    atomic_fetch_or(&ever_handled, BIT(number));
+    atomic_fetch_add(&actions[number].version, 1);
+    actions[number].action = *action;
+    atomic_fetch_add(&actions[number].version, 1);
+}
+
+/* What the kernel drops of what is set (kernel/signal.c, do_sigaction()): two signals of a mask, and flags that it does not know. */
+static void forget_unknown(int number, struct action *action)
+{
+    struct action now;
+    if (!call4(NR_RT_SIGACTION, number, 0, (long)&now, 8) && now.handler == (uint64_t)front_entry)
+        action->flags &= now.flags | SA_SIGINFO | SA_RESETHAND;
+    action->mask &= ~(BIT(SIGKILL) | BIT(SIGSTOP));
+    remember_action(number, action);
+}
+
+/* rt_sigaction(2) for the program. Children of vfork share our memory, not their dispositions: so an entry is never
+ * cleared, and counts only where the kernel has our handler. */
+long set_action(int number, const struct action *action, struct action *old)
+{
+    struct action given, set, was = {0, 0, 0, 0};
+    bool sets_handler = false, is_number = number >= 1 && number <= SIGNALS;
+    if (is_number)
+        was = action_of(number);
+    if (is_number && action) {
+        struct iovec here = {&given, sizeof given}, there = {action, sizeof given};
+        long read = is_filtered ? -EPERM : call6(NR_PROCESS_VM_READV, call1(NR_GETPID, 0), (long)&here, 1, (long)&there, 1, 0);
+        if (read == -EFAULT)
+            return -EFAULT;
+        if (read != sizeof given) /* a filter of the program's forbids it */
+            given = *action;
+        sets_handler = given.handler > 1; /* else SIG_DFL, SIG_IGN */
+    }
+    /* A child of vfork shares our memory: what it sets counts for itself alone. */
+    bool keeps = number == SIGBUS && action && run->mode == FATAL && own->process == (uint64_t)call1(NR_GETPID, 0);
+    if (sets_handler || keeps) {
+        if (keeps && !sets_handler)
+            given.flags |= SA_RESTORER, given.restorer = (uint64_t)own_restorer;
+        remember_action(number, &given);
+        set = (struct action){(uint64_t)front_entry, (given.flags | SA_SIGINFO) & ~SA_RESETHAND, given.restorer, -1UL};
+        action = &set;
+    }
+    long result = call4(NR_RT_SIGACTION, number, (long)action, (long)old, 8);
+    if (action == &set && (!result || result == -EFAULT))
+        forget_unknown(number, &given);
+    if (!result && old && old->handler == (uint64_t)front_entry)
+        *old = was;
+    return result;
+}
+
+/* In `fatal` a handler of ours is there even where the program has none, so that it does not die in an arena. */
+void watch_bus_errors(void)
+{
+    struct action ours = {(uint64_t)front_entry, SA_SIGINFO | SA_RESTORER, (uint64_t)own_restorer, -1UL};
+    atomic_fetch_or(&ever_handled, BIT(SIGBUS));
+    call4(NR_RT_SIGACTION, SIGBUS, (long)&ours, 0, 8);
+}
+
+/* Syscall User Dispatch (prctl 59): each call of ours would be a SIGSYS for the program. So the kernel calls the program's
+ * handlers itself from now on, and they may find a thread in a trampoline. */
+void hand_back_handlers(void)
+{
+    char name[NAME] = "";
+    struct action now;
+    for (int number = 1; number <= SIGNALS; number++)
+        if (!call4(NR_RT_SIGACTION, number, 0, (long)&now, 8) && now.handler == (uint64_t)front_entry) {
+            struct action action = action_of(number);
+            call4(NR_RT_SIGACTION, number, (long)&action, 0, 8);
+        }
+    call2(NR_PRCTL, PR_GET_NAME, (long)name);
+    if (!is_dispatched)
+        escaped(name, IS_DISPATCHED);
+    is_dispatched = is_filtered = 1;
+}
+
+static bool wait_until_out(struct context *context, int number, struct siginfo *info)
+{
+    uint64_t thread = fs_base() | 1;
+    for (int i = 0; i < WAITING && !is_filtered; i++) {
+        uint64_t nobody = 0;
+        if (!__atomic_compare_exchange_n((uint64_t *)&own->waiting[i].thread, &nobody, thread, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
+            continue;
+        own->waiting[i].mask = context->mask;
+        /* Blocked, it waits in the kernel, and comes when on_leave has the mask put back. */
+        if (call4(NR_RT_TGSIGQUEUEINFO, call1(NR_GETPID, 0), call1(NR_GETTID, 0), number, (long)info)) {
+            atomic_store(&own->waiting[i].thread, 0);
+            return false; /* the queue is full (RLIMIT_SIGPENDING): better now than never */
+        }
+        context->mask = -1UL & ~(FAULTS & ~BIT(number));
+        return true;
+    }
+    return false;
+}
+
+static bool forget_waiting(uint64_t *mask)
+{
+    uint64_t thread = fs_base() | 1;
+    for (int i = 0; i < WAITING; i++)
+        if (atomic_load(&own->waiting[i].thread) == thread) {
+            *mask = own->waiting[i].mask;
+            atomic_store(&own->waiting[i].thread, 0);
+            return true;
+        }
+    return false;
+}
+
+void on_leave(struct frame *frame)
+{
+    if (!forget_waiting(&frame->mask))
+        call4(NR_RT_SIGPROCMASK, SIG_SETMASK, 0, (long)&frame->mask, 8);
+}
+
+static void put_back(struct context *context, const struct frame *frame)
+{
+    context->ax = frame->ax, context->dx = frame->dx, context->cx = frame->cx, context->bx = frame->bx;
+    context->si = frame->si, context->di = frame->di, context->bp = frame->bp, context->sp = frame->sp;
+    context->r8 = frame->r8, context->r9 = frame->r9, context->r10 = frame->r10, context->r11 = frame->r11;
+    context->r12 = frame->r12, context->r13 = frame->r13, context->r14 = frame->r14, context->r15 = frame->r15;
+}
+
+static bool within(uint64_t ip, const char *from, const char *to)
+{
+    return ip >= (uint64_t)from && ip < (uint64_t)to;
+}
+
+/* The return address into a slow path: on to the twin's. */
+static bool return_to_twin(uint64_t *address)
+{
+    const struct arena *arena = arena_at(*address);
+    if (!arena || *address - arena->begin >= arena->image->twin)
+        return false; /* there already */
+    *address += arena->image->twin;
+    return true;
+}
+
+/* As if the call had not begun: back to the instruction before it, at which a jump stands. */
+static void undo_call(struct context *context, uint64_t back)
+{
+    const struct arena *arena = arena_at(back);
+    const struct hook *hook = arena ? hook_at(arena, (uint32_t)(back - arena->begin)) : NULL;
+    if (hook)
+        context->ip = arena->image->low + hook->address + arena->bias;
+}
+
+/* The thread is in a hit's code. Whether it now goes on in the twin, and the signal has to wait. */
+static bool is_in_hit(const struct context *context)
+{
+    uint64_t *sp = (uint64_t *)context->sp;
+    return return_to_twin(within(context->ip, hit_framed, hit_unframed) ? sp + FRAME / 8 : sp);
+}
+
+/* In a call's: either it has not begun, or it is over. */
+static void end_call(struct context *context)
+{
+    uint64_t ip = context->ip, *sp = (uint64_t *)context->sp;
+    const struct frame *frame = (const struct frame *)sp;
+    if (ip == (uint64_t)call_entry || ip == (uint64_t)call_unframed) {
+        context->sp += 8 + RED_ZONE;
+        undo_call(context, *sp);
+    } else if (ip == (uint64_t)call_finished) {
+        context->sp += 8 + RED_ZONE;
+        context->ip = *sp;
+    } else {
+        uint64_t back = sp[FRAME / 8];
+        bool returned = within(ip, call_returned, call_returned_end);
+        bool made = returned || (ip >= (uint64_t)call_done && frame->done);
+        uint64_t result = context->ax;
+        if (ip >= (uint64_t)call_saved)
+            put_back(context, frame);
+        context->sp = (uint64_t)sp + FRAME + 8 + RED_ZONE;
+        if (returned)
+            context->ax = result;
+        if (made)
+            context->ip = frame->ip;
+        else
+            undo_call(context, back);
+    }
+}
+
+/* In an execution's, with rbx as entry.S has it: it is made anew when the handler has returned. */
+static void undo_execution(struct context *context)
+{
+    const struct frame *frame = (const struct frame *)context->bx;
+    not_executed(frame);
+    put_back(context, frame);
+    context->sp = frame->sp;
+    undo_call(context, *(const uint64_t *)(frame->sp - RED_ZONE - 8));
+}
+
+/* In that of a twin's end, behind where the signals were let in again. */
+static void end_leave(struct context *context)
+{
+    uint64_t ip = context->ip, *sp = (uint64_t *)context->sp;
+    if (ip == (uint64_t)leave_unframed || ip == (uint64_t)leave_popped) {
+        context->sp += 8 + RED_ZONE + (ip == (uint64_t)leave_popped ? 8 : 0);
+        context->ip = *sp;
+        return;
+    }
+    if (ip == (uint64_t)leave_flags || ip == (uint64_t)leave_popping_flags)
+        sp++;
+    const struct frame *frame = (const struct frame *)sp;
+    put_back(context, frame);
+    context->eflags = frame->flags;
+    context->ip = frame->target;
+}
+
+/* In front_entry itself, which has just let signals in: another handler is about to begin. */
+static void begin_handler(struct context *context)
+{
+    const uint64_t *sp = (const uint64_t *)context->sp;
+    if (context->ip == (uint64_t)front_unframed) {
+        context->ip = context->r11;
+    } else if (!sp[1]) {
+        context->ip = sp[0], context->di = sp[4], context->si = sp[5], context->dx = sp[6], context->ax = 0;
+        context->sp += 56;
+    }
+}
+
+static bool is_fault(int number, const struct siginfo *info)
+{
+    return BIT(number) & FAULTS && info->code > 0;
+}
+
+/* A moved instruction has faulted. Whether its address is one at which the program cannot go on by itself. */
+static bool fault_in_arena(struct context *context, const struct arena *arena)
+{
+    uint32_t offset = (uint32_t)(context->ip - arena->begin);
+    bool in_twin = offset >= arena->image->twin;
+    const struct copy *copy = copy_at(arena, in_twin ? offset - arena->image->twin : offset);
+    if (!copy)
+        return false;
+    if (in_twin)
+        forget_waiting(&context->mask);
+    context->ip = arena->image->low + copy->address + arena->bias;
+    if (run->mode == FATAL) { /* it was ours; the kernel leaves it on in handlers, too */
+        context->eflags &= ~(uint64_t)AC;
+        __builtin_ia32_writeeflags_u64(__builtin_ia32_readeflags_u64() & ~(uint64_t)AC);
+    }
+    return resume_at(arena, copy->address) != NULL;
+}
+
+/* The program has no handler: it dies, at its own instruction, as it would alone. */
+static void die_of(int number, struct siginfo *info, struct context *context, const struct arena *arena, bool fault)
+{
+    struct action nothing = {0, 0, 0, 0};
+    if (!fault && action_of(number).handler == 1)
+        return; /* ignored */
+    call4(NR_RT_SIGACTION, number, (long)&nothing, 0, 8);
+    if (arena) {
+        restore_site(arena, context->ip);
+        context->eflags |= AC;
+    } else if (!fault) {
+        call4(NR_RT_TGSIGQUEUEINFO, call1(NR_GETPID, 0), call1(NR_GETTID, 0), number, (long)info);
+    }
+}
+
+void front(int number, struct siginfo *info, struct context *context, struct verdict *verdict)
+{
+    verdict->handler = 0;
+    const struct arena *arena = arena_at(context->ip);
+    bool fault = is_fault(number, info), hears = false;
+    if (arena && fault) {
+        hears = fault_in_arena(context, arena);
+    } else if (arena) {
+        uint32_t offset = (uint32_t)(context->ip - arena->begin);
+        const struct hook *hook = hook_at(arena, offset);
+        bool waits = false;
+        if (hook) {
+            if (offset >= hook->begin && offset < hook->end)
+                context->sp += RED_ZONE;
+            context->ip = arena->image->low + hook->address + arena->bias;
+        } else if (offset < arena->image->check_end) {
+            waits = return_to_twin((uint64_t *)context->sp);
+        } else if (offset < arena->image->twin) {
+            context->ip += arena->image->twin;
+            waits = true;
+        }
+        if (waits && wait_until_out(context, number, info))
+            return;
+    } else if (within(context->ip, hit_entry, hit_end)) {
+        if (is_in_hit(context) && wait_until_out(context, number, info))
+            return;
+    } else if (within(context->ip, call_entry, call_end)) {
+        end_call(context);
+    } else if (within(context->ip, leave_done, leave_end)) {
+        end_leave(context);
+    } else if (within(context->ip, front_open, front_end)) {
+        begin_handler(context);
+    } else if (within(context->ip, exec_open, exec_end)) {
+        undo_execution(context);
+    }
+    struct action action = action_of(number);
+    if (action.handler <= 1) { /* ours is there in `fatal` alone */
+        die_of(number, info, context, fault ? arena : NULL, fault);
+        return;
+    }
+    verdict->mask = context->mask | action.mask | (action.flags & SA_NODEFER ? 0 : BIT(number));
+    if (action.flags & SA_RESETHAND) {
+        struct action nothing = {0, 0, 0, 0};
+        call4(NR_RT_SIGACTION, number, (long)&nothing, 0, 8);
+    }
+    verdict->handler = action.handler;
+    verdict->hears = hears;
+}
+
+/* A handler returns to an address within a run, which holds a jump now: to the copy instead. */
+void back(struct context *context)
+{
+    for (uint32_t i = 0, n = atomic_load(&arena_count); i < n; i++) {
+        const struct arena *arena = &arenas[i];
+        if (!arena->image || context->ip < arena->low || context->ip >= arena->high)
+            continue;
+        const struct resume *resume = resume_at(arena, (uint32_t)(context->ip - arena->low));
+        if (resume) {
+            context->ip = arena->begin + resume->offset;
+            return;
+        }
+    }
+}

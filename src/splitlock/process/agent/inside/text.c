@@ -1,0 +1,48 @@
+/* text.c: bytes and strings, which compilers also call by themselves. */
+#include "agent.h"
+
+void *memcpy(void *to, const void *from, size_t size)
+{
+    void *result = to;
+    __asm__ volatile("rep movsb" : "+D"(to), "+S"(from), "+c"(size) : : "memory");
+    return result;
+}
+
+void *memset(void *to, int value, size_t size)
+{
+    void *result = to;
+    __asm__ volatile("rep stosb" : "+D"(to), "+c"(size) : "a"(value) : "memory");
+    return result;
+}
+
+int memcmp(const void *one, const void *other, size_t size)
+{
+    const uint8_t *a = one, *b = other;
+    for (size_t i = 0; i < size; i++)
+        if (a[i] != b[i])
+            return a[i] < b[i] ? -1 : 1;
+    return 0;
+}
+
+size_t strlen(const char *text)
+{
+    size_t size = 0;
+    while (*(volatile const char *)&text[size])
+        size++;
+    return size;
+}
+
+/* As strlcpy: cut where there is no room. */
+void copy_text(char *to, const char *from, size_t room)
+{
+    size_t size = strlen(from);
+    if (size > room - 1)
+        size = room - 1;
+    memcpy(to, from, size);
+    to[size] = 0;
+}
+
+bool begins(const char *text, const char *prefix)
+{
+    return memcmp(text, prefix, strlen(prefix)) == 0;
+}

@@ -1,0 +1,121 @@
+"""Work that takes seconds, in a process of its own: whoever waits for it can be called away, and cannot die of it."""
+
+from __future__ import annotations
+
+import marshal
+import os
+import signal
+
+from splitlock._errors import failure
+from splitlock.process import ptrace
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import NoReturn
+
+    Result = tuple[object, ...]
+
+_LOOK = 50  # milliseconds between two looks at what may call us away
+_PIECE = 1 << 20  # bytes read at a time
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4
+_MADE, _FAILED, _REFUSED = b"\1", b"\0", b"\2"
+
+
+class UnanalysedError(Exception):
+    """There is no result; the words say why."""
+
+
+def here(make: Callable[[], Result]) -> Result:
+    """What `make` gives, made in this process, by which nobody is called away."""
+    return make()
+
+
+def apart(make: Callable[[], Result], called: Callable[[], str]) -> Result:
+    """What `make` gives (of the kinds that marshal takes), made in a child process.
+
+    `called` is asked again and again meanwhile: words for what calls us away, or "". Raises UnanalysedError then, and
+    where the child fails; OSError as `make` does. Without a process or descriptors for it, `make` works here, and
+    `called` is not asked.
+    """
+    if why := called():
+        raise UnanalysedError(why)
+    try:
+        ours, theirs = os.pipe2(os.O_CLOEXEC)
+    except OSError:
+        return here(make)
+    try:
+        parent, pid = os.getpid(), os.fork()
+    except OSError:
+        os.close(ours)
+        os.close(theirs)
+        return here(make)
+    if pid == 0:
+        _work(make, theirs, parent)
+    os.close(theirs)
+    try:
+        raw = _received(ours, called)
+    finally:
+        os.close(ours)
+        os.kill(pid, signal.SIGKILL)  # it is done, or not wanted any more
+        _, status = os.waitpid(pid, 0)
+    if raw[:1] == _MADE:
+        result: Result = marshal.loads(memoryview(raw)[1:])
+        return result
+    if raw[:1] == _REFUSED:
+        raise OSError(int(raw[1:]), os.strerror(int(raw[1:])))
+    if raw[:1] == _FAILED:
+        raise UnanalysedError(raw[1:].decode("utf-8", "replace"))
+    raise UnanalysedError(f"killed by signal {os.WTERMSIG(status)}; see to memory (ulimit -v, -d)")
+
+
+def on_terminal(name: str) -> None:
+    """A line on the terminal while an image is analysed, which takes seconds for the largest; none for ""."""
+    text = f"splitlock: analysing {os.path.basename(name)}, once ..." if name else ""
+    os.write(2, os.fsencode(f"\r\x1b[K{text}"))
+
+
+def _received(descriptor: int, called: Callable[[], str]) -> bytes:
+    """All that the child sends. Raises UnanalysedError when we are called away before."""
+    from select import POLLIN, poll
+
+    waiting = poll()
+    waiting.register(descriptor, POLLIN)
+    parts: list[bytes] = []
+    while True:
+        if waiting.poll(_LOOK):
+            part = os.read(descriptor, _PIECE)
+            if not part:
+                return b"".join(parts)
+            parts.append(part)
+        if why := called():
+            raise UnanalysedError(why)
+
+
+def _work(make: Callable[[], Result], descriptor: int, parent: int) -> NoReturn:
+    """In the child."""
+    try:
+        ptrace.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        ptrace.prctl(_PR_SET_DUMPABLE, 0)  # should a library abort for want of memory: no core file
+        if os.getppid() != parent:
+            os._exit(1)
+        _silence()
+        try:
+            raw = _MADE + marshal.dumps(make())  # type: ignore[arg-type]  # only what marshal takes is in it
+        except OSError as error:
+            raw = _REFUSED + str(error.errno or 0).encode()
+        except Exception as error:
+            raw = _FAILED + failure(error).encode("utf-8", "replace")
+        left = memoryview(raw)
+        while left:
+            left = left[os.write(descriptor, left) :]
+    finally:
+        os._exit(0)
+
+
+def _silence() -> None:
+    """Nothing of what a library says when it fails goes between the program's lines."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    except OSError:
+        os.close(2)

@@ -1,0 +1,63 @@
+"""What the tests of the agent share: only its engine, its programs, and a run held against the same one alone."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Run
+from programs import gen_forms
+
+AsAlone = Callable[..., Run]
+Compiled = Callable[..., Path]
+INSIDE = Path(__file__).parent / "inside"
+
+
+@pytest.fixture
+def engine() -> str:
+    return "agent"
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
+    """`compiled(name, *flags)`: one of the C files in inside/; a name that ends in .so gives a library."""
+    directory = tmp_path_factory.mktemp("agent")
+    built: dict[tuple[str, ...], Path] = {}
+
+    def build(name: str, *flags: str) -> Path:
+        key = (name, *flags)
+        if key not in built:
+            place = directory / str(len(built))
+            place.mkdir()
+            kind = ["-shared", "-fPIC"] if name.endswith(".so") else []
+            source = INSIDE / f"{name.removesuffix('.so')}.c"
+            built[key] = gen_forms.compile_c(place / name, [source], [*kind, *flags])
+        return built[key]
+
+    return build
+
+
+@pytest.fixture
+def as_alone(watch: Callable[..., Run], environment: dict[str, str]) -> AsAlone:
+    """`as_alone(argv, *options, env={})`: alone and watched, with the same status and streams. Gives the watched."""
+
+    def check(argv: list[str | Path], *options: str, timeout: float = 60, **more: Any) -> Run:
+        env = {**environment, **more.get("env", {})}
+        alone = subprocess.run(
+            list(map(str, argv)),
+            **{**more, "env": env},
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout,
+            check=False,
+        )
+        ours = watch(argv, "-q", *options, timeout=timeout, **more)
+        status = alone.returncode if alone.returncode >= 0 else 128 - alone.returncode
+        assert (ours.status, ours.out, ours.err) == (status, alone.stdout, alone.stderr)
+        return ours
+
+    return check
