@@ -50,7 +50,7 @@ lint: setup  ## format, lint, import layers, types
 	@$(BIN)/mypy --no-error-summary
 
 test: lint  ## set up, lint, and run the tests, or TESTS=PATHS (minutes)
-	@$(BIN)/pytest -q -m 'not slow' $(TESTS)
+	@$(BIN)/pytest -q -m 'not slow' -n auto --maxprocesses 4 --dist loadfile $(TESTS)
 
 test-slow: setup  ## the tests that take longer than CI has
 	@$(BIN)/pytest -q -m slow

@@ -105,7 +105,9 @@ def test_built_in(tmp_path: Path) -> None:
             assert [(s.where, s.counts) for s in found(root, number)] == [(where, right)]
 
 
-@pytest.mark.parametrize("packed", [b"", b"\x1f\x8b", gzip.compress(b"CONFIG_X86=y\n")[:12], os.urandom(99)])
+@pytest.mark.parametrize(
+    "packed", [b"", b"\x1f\x8b", gzip.compress(b"CONFIG_X86=y\n")[:12], os.urandom(99)], ids=range(4)
+)
 def test_a_configuration_that_is_none(packed: bytes, tmp_path: Path) -> None:
     """Broken, and the kernel's file in /boot is taken."""
     root = made(tmp_path / "root", {"boot/config-6.12.48": "CONFIG_A=y\n", "proc/x": ""})

@@ -118,12 +118,12 @@ def test_we_may_die(compiled: Compiled, tmp_path: Path, environment: dict[str, s
 @pytest.mark.parametrize("when", ["at once", "later"])
 def test_what_a_dead_python_knew_is_missed(compiled: Compiled, environment: dict[str, str], when: str) -> None:
     """Killed as soon as it is there, or while the tracer works: nobody waits for ever, and no bill reads clean."""
-    kill = "pkill -9 -f joined[=]"
+    kill = "pkill -9 -s 0 -f joined[=]"
     wait = f"until {kill}; do :; done" if when == "at once" else f"sleep 1.5; {kill}"
     script = f"busybox sleep 3 & {wait}; wait; exit 5"
     done = subprocess.run(
         [*COMMAND, "run", "--unmonitored-exitcode=77", "--", "bash", "-c", script],
-        env=environment, capture_output=True, text=True, timeout=60, check=False,
+        env=environment, capture_output=True, text=True, timeout=60, check=False, start_new_session=True,
     )  # fmt: skip
     assert done.returncode == 77, done.stderr
     assert "unmonitored: nothing" not in done.stderr
@@ -131,7 +131,10 @@ def test_what_a_dead_python_knew_is_missed(compiled: Compiled, environment: dict
 
 def test_a_tracer_that_cannot_begin(environment: dict[str, str]) -> None:
     """It is killed before it says that it is there: the program runs unwatched."""
-    script = "busybox true & for i in $(seq 100); do pkill -9 -f traced[=] && break; done; wait; exit 5"
+    run = "$(awk -v front=$PPID '$5 == front { print $2 }' /proc/sysvipc/shm)"  # other runs' are let be
+    script = (
+        f"run={run}; busybox true & for i in $(seq 100); do pkill -9 -f traced[=]$run: && break; done; wait; exit 5"
+    )
     done = subprocess.run(
         [*COMMAND, "run", "--unmonitored-exitcode=77", "--", "bash", "-c", script],
         env=environment, capture_output=True, text=True, timeout=60, check=False,
@@ -173,6 +176,7 @@ def test_verbose_says_who_and_why(environment: dict[str, str]) -> None:
 
 def test_one_that_was_killed(watch: Callable[..., Run]) -> None:
     """A tracer's death is its program's, as with strace; the report says that there was one."""
-    run = watch(["sh", "-c", "busybox sh -c 'pkill -9 -f traced[=]; sleep 5' ; echo $?"])
+    kill = "kill -9 $(sed -n s/TracerPid://p /proc/$$/status)"
+    run = watch(["sh", "-c", f"busybox sh -c '{kill}; sleep 5' ; echo $?"])
     assert run.out == f"{128 + signal.SIGKILL}\n"
     assert [u["reason"][:35] for u in run.report["unmonitored"]] == ["what a tracer has found is lost: it"]

@@ -122,7 +122,7 @@ def test_a_program_that_splits(own: dict[str, str], compiled: Compiled, executed
 
 def test_python_is_killed(own: dict[str, str], compiled: Compiled) -> None:
     """When it analyses, or after that: the program goes on, and another one reports in the end."""
-    script = f"{compiled('splits')}; sleep 1; pkill -9 -f joined[=]; sleep 0.2; {compiled('stopped')}; exit 4"
+    script = f"{compiled('splits')}; sleep 1; pkill -9 -P $PPID -f joined[=]; sleep 0.2; {compiled('stopped')}; exit 4"
     done = subprocess.run(
         [*COMMAND, "run", "--", "sh", "-c", script], env=own, capture_output=True, text=True, check=False, timeout=60
     )

@@ -28,7 +28,7 @@
 #include <ucontext.h>
 #include <unistd.h>
 
-enum { STACK = 1 << 16, VALUES = 2000 };
+enum { STACK = 1 << 20, VALUES = 2000 };
 static struct { uint64_t start, end; } code[64];
 static unsigned code_count;
 static volatile long ticks, depth, deepest, received, jumps;

@@ -88,6 +88,6 @@ void say_count(const struct run *run)
     char text[32];
     for (uint32_t i = 0; i < run->counters_used && i < COUNTERS; i++)
         hits += run->counters[i];
-    dprintf(2, "splitlock: no report: Python could not be started, or was killed; %s split lock%s counted\n", number(hits, text),
-            hits == 1 ? " was" : "s were");
+    dprintf(2, "splitlock: no report: Python could not be started, or was killed; %s split lock%s counted, and what was not "
+               "watched is not known\n", number(hits, text), hits == 1 ? " was" : "s were");
 }
