@@ -118,10 +118,14 @@ class Elf:
 
     def read(self, vaddr: int, size: int) -> bytes:
         """`size` bytes of the file's contents at a virtual address; ImageError when not there."""
+        start = self.offset(vaddr, size)
+        return self.data[start : start + size]
+
+    def offset(self, vaddr: int, size: int) -> int:
+        """Where in the file `size` bytes at a virtual address begin; ImageError when not there."""
         for s in self.segments:
             if s.type == PT_LOAD and s.vaddr <= vaddr and vaddr + size <= s.vaddr + s.filesz:
-                start = s.offset + vaddr - s.vaddr
-                return self.data[start : start + size]
+                return int(s.offset + vaddr - s.vaddr)
         raise ImageError(f"no contents at address {vaddr:#x}")
 
     def executable(self) -> list[Segment]:
@@ -150,33 +154,39 @@ class Elf:
 
     def symbols(self) -> Iterator[Symbol]:
         """Entries of .symtab, or of .dynsym when the file was stripped of the former."""
+        names, raw = self._symbols()
+        for name, info, _, shndx, value, size in _SYM.iter_unpack(raw):
+            if shndx and value:
+                yield Symbol(text_at(names, name), info & 15, value, size)
+
+    def sized(self, *types: int) -> Iterator[tuple[int, int]]:
+        """Address and size of the symbols of these types that have one, without a look at their names."""
+        for _, info, _, shndx, value, size in _SYM.iter_unpack(self._symbols()[1]):
+            if size and shndx and value and info & 15 in types:
+                yield value, size
+
+    def _symbols(self) -> tuple[Buffer, Buffer]:
+        """The string table and the whole entries of the symbol table."""
         kinds = {s.type: s for s in reversed(self.sections)}  # a file has one of each (gABI)
         table = kinds.get(SHT_SYMTAB) or kinds.get(SHT_DYNSYM)
-        if table:
-            if table.link >= len(self.sections):
-                raise ImageError(f"section {table.name} names no string table")
-            strings = self.sections[table.link]
-            names = self.data[strings.offset : strings.offset + strings.size]
-            raw = self.data[table.offset : table.offset + table.size]
-            for name, info, _, shndx, value, size in _SYM.iter_unpack(raw[: len(raw) // _SYM.size * _SYM.size]):
-                if shndx and value:
-                    yield Symbol(text_at(names, name), info & 15, value, size)
+        if not table:
+            return b"", b""
+        if table.link >= len(self.sections):
+            raise ImageError(f"section {table.name} names no string table")
+        strings = self.sections[table.link]
+        names = self.data[strings.offset : strings.offset + strings.size]
+        raw = self.data[table.offset : table.offset + table.size]
+        return names, raw[: len(raw) // _SYM.size * _SYM.size]
 
     def addresses(self, names: Collection[bytes]) -> dict[bytes, int]:
         """Where symbols of these names are, whatever their version; of those that are defined here.
 
         As `symbols`, but without a look at the names of the others.
         """
-        kinds = {s.type: s for s in reversed(self.sections)}
-        table = kinds.get(SHT_SYMTAB) or kinds.get(SHT_DYNSYM)
-        if not table or table.link >= len(self.sections):
-            return {}
-        strings = self.sections[table.link]
-        held = bytes(self.data[strings.offset : strings.offset + strings.size])
+        held, raw = map(bytes, self._symbols())
         # a string may be the end of another one's
         places = {m.start(): name for name in names for m in re.finditer(re.escape(name) + rb"(?=[\0@])", held)}
-        raw = bytes(self.data[table.offset : table.offset + table.size])
-        first = memoryview(raw[: len(raw) // _SYM.size * _SYM.size]).cast("I")[:: _SYM.size // 4]
+        first = memoryview(raw).cast("I")[:: _SYM.size // 4]
         found = {}
         for i, name in enumerate(first):
             if name in places:

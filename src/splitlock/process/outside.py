@@ -40,10 +40,12 @@ def exchanges(elf: Elf, ranges: list[tuple[int, int]], undecoded: list[tuple[int
     code = [(s.vaddr, s.vaddr + s.filesz) for s in elf.executable()]
     size = sites = 0
     for low, high in [*_gaps(elf, ranges), *undecoded]:
-        raw = elf.read(low, high - low)
-        if found := _count(raw, low, code):
-            sites += found
-            size += 0 if LOCK_PREFIXED.search(raw) else high - low
+        at = elf.offset(low, high - low)
+        if EXCHANGE.search(elf.data, at, at + high - low):  # rare: most gaps are padding
+            raw = bytes(elf.data[at : at + high - low])
+            if found := _count(raw, low, code):
+                sites += found
+                size += 0 if LOCK_PREFIXED.search(raw) else high - low
     return size, sites
 
 
@@ -65,8 +67,6 @@ def _gaps(elf: Elf, ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def _count(raw: bytes, address: int, code: list[tuple[int, int]]) -> int:
-    if not EXCHANGE.search(raw):
-        return 0
     # an xchg with a LOCK prefix is counted as such
     known = sorted(match.span() for match in (*_LINKAGE.finditer(raw), *LOCK_PREFIXED.finditer(raw)))
     found = passed = 0

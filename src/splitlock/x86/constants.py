@@ -8,7 +8,7 @@ from splitlock.x86.flow import KEPT, changed, is_call, successors
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Sequence, Set
 
     from iced_x86 import Instruction
 
@@ -28,6 +28,7 @@ def constants(code: Sequence[Instruction]) -> dict[int, State]:
     by_address = {x.ip: x for x in code}
     factory = InstructionInfoFactory()
     known: dict[int, State] = {}
+    lost: dict[int, Set[int]] = {}
     for first in code:
         if first.ip in known or first.mnemonic in _BETWEEN:
             continue
@@ -35,8 +36,11 @@ def constants(code: Sequence[Instruction]) -> dict[int, State]:
         waiting = [first.ip]
         while waiting:
             at = waiting.pop()
-            after = _step(by_address[at], known[at], factory)
-            for place in successors(by_address[at]):
+            x = by_address[at]
+            if at not in lost:  # asked for once, however often control passes
+                lost[at] = changed(x, factory)
+            after = _step(x, known[at], lost[at])
+            for place in successors(x):
                 if place not in by_address:
                     continue
                 merged = _merge(known[place], after) if place in known else after
@@ -51,10 +55,9 @@ def _merge(left: State, right: State) -> State:
     return {number: values for number, values in both.items() if len(values) <= _MOST}
 
 
-def _step(x: Instruction, before: State, factory: InstructionInfoFactory) -> State:
+def _step(x: Instruction, before: State, lost: Set[int]) -> State:
     if is_call(x):
         return {number: values for number, values in before.items() if number in KEPT}
-    lost = changed(x, factory)
     if not lost:
         return before
     after = {number: values for number, values in before.items() if number not in lost}

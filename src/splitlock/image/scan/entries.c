@@ -208,101 +208,128 @@ static bool may_branch(struct scan *scan, struct known *known, const struct code
     return target < start || target >= scan->ends[range];
 }
 
-enum { LONG = 1, ESCAPED = 2, BEGIN_TRANSACTION = 3, SHORT = 4 };
+enum { BLOCK = 6 }; /* a bit of `blocks` is for 1 << BLOCK bytes of code: these bits fit a cache, those of all code do not */
 
-static void branch_kinds(uint8_t kinds[256])
+/* What is looked for. */
+struct wanted {
+    uint8_t *bits, *blocks;
+    uint64_t low, high; /* addresses, both of them wanted */
+};
+
+/* How many bytes the opcode of a branch has that may be at `here`, and whose distance has 32 bits; 0: it is none. */
+static unsigned opcode_length(const uint8_t *here)
 {
-    memset(kinds, 0, 256);
-    kinds[0xe8] = kinds[0xe9] = LONG;
-    kinds[0x0f] = ESCAPED;
-    kinds[0xc7] = BEGIN_TRANSACTION;
-    memset(kinds + 0x70, SHORT, 16);
-    memset(kinds + 0xe0, SHORT, 4);
-    kinds[0xeb] = SHORT;
+    if ((*here & 0xfe) == 0xe8) /* call, jmp */
+        return 1;
+    if (*here == 0x0f) /* jcc */
+        return (here[1] & 0xf0) == 0x80 ? 2 : 0;
+    return *here == 0xc7 && here[1] == 0xf8 ? 2 : 0; /* xbegin */
 }
 
-/* How many bytes the opcode of a branch has that may be at `here`, of whose segment `left` bytes follow; 0: it is none. */
-static unsigned opcode_length(unsigned kind, const uint8_t *here, uint64_t left)
+static bool is_short(uint8_t opcode) /* jcc, loop and jrcxz, jmp: a distance of 8 bits */
 {
-    if (kind == SHORT)
-        return left >= 2 ? 1 : 0;
-    if (kind == LONG)
-        return left >= 5 ? 1 : 0;
-    if (left < 6)
-        return 0;
-    return (kind == ESCAPED ? (here[1] & 0xf0) == 0x80 : here[1] == 0xf8) ? 2 : 0;
+    return (opcode & 0xf0) == 0x70 || (opcode & 0xfc) == 0xe0 || opcode == 0xeb;
 }
 
-static void find_branches(struct scan *scan, struct known *known, const struct code *code, const uint8_t *wanted,
-                          uint8_t *hit)
+static void find_far(struct scan *scan, struct known *known, const struct code *code, struct wanted wanted, uint8_t *hit)
 {
-    uint8_t kinds[256];
-    branch_kinds(kinds);
-    for (uint64_t at = 0; at < code->size; at++) {
+    for (uint64_t at = 0; at + 5 <= code->size; at++) {
         const uint8_t *here = code->bytes + at;
-        unsigned kind = kinds[*here], length = kind ? opcode_length(kind, here, code->size - at) : 0;
-        uint64_t target, slot;
-        if (!length)
+        unsigned length = opcode_length(here);
+        if (!length || at + length + 4 > code->size)
             continue;
-        if (kind == SHORT) {
-            target = at + 2 + (uint64_t)(int64_t)(int8_t)here[1];
-            slot = target < code->size ? code->slot + target : NO_SLOT;
-            target += code->address;
-        } else {
-            target = code->address + at + length + 4 + signed32(here + length);
-            slot = slot_of(scan, target);
-        }
-        if (slot != NO_SLOT && is_set(wanted, slot) && !is_set(hit, slot) &&
+        uint64_t target = code->address + at + length + 4 + signed32(here + length), slot = slot_of(scan, target);
+        if (slot != NO_SLOT && is_set(wanted.blocks, slot >> BLOCK) && is_set(wanted.bits, slot) && !is_set(hit, slot) &&
             may_branch(scan, known, code, code->address + at, target))
             set(hit, slot);
     }
 }
 
+/* A short branch to a place is near it: from 129 bytes before to 126 behind. */
+static void find_near(struct scan *scan, struct known *known, const struct code *code, uint64_t place, uint8_t *hit)
+{
+    for (uint64_t at = place > 129 ? place - 129 : 0; at <= place + 126 && at + 2 <= code->size; at++)
+        if (is_short(code->bytes[at]) && at + 2 + (uint64_t)(int64_t)(int8_t)code->bytes[at + 1] == place &&
+            may_branch(scan, known, code, code->address + at, code->address + place)) {
+            set(hit, code->slot + place);
+            return;
+        }
+}
+
+static void find_branches(struct scan *scan, struct known *known, const struct code *code, struct wanted wanted, uint8_t *hit)
+{
+    find_far(scan, known, code, wanted, hit);
+    for (uint64_t at = 0; at < code->size; at++) {
+        uint64_t slot = code->slot + at;
+        if (!is_set(wanted.blocks, slot >> BLOCK))
+            at += ~slot & ((1 << BLOCK) - 1); /* to the block's end */
+        else if (is_set(wanted.bits, slot) && !is_set(hit, slot))
+            find_near(scan, known, code, at, hit);
+    }
+}
+
 /* -- pointers ------------------------------------------------------------------------------------ */
 
-/* Looks for wanted addresses among the aligned words of `width` bytes. */
-static void find_pointers(struct scan *scan, const struct scan_segment *segment, unsigned width, const uint8_t *wanted,
-                          uint8_t *hit)
+static void point(const struct scan *scan, uint64_t value, struct wanted wanted, uint8_t *hit)
 {
-    uint64_t begin = (segment->offset + width - 1) & -(uint64_t)width, end = segment->offset + segment->size;
-    for (uint64_t at = begin; at < end && end - at >= width; at += width) {
-        uint64_t value = 0, slot;
-        memcpy(&value, scan->data + at, width);
-        slot = value ? slot_of(scan, value) : NO_SLOT;
-        if (slot != NO_SLOT && is_set(wanted, slot))
-            set(hit, slot);
+    uint64_t slot = slot_of(scan, value);
+    if (slot != NO_SLOT && is_set(wanted.blocks, slot >> BLOCK) && is_set(wanted.bits, slot))
+        set(hit, slot);
+}
+
+/* Looks for wanted addresses among the aligned words. Most are no address of code: that is seen at once. */
+static void find_pointers(struct scan *scan, const struct scan_segment *segment, bool fixed, struct wanted wanted, uint8_t *hit)
+{
+    uint64_t end = segment->offset + segment->size, at = (segment->offset + 7) & -8ULL;
+    uint64_t low = wanted.low, span = wanted.high - low;
+    for (; at < end && end - at >= 8; at += 8) {
+        uint64_t value;
+        memcpy(&value, scan->data + at, 8);
+        if (value - low <= span)
+            point(scan, value, wanted, hit);
+    }
+    if (!fixed || segment->code)
+        return;
+    for (at = (segment->offset + 3) & -4ULL; at < end && end - at >= 4; at += 4) {
+        uint32_t value = load32(scan->data + at);
+        if (value - low <= span)
+            point(scan, value, wanted, hit);
     }
 }
 
 /* -- all of it ----------------------------------------------------------------------------------- */
 
-static void look(struct scan *scan, struct known *known, bool fixed, const uint8_t *branched, const uint8_t *pointed,
+static void look(struct scan *scan, struct known *known, bool fixed, struct wanted branched, struct wanted pointed,
                  uint8_t *hit)
 {
-    for (uint32_t i = 0; branched && i < scan->code_count; i++)
+    for (uint32_t i = 0; branched.bits && i < scan->code_count; i++)
         find_branches(scan, known, &scan->code[i], branched, hit);
-    for (uint32_t i = 0; pointed && i < scan->segment_count; i++) {
-        find_pointers(scan, &scan->segments[i], 8, pointed, hit);
-        if (fixed && !scan->segments[i].code)
-            find_pointers(scan, &scan->segments[i], 4, pointed, hit);
-    }
+    for (uint32_t i = 0; pointed.bits && i < scan->segment_count; i++)
+        find_pointers(scan, &scan->segments[i], fixed, pointed, hit);
 }
 
-/* A bitmap of the addresses that are looked for in one way; NULL for none, or no memory (then *good is false). */
-static uint8_t *wanted_in(const struct scan *scan, unsigned way, const uint64_t *addresses, const uint8_t *what,
-                          uint64_t count, bool *good)
+/* The addresses that are looked for in one way; without bits for none, or no memory (then *good is false). */
+static struct wanted wanted_in(const struct scan *scan, unsigned way, const uint64_t *addresses, const uint8_t *what,
+                               uint64_t count, bool *good)
 {
-    uint8_t *bits = NULL;
+    struct wanted wanted = {.low = UINT64_MAX};
     for (uint64_t i = 0; *good && i < count; i++) {
         uint64_t slot = what[i] & way ? slot_of(scan, addresses[i]) : NO_SLOT;
         if (slot == NO_SLOT)
             continue;
-        bits = bits ? bits : new_bits(scan);
-        *good = bits;
-        if (bits)
-            set(bits, slot);
+        if (!wanted.bits) {
+            wanted.bits = new_bits(scan);
+            wanted.blocks = calloc((scan->slots >> BLOCK) / 8 + 1, 1);
+            *good = wanted.bits && wanted.blocks;
+        }
+        if (!*good)
+            break;
+        set(wanted.bits, slot);
+        set(wanted.blocks, slot >> BLOCK);
+        wanted.low = addresses[i] < wanted.low ? addresses[i] : wanted.low;
+        wanted.high = addresses[i] > wanted.high ? addresses[i] : wanted.high;
     }
-    return bits;
+    return wanted;
 }
 
 int64_t scan_entered(struct scan *scan, const uint64_t *addresses, const uint8_t *what, uint64_t count, bool fixed,
@@ -315,8 +342,8 @@ int64_t scan_entered(struct scan *scan, const uint64_t *addresses, const uint8_t
     struct known known = {.range = UINT64_MAX, .begins = malloc(longest / 8 + 1)};
     uint8_t *hit = new_bits(scan);
     bool good = known.begins && hit && scan->named && scan->cases;
-    uint8_t *branched = wanted_in(scan, SCAN_BRANCHES, addresses, what, count, &good);
-    uint8_t *pointed = wanted_in(scan, SCAN_POINTERS, addresses, what, count, &good);
+    struct wanted branched = wanted_in(scan, SCAN_BRANCHES, addresses, what, count, &good);
+    struct wanted pointed = wanted_in(scan, SCAN_POINTERS, addresses, what, count, &good);
     if (good)
         look(scan, &known, fixed, branched, pointed, hit);
     for (uint64_t i = 0; good && i < count; i++) {
@@ -326,7 +353,9 @@ int64_t scan_entered(struct scan *scan, const uint64_t *addresses, const uint8_t
     }
     free(known.begins);
     free(hit);
-    free(branched);
-    free(pointed);
+    free(branched.bits);
+    free(branched.blocks);
+    free(pointed.bits);
+    free(pointed.blocks);
     return good ? 0 : -1;
 }

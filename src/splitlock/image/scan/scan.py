@@ -80,10 +80,10 @@ class Scan:
 
     def _functions(self) -> tuple[array[int], array[int]]:
         bounds, _ = self.frames()
-        for s in self._elf.symbols():
-            if s.type in (STT_FUNC, STT_GNU_IFUNC) and s.size and s.value + s.size < 1 << 64:
-                bounds.append(s.value)
-                bounds.append(s.value + s.size)
+        for value, size in self._elf.sized(STT_FUNC, STT_GNU_IFUNC):
+            if value + size < 1 << 64:
+                bounds.append(value)
+                bounds.append(value + size)
         count = len(bounds) // 2
         starts, ends = _zeroes("Q", count), _zeroes("Q", count)
         made = self._lib.scan_cut(self._handle, _place(bounds), count, _place(starts), _place(ends))
