@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Run
+from conftest import COMMAND, Run
 from programs import gen_forms
 
 AsAlone = Callable[..., Run]
 Compiled = Callable[..., Path]
+Executed = Callable[..., list[str]]
 INSIDE = Path(__file__).parent / "inside"
 
 
@@ -61,3 +63,33 @@ def as_alone(watch: Callable[..., Run], environment: dict[str, str]) -> AsAlone:
         return ours
 
     return check
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> dict[str, str]:
+    """A cache of this test's own, where Python has written down what the front has to know."""
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    subprocess.run([*COMMAND, "run", "-q", "--", "true"], env=environment, check=True)
+    assert place(environment).exists()
+    return environment
+
+
+def place(environment: dict[str, str]) -> Path:
+    return Path(environment["XDG_CACHE_HOME"]) / "splitlock" / "place"
+
+
+@pytest.fixture
+def executed(tmp_path: Path, own: dict[str, str]) -> Executed:
+    """`executed(words...)`: what a run executes, Python among it, by strace."""
+
+    def run(*words: str | Path) -> list[str]:
+        for log in tmp_path.glob("log.*"):
+            log.unlink()
+        argv = ["strace", "-ff", "-o", tmp_path / "log", "-e", "trace=execve", *COMMAND, "run", *words]
+        done = subprocess.run(argv, env=own, capture_output=True, text=True, check=False)
+        logs = sorted(tmp_path.glob("log.*"), key=lambda log: int(log.suffix[1:]))
+        lines = [line for log in logs for line in log.read_text().splitlines()]
+        names = [line.split('"')[1] for line in lines if "execve(" in line and "= 0" in line]
+        return [os.path.basename(name) for name in names] + [str(done.returncode)]
+
+    return run

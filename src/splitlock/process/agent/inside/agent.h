@@ -77,6 +77,7 @@ bool place(struct arena *arena, struct seen_image *seen, const struct image *ima
 
 /* images.c */
 int watch_image(uint64_t bias, const char *path, const char *name, uint64_t low, uint64_t high);
+void key_of(const struct stat *status, uint64_t key[KEY]);
 void note_mapping(int file, bool shared, uint64_t size);
 void note_program(const char *name, bool has_scope);
 struct arena *arena_at(uint64_t address);
@@ -88,6 +89,9 @@ void text_moves(uint64_t start, uint64_t size);
 void text_changes(uint64_t start, uint64_t size);
 void wake_supervisor(void);
 bool lives(int32_t pid);
+
+/* plain.c */
+bool is_plain(long file, const uint64_t key[KEY], uint64_t *code);
 
 /* filter.c */
 bool is_hindered(const struct frame *frame);

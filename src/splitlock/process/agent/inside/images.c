@@ -136,7 +136,10 @@ static void settle(struct seen_image *seen, struct image *image, long *from, con
             if (FAILED(*from)) {
                 long file = call4(NR_OPENAT, AT_FDCWD, (long)path, O_RDONLY | O_CLOEXEC, 0);
                 if (!FAILED(file)) {
-                    ask(seen, file);
+                    if (is_plain(file, seen->key, &seen->watched_bytes))
+                        atomic_store(&seen->state, NOTHING);
+                    else
+                        ask(seen, file);
                     call1(NR_CLOSE, file);
                 } else {
                     seen->reason = file == -EACCES ? NOT_READ : NOT_OPENED;
@@ -144,9 +147,12 @@ static void settle(struct seen_image *seen, struct image *image, long *from, con
                 }
                 if (atomic_load(&seen->state) == REFUSED)
                     return;
-                *from = open_image(seen->key, image, arena);
+                if (atomic_load(&seen->state) != NOTHING)
+                    *from = open_image(seen->key, image, arena);
             }
-            if (FAILED(*from)) {
+            if (atomic_load(&seen->state) == NOTHING) {
+                ; /* it is plain */
+            } else if (FAILED(*from)) {
                 seen->reason = NOT_OPENED;
                 atomic_store(&seen->state, REFUSED);
             } else {
@@ -164,7 +170,7 @@ static void settle(struct seen_image *seen, struct image *image, long *from, con
     }
 }
 
-static void key_of(const struct stat *status, uint64_t key[KEY])
+void key_of(const struct stat *status, uint64_t key[KEY])
 {
     key[0] = status->dev;
     key[1] = status->ino;
