@@ -78,6 +78,7 @@ bench: setup  ## measure against native, QEMU, valgrind, objdump; rewrites docs/
 	@$(BIN)/python benchmarks/vmx.py --markdown docs/benchmarks.md
 	@$(BIN)/python benchmarks/watch.py --markdown docs/benchmarks.md
 	@$(BIN)/python benchmarks/plans.py --markdown docs/benchmarks.md
+	@$(BIN)/python benchmarks/builds.py --markdown docs/benchmarks.md
 
 schema: setup  ## regenerate docs/*.schema.json from the reports' types
 	@$(BIN)/python scripts/schema.py

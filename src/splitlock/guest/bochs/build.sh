@@ -51,29 +51,10 @@ is_right() {
     [ -f "$1" ] && echo "$sha256  $1" | sha256sum --check --status
 }
 
-# apt's own lists stay as they are: only the package's place is asked for, of this machine's archives.
-download() {
-    if [ -z "${SOURCES:-}" ]; then
-        SOURCES=$work/machine.sources
-        python3 "$here/sources.py" "$release" >"$SOURCES" 2>"$work/why" || fail "$(tail -n 1 "$work/why")"
-    fi
-    sed 's/^Types:.*/Types: deb-src/' "$SOURCES" >"$work/debian.sources"
-    mkdir -p "$work/lists/partial" "$work/cache/archives/partial"
-    options="-qq -o Dir::Etc::sourcelist=$work/debian.sources -o Dir::Etc::sourceparts=- -o Dir::State::Lists=$work/lists
-        -o Dir::State::status=/dev/null -o Dir::Cache=$work/cache -o APT::Sandbox::User=root"
-    cd "$work"
-    # shellcheck disable=SC2086  # options are words
-    apt-get $options update >&2 || fail "apt-get update failed for Debian's source packages of $release"
-    # Some archives lack the .dsc: what counts is the archive of the sources itself, which is checked below.
-    # shellcheck disable=SC2086
-    apt-get $options source --download-only bochs >"$work/said" 2>&1 || true
-    is_right "$work/$archive" || fail "$archive cannot be downloaded: $(grep '^E:' "$work/said" | head -n 1)"
-    mv "$work/$archive" "$directory/"
-}
-
 is_right "$directory/$archive" || command -v apt-get >/dev/null ||
     fail "there is no apt here; put $archive, of Debian's source package bochs, into $directory"
-is_right "$directory/$archive" || (download) || exit 2
+is_right "$directory/$archive" || why=$("$here/source.sh" bochs "$archive" "$directory" "$release" 2>&1) || fail "$(echo "$why" | tail -n 1)"
+is_right "$directory/$archive" || fail "$directory/$archive is another than it should be"
 cd "$work"
 tar -xf "$directory/$archive"
 cd bochs-*
