@@ -78,7 +78,7 @@ def make(data: Buffer, key: Key) -> tuple[bytes, Named]:
 
 
 def _judge(data: Buffer, key: Key) -> tuple[bytes, Named]:
-    from splitlock.image.elf import EM_X86_64, Elf
+    from splitlock.image.elf import EM_X86_64, PF_W, Elf
 
     if data[:4] != b"\x7fELF":
         return _nothing(key, Named(0, 0, [Unwatched("no ELF image", len(data), None)], [], None))
@@ -90,6 +90,8 @@ def _judge(data: Buffer, key: Key) -> tuple[bytes, Named]:
         if elf.has_text_relocations():
             reason = "text relocations: the dynamic linker rewrites the code"
             return _nothing(key, Named(0, 0, [Unwatched(reason, size, None)], [], elf.build_id()))
+        if any(s.flags & PF_W for s in elf.executable()):
+            return _nothing(key, Named(0, 0, [Unwatched("code in writable segments", size, None)], [], elf.build_id()))
         return _make(elf, key)
     except ImageError as error:
         return _nothing(key, Named(0, 0, [Unwatched(f"malformed image: {error}", len(data), None)], [], None))
