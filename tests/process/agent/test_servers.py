@@ -69,13 +69,14 @@ class Server:
         self.start(*words, **more)
         return self.end()
 
-    def wait(self) -> None:
-        """Until it listens."""
+    def wait(self, *client: str) -> None:
+        """Until it listens, and a client, where one is named, says that it is ready."""
         assert self._process
         until = time.monotonic() + PATIENCE
         while time.monotonic() < until:
             with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=5):
-                return
+                if not client or not subprocess.run(client, capture_output=True, timeout=60, check=False).returncode:
+                    return
             assert self._process.poll() is None, self.log.read_text()
             time.sleep(0.05)
         raise AssertionError("it does not listen")
@@ -196,8 +197,8 @@ def test_postgres(both: Both) -> None:
             initdb, "-D", data, "-U", "test", "-A", "trust", "-E", "UTF8", "--no-locale", "-N", within=other
         )
         server.start(postgres, "-D", data, "-p", str(server.port), "-h", "127.0.0.1", "-k", "", within=other)
-        server.wait()
         words = [psql, "-X", "-h", "127.0.0.1", "-p", str(server.port), "-U", "test", "postgres"]
+        server.wait(*words, "-c", "select 1")
         done = subprocess.run(words, input=SQL, capture_output=True, text=True, timeout=PATIENCE, check=False)
         with subprocess.Popen([*words, "-c", "select pg_sleep(60)"], stderr=subprocess.PIPE, text=True) as client:
             time.sleep(1)
