@@ -29,7 +29,7 @@ _SUBREAPER = 36  # prctl(PR_SET_CHILD_SUBREAPER)
 #: what `unmonitored` may say where a program is watched, but for parts of it
 PARTS = ("code outside known functions", "no room for a jump", "calls the kernel at ", "code made at run time (JIT)")
 #: what a program says of a crash, of its own or of a child's; also of the signal that ends it
-ALARM = re.compile(r"signal \d+|SIG[A-Z]{3,}|(?:segfault|segmentation|crash|abort|core dump)\w*", re.IGNORECASE)
+ALARM = re.compile(r"signal \d+|SIG[A-Z]{3,}|(?i:segfault|segmentation|crash|abort|core dump)\w*")
 
 
 def _children() -> set[int]:
