@@ -27,8 +27,9 @@ UNDER_US = [*COMMAND, "run", "-q", "--"]
 #: seconds that a module of CPython's may take alone; it gets twice as many under us
 LIMIT = float(os.environ.get("SPLITLOCK_TEST_LIMIT", "300"))
 
-#: what a module may use that it does not by default: a terminal's database, the network within the machine
-RESOURCES = {"test_curses": ["-ucurses"], "test_socketserver": ["-unetwork"]}
+#: what a module is run with: what it does not use by default, a terminal's database or the network within the machine;
+#: and without what hangs alone, sockets to a virtual machine's host in a virtual machine
+OPTIONS = {"test_curses": ["-ucurses"], "test_socketserver": ["-unetwork"], "test_socket": ["-i", "*VSOCK*"]}
 
 OPERATIONS = 1000
 STRESS_SECONDS = 3
@@ -141,7 +142,7 @@ def test_cpythons_own_tests(environment: dict[str, str], tmp_path: Path, module:
     def run(words: list[str], limit: float) -> Verdict | None:
         return _verdict(words, _tests, limit, cwd=tmp_path, env=env)
 
-    alone = _compare([PYTHON, "-m", "test", "-v", *RESOURCES.get(module, []), module], run, LIMIT)
+    alone = _compare([PYTHON, "-m", "test", "-v", module, *OPTIONS.get(module, [])], run, LIMIT)
     if not alone.found:
         reason = re.search(r"^\S+ skipped -- (.*)$", alone.said, re.M)
         pytest.skip(f"it runs no tests alone: {reason[1] if reason else alone.said[-200:]}")
