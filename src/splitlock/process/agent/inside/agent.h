@@ -145,6 +145,8 @@ int memcmp(const void *one, const void *other, size_t size);
 size_t strlen(const char *text);
 void copy_text(char *to, const char *from, size_t room);
 bool begins(const char *text, const char *prefix);
+enum { PROC_FD = 32 };
+void name_descriptor(char to[PROC_FD], int descriptor);
 
 #pragma GCC visibility pop
 
