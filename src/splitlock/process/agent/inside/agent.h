@@ -128,6 +128,10 @@ void on_leave(struct frame *frame);
 void hand_back_handlers(void);
 void escaped(const char *name, enum reason reason);
 
+/* auditors.c */
+void note_auditors(char *const *environment);
+bool is_ours(const char *path);
+
 /* door.c */
 struct door *ask_for_tracer(const char *name, enum reason reason);
 void close_door(struct door *door);

@@ -20,6 +20,7 @@ static const char *executed; /* the program's name, as it was executed */
 static const struct segment *main_segments;
 static uint64_t main_segment_count;
 static bool is_main_known, has_scope;
+static int main_arena = -1;
 
 static int64_t number_in(const char *text)
 {
@@ -128,28 +129,40 @@ static bool span(const struct segment *segments, uint64_t count, uint64_t *low, 
     return executable && *low < *high;
 }
 
+/* The program; its bias is told by its own headers, where there are any. */
+static int open_main(uint64_t bias)
+{
+    uint64_t low, high;
+    for (uint64_t i = 0; i < main_segment_count; i++)
+        if (main_segments[i].type == PT_PHDR)
+            bias = (uint64_t)main_segments - main_segments[i].address;
+    if (!main_segments || !span(main_segments, main_segment_count, &low, &high))
+        return -1;
+    char name[NAME];
+    long size = call3(NR_READLINK, (long)"/proc/self/exe", (long)name, sizeof name - 1);
+    if (FAILED(size)) /* no /proc */
+        return executed ? watch_image(bias, executed, executed, low, high) : -1;
+    name[size] = 0;
+    note_program(name, has_scope);
+    return watch_image(bias, "/proc/self/exe", name, low, high);
+}
+
 static int open_image_of(struct map *map)
 {
     uint64_t low, high, bias = map->bias;
-    if (!is_main_known) { /* the first is the program; its bias is told by its own headers, where there are any */
+    bool is_main = !map->name || !map->name[0];
+    if (!is_main_known) { /* it is the first, but for audit modules that come behind us */
         is_main_known = true;
         take_out_lines();
-        for (uint64_t i = 0; i < main_segment_count; i++)
-            if (main_segments[i].type == PT_PHDR)
-                bias = (uint64_t)main_segments - main_segments[i].address;
-        if (!main_segments || !span(main_segments, main_segment_count, &low, &high))
-            return -1;
-        char name[NAME];
-        long size = call3(NR_READLINK, (long)"/proc/self/exe", (long)name, sizeof name - 1);
-        if (FAILED(size)) /* no /proc */
-            return executed ? watch_image(bias, executed, executed, low, high) : -1;
-        name[size] = 0;
-        note_program(name, has_scope);
-        return watch_image(bias, "/proc/self/exe", name, low, high);
+        note_auditors((char *const *)environment);
+        main_arena = open_main(is_main ? bias : 0);
     }
-    if (!map->name || map->name[0] != '/')
-        if (!map->name || begins(map->name, "linux-vdso"))
-            return -1;
+    if (is_main)
+        return main_arena;
+    if (is_ours(map->name))
+        return -1;
+    if (begins(map->name, "linux-vdso"))
+        return -1;
     /* ld.so maps the first page of every library, with the headers; the lowest address of a library is 0 but for prelinked ones. */
     const struct elf *header = (const struct elf *)bias;
     if (memcmp(header->ident, "\177ELF", 4))
