@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 from collections.abc import Callable, Sequence
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import COMMAND, Run
-from process.agent.conftest import Compiled
+from process.agent.conftest import AsAlone, Compiled
 
 DEEPEST = 5  # scripts, each the next one's interpreter, that the kernel follows to a program
 END = "int main(void) { return 77; }"
@@ -125,6 +126,12 @@ def test_failed_executions_leave_no_trace(told: Told, tmp_path: Path) -> None:
     assert told(["sh", "-c", script]) == []
     module = _built(tmp_path / "module.so", AUDITOR, "-shared", "-fPIC")
     assert told(["sh", "-c", f"{script}; LD_AUDIT={module} env true"]) == [("module.so", AUDITED)]
+
+
+@pytest.mark.parametrize("under", [["all", "exec"], ["errno", "exec"]])
+def test_a_line_that_is_nowhere(as_alone: AsAlone, compiled: Compiled, under: list[str]) -> None:
+    """Under a filter of the program's own too: the kernel says so (EFAULT)."""
+    assert as_alone([compiled("filtered"), *under, compiled("executes"), "nowhere", "/bin/true"]).status == errno.EFAULT
 
 
 REGISTER = """

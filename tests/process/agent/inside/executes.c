@@ -3,7 +3,7 @@
  *
  * HOW: execve (DIRECTORY is gone to, the name as it stands), execveat (by a descriptor of DIRECTORY), spawn (posix_spawn); flagged
  * (execveat with AT_EMPTY_PATH, which a name makes void), empty (a descriptor of the file that reads nothing); crowded (execve, with
- * one descriptor free).
+ * one descriptor free). Without a name: itself executes DIRECTORY, with an environment whose only line is nowhere.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -44,6 +44,10 @@ static void execute(const char *how, int directory, char *name)
 
 int main(int argc, char **argv)
 {
+    if (argc == 3) {
+        execve(argv[2], (char *[]){argv[2], NULL}, (char *[]){"A=1", (char *)16, NULL});
+        return errno;
+    }
     int directory = open(argv[2], O_PATH | O_DIRECTORY); /* a script's interpreter opens the script by it */
     if (directory < 0 || chdir(argv[2]))
         return 2;
@@ -60,5 +64,5 @@ int main(int argc, char **argv)
         printf("%s: %s\n", argv[i], WEXITSTATUS(status) == 77 ? "ran" : strerror(WEXITSTATUS(status)));
         fflush(stdout);
     }
-    return argc > 3 ? 0 : 77;
+    return 0;
 }
