@@ -108,6 +108,8 @@ def test_a_reason_says_what_its_number_means(ours: Header) -> None:
         "IS_FILTERED": "filter", "IS_SHARED": "shared", "IS_OWN": "mapped by the program",
         "IS_EDITED": "writable", "IS_HIDDEN": "another root",
         "IS_ALONE": "no library", "IS_DISPATCHED": "prctl 59", "NO_HEADERS": "headers lie",
+        "IS_UNKNOWN": "binfmt_misc", "IS_SUDDEN": "a moment before", "IS_ANOTHERS": "another splitlock",
+        "IS_AUDITOR": "audit module",
     }  # fmt: skip
     for name, word in words.items():
         assert word in memory.REASONS[ours.enumerators[name]]

@@ -69,6 +69,10 @@ REASONS = (
     "uses no library: its dynamic linker then fails with an agent",
     "handles its own system calls (prctl 59): programs that it starts and code that it makes are not seen",
     "where its headers lie is not known",
+    "no program of this machine's: another runs it (binfmt_misc), which is not watched",
+    "executed, though there was nothing to execute a moment before",
+    "watched by another splitlock: what it takes is in that report",
+    "an audit module of the program's own: it and its C library are not watched",
 )  # fmt: skip
 
 

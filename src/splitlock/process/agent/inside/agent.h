@@ -129,6 +129,10 @@ void on_leave(struct frame *frame);
 void hand_back_handlers(void);
 void escaped(const char *name, enum reason reason);
 
+/* auditors.c */
+void note_auditors(char *const *environment);
+bool is_ours(const char *path);
+
 /* door.c */
 struct door *ask_for_tracer(const char *name, enum reason reason);
 void close_door(struct door *door);
@@ -146,6 +150,8 @@ int memcmp(const void *one, const void *other, size_t size);
 size_t strlen(const char *text);
 void copy_text(char *to, const char *from, size_t room);
 bool begins(const char *text, const char *prefix);
+enum { PROC_FD = 32 };
+void name_descriptor(char to[PROC_FD], int descriptor);
 
 #pragma GCC visibility pop
 

@@ -21,6 +21,7 @@ static const char *executed; /* the program's name, as it was executed */
 static const struct segment *main_segments;
 static uint64_t main_segment_count;
 static bool is_main_known, has_scope;
+static int main_arena = -1;
 
 static int64_t number_in(const char *text)
 {
@@ -167,6 +168,7 @@ static bool are_read(const struct map *map, struct headers *headers)
     return are_headers(headers, size);
 }
 
+/* The program; its bias is told by its own headers, where there are any. */
 static int open_main(uint64_t bias)
 {
     uint64_t low, high;
@@ -191,14 +193,17 @@ static int open_image_of(struct map *map)
 {
     struct headers headers;
     uint64_t low, high;
-    if (!is_main_known) { /* the first is the program; its bias is told by its own headers, where there are any */
+    bool is_main = !map->name || !map->name[0];
+    if (!is_main_known) { /* it is the first, but for audit modules that come behind us */
         is_main_known = true;
         take_out_lines();
-        return open_main(map->bias);
+        note_auditors((char *const *)environment);
+        main_arena = open_main(is_main ? map->bias : 0);
     }
-    if (!map->name || map->name[0] != '/')
-        if (!map->name || begins(map->name, "linux-vdso"))
-            return -1;
+    if (is_main)
+        return main_arena;
+    if (is_ours(map->name) || begins(map->name, "linux-vdso"))
+        return -1;
     if (!are_mapped(map, &headers) && !are_read(map, &headers)) {
         escaped(map->name, NO_HEADERS);
         return -1;

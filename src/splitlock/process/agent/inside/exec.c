@@ -5,10 +5,19 @@
 #include "agent.h"
 
 /* The stack may be a signal handler's, and small. HEAD: the kernel looks at 256 bytes, and we add a zero. */
-enum { HEAD = 257, ON_STACK = 128, MANY = 16384, CHAINED = 5 };
+enum { HEAD = 257, ON_STACK = 128, MANY = 16384 };
+enum { CHAINED = 6 }; /* the kernel follows five scripts to the program (fs/exec.c, exec_binprm()) */
 enum { TO_LOOK = O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY }; /* it may be a FIFO or a terminal */
 
 char audit_entry[ENTRY], run_entry[ENTRY];
+
+static void fill(struct escape *escape, const char *name, enum reason reason)
+{
+    escape->reason = reason;
+    copy_text(escape->name, name, NAME);
+    atomic_fetch_add(&escape->times, 1);
+    atomic_store(&escape->state, READY);
+}
 
 /* Gives the entry, or null when there is no room. */
 static struct escape *note_escape(const char *name, enum reason reason)
@@ -17,14 +26,19 @@ static struct escape *note_escape(const char *name, enum reason reason)
         struct escape *escape = &run->escapes[i];
         uint32_t state = FREE;
         if (atomic_compare_exchange_strong(&escape->state, &state, CLAIMED)) {
-            escape->reason = reason;
-            copy_text(escape->name, name, NAME);
-            atomic_fetch_add(&escape->times, 1);
-            atomic_store(&escape->state, READY);
+            fill(escape, name, reason);
             return escape;
         }
         if (state == READY && escape->reason == reason && strlen(name) < NAME && !memcmp(escape->name, name, strlen(name) + 1)) {
             atomic_fetch_add(&escape->times, 1);
+            return escape;
+        }
+    }
+    for (uint32_t i = 0; i < ESCAPES; i++) { /* those of executions that have failed */
+        struct escape *escape = &run->escapes[i];
+        uint32_t state = READY;
+        if (!atomic_load(&escape->times) && atomic_compare_exchange_strong(&escape->state, &state, CLAIMED)) {
+            fill(escape, name, reason);
             return escape;
         }
     }
@@ -110,10 +124,10 @@ static enum reason judge_elf(long file, const char *head, long size)
     if (head[4] != ELF64)
         return IS_NARROW;
     if (size < (long)sizeof elf)
-        return IS_FOREIGN;
+        return IS_UNKNOWN;
     memcpy(&elf, head, sizeof elf);
     if (elf.machine != X86_64)
-        return IS_FOREIGN;
+        return IS_UNKNOWN;
     for (unsigned i = 0; i < elf.segment_count; i++) {
         if (call4(NR_PREAD64, file, (long)&segment, sizeof segment, (long)(elf.segments + i * sizeof segment)) != sizeof segment)
             return NOT_READ;
@@ -150,17 +164,27 @@ static long open_interpreter(char *head)
     return open_program(AT_FDCWD, name);
 }
 
-/* What kind of program it is; for a script, what its first line names is looked at. `file` stays open. */
+/* Whether opening fails as it does in the kernel: nothing is there. For any other error it may have what we have not: it asks for
+ * another permission, and for no descriptor. */
+static bool is_nowhere(long error)
+{
+    return error == -ENOENT || error == -ENOTDIR || error == -ELOOP;
+}
+
+/* What kind of program it is; for a script, what its first line names is looked at. `file` stays open. What is neither a script nor
+ * our machine's ELF, the kernel mostly refuses; but an interpreter may be registered for it (binfmt_misc). */
 static enum reason judge(long file)
 {
     char head[HEAD];
     struct stat status;
-    enum reason reason = IS_FOREIGN;
+    enum reason reason = IS_UNKNOWN;
     long now = file;
     for (int depth = 0; depth < CHAINED; depth++) {
         long size = call4(NR_PREAD64, now, (long)head, sizeof head - 1, 0), next;
-        if (call2(NR_FSTAT, now, (long)&status) || (status.mode & S_IFMT) != S_IFREG) /* the kernel refuses it */
+        if (call2(NR_FSTAT, now, (long)&status) || (status.mode & S_IFMT) != S_IFREG) { /* the kernel refuses it */
+            reason = IS_FOREIGN;
             break;
+        }
         if (FAILED(size)) {
             reason = NOT_READ;
             break;
@@ -170,8 +194,13 @@ static enum reason judge(long file)
             reason = is_secure(now, &status) ? IS_SECURE : judge_elf(now, head, size);
             break;
         }
-        if (size < 3 || memcmp(head, "#!", 2) || FAILED(next = open_interpreter(head)))
+        if (size < 3 || memcmp(head, "#!", 2))
             break;
+        next = open_interpreter(head);
+        if (FAILED(next)) {
+            reason = is_nowhere(next) ? IS_FOREIGN : NOT_READ;
+            break;
+        }
         if (now != file)
             call1(NR_CLOSE, now);
         now = next;
@@ -221,19 +250,67 @@ static uint64_t *room_of_thread(void)
     return (uint64_t *)made;
 }
 
-static enum reason judge_target(const struct frame *frame, const char *path, bool at)
+/* A file by its descriptor; one that reads nothing (O_PATH) is opened again, where /proc is there. */
+static enum reason judge_descriptor(int descriptor)
 {
-    long directory = at ? (long)(int32_t)frame->di : AT_FDCWD;
-    if (at && frame->r8 & AT_EMPTY_PATH)
-        return judge(directory);
+    char link[PROC_FD];
+    enum reason reason = judge(descriptor);
+    if (reason != NOT_READ)
+        return reason;
+    name_descriptor(link, descriptor);
+    long file = open_program(AT_FDCWD, link);
+    if (FAILED(file))
+        return NOT_READ;
+    reason = judge(file);
+    call1(NR_CLOSE, file);
+    return reason;
+}
+
+/* `name` is set where that is not its path. */
+static enum reason judge_target(const struct frame *frame, const char *path, bool at, const char **name)
+{
+    struct stat status;
+    int32_t directory = at ? (int32_t)frame->di : AT_FDCWD;
     long file = open_program(directory, path);
-    if (file == -ENOENT || file == -ENOTDIR || file == -EFAULT || file == -ENAMETOOLONG || file == -ELOOP)
+    /* With a path the kernel looks at that, whatever the flag. The path may be nowhere: it is for the kernel to read it. */
+    if (file == -ENOENT && at && frame->r8 & AT_EMPTY_PATH &&
+        !call4(NR_NEWFSTATAT, directory, (long)path, (long)&status, AT_EMPTY_PATH)) {
+        *name = "(by descriptor)";
+        return judge_descriptor(directory);
+    }
+    if (is_nowhere(file) || file == -EFAULT || file == -ENAMETOOLONG)
         return IS_FOREIGN; /* it is for the kernel to say how the call fails */
-    if (FAILED(file)) /* execve(2) asks for another permission, and for no descriptor */
+    if (FAILED(file))
         return NOT_READ;
     enum reason reason = judge(file);
     call1(NR_CLOSE, file);
     return reason;
+}
+
+/* Whether a line of the program's begins so; it may be nowhere. */
+static bool line_begins(uint64_t line, const char *prefix)
+{
+    char text[16];
+    struct iovec here = {text, strlen(prefix)}, there = {(const void *)line, here.size};
+    struct stat status;
+    if (is_filtered) { /* what ld.so makes, too: the kernel looks whether it is there */
+        long result = call4(NR_NEWFSTATAT, AT_FDCWD, (long)line, (long)&status, 0);
+        return (is_nowhere(result) || result == -ENAMETOOLONG || !result) && begins((const char *)line, prefix);
+    }
+    return call6(NR_PROCESS_VM_READV, call1(NR_GETPID, 0), (long)&here, 1, (long)&there, 1, 0) == (long)here.size &&
+        !memcmp(text, prefix, here.size);
+}
+
+/* Whether it is another run's supervisor that executes its program: its own lines are the last, as ours would be. */
+static bool is_anothers(const uint64_t *lines, long count)
+{
+    static const char number[] = "SPLITLOCK_RUN=";
+    if (count < 2 || !line_begins(lines[count - 1], number) || !line_begins(lines[count - 2], "LD_AUDIT="))
+        return false;
+    const char *theirs = (const char *)lines[count - 1] + sizeof number - 1, *ours = run_entry + sizeof number - 1;
+    while (*theirs == *ours && *ours >= '0' && *ours <= '9')
+        theirs++, ours++;
+    return (*theirs >= '0' && *theirs <= '9') || (*ours >= '0' && *ours <= '9');
 }
 
 /* Whether ld.so will find the agent: this may be another root directory, or another user. */
@@ -279,18 +356,22 @@ static const char *filtered_entry(void)
 long execute(struct frame *frame)
 {
     bool at = frame->ax == NR_EXECVEAT;
-    const char *path = (const char *)(at ? frame->si : frame->di);
+    const char *path = (const char *)(at ? frame->si : frame->di), *name = path;
     uint64_t on_stack[ON_STACK + 3], *lines = on_stack, from = at ? frame->r10 : frame->dx;
-    enum reason reason = judge_target(frame, path, at);
-    if (reason == IS_FOREIGN) /* the kernel refuses it, or another's interpreter takes it (binfmt_misc) */
-        return 0;
+    enum reason reason = judge_target(frame, path, at, &name);
+    if (reason == IS_FOREIGN) { /* the kernel refuses it: should it not, be it that a file has just come, that is told */
+        reason = IS_SUDDEN;
+        name = "programs"; /* the path may be nowhere, and searches for programs would fill the table */
+    }
     if (!reason && !is_agent_visible())
         reason = IS_HIDDEN;
     long count = reason ? 0 : copy_environment(from, lines, ON_STACK);
     if (count == -ENOMEM && (lines = room_of_thread()))
         count = copy_environment(from, lines, MANY);
+    if (!reason && count >= 0 && is_anothers(lines, count))
+        reason = IS_ANOTHERS;
     if (reason || count < 0)
-        return execute_unwatched(frame, at && frame->r8 & AT_EMPTY_PATH ? "(by descriptor)" : path, from, reason ? reason : NOT_READ);
+        return execute_unwatched(frame, name, from, reason ? reason : NOT_READ);
     lines[count] = (uint64_t)audit_entry;
     lines[count + 1] = (uint64_t)(is_filtered ? filtered_entry() : run_entry);
     lines[count + 2] = 0;
@@ -321,5 +402,5 @@ __attribute__((visibility("default"))) int splitlock_judge(const char *path)
         return IS_FOREIGN;
     enum reason reason = judge(file);
     call1(NR_CLOSE, file);
-    return (int)reason;
+    return (int)(reason == IS_UNKNOWN ? IS_FOREIGN : reason); /* it has our lines: a shell or an interpreter may take them */
 }

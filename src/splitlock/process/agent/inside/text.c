@@ -46,3 +46,20 @@ bool begins(const char *text, const char *prefix)
 {
     return memcmp(text, prefix, strlen(prefix)) == 0;
 }
+
+/* Its place in /proc. */
+void name_descriptor(char to[PROC_FD], int descriptor)
+{
+    static const char directory[] = "/proc/self/fd/";
+    char digits[12];
+    int count = 0;
+    unsigned rest = (unsigned)descriptor;
+    do
+        digits[count++] = (char)('0' + rest % 10);
+    while (rest /= 10);
+    memcpy(to, directory, sizeof directory - 1);
+    to += sizeof directory - 1;
+    while (count)
+        *to++ = digits[--count];
+    *to = 0;
+}
