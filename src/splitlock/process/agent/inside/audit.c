@@ -139,6 +139,7 @@ static int open_image_of(struct map *map)
                 bias = (uint64_t)main_segments - main_segments[i].address;
         if (!main_segments || !span(main_segments, main_segment_count, &low, &high))
             return -1;
+        note_stack(main_segments, main_segment_count);
         char name[NAME];
         long size = call3(NR_READLINK, (long)"/proc/self/exe", (long)name, sizeof name - 1);
         if (FAILED(size)) /* no /proc */
@@ -155,6 +156,7 @@ static int open_image_of(struct map *map)
     if (memcmp(header->ident, "\177ELF", 4))
         return -1;
     const struct segment *segments = (const struct segment *)(bias + header->segments);
+    note_stack(segments, header->segment_count);
     reserve_for(map->name, segments, header->segment_count, map->dynamic, arguments, (char **)environment, executed);
     if (!span(segments, header->segment_count, &low, &high))
         return -1;
