@@ -68,4 +68,3 @@ def test_a_library_that_is_there_from_the_start(as_alone: AsAlone, compiled: Com
 def test_a_stack_like_others_is_no_code(as_alone: AsAlone, compiled: Compiled) -> None:
     run = as_alone([compiled("stack", "-pthread"), "none", compiled("bump.so")])
     assert not run.report["unmonitored"]
-
