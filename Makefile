@@ -10,6 +10,7 @@ TEST_PACKAGES := $(DEMO_PACKAGES) g++ binutils gdb strace valgrind git perl xz-u
 	clang llvm libbpf-dev qemu-system-x86 mmdebstrap busybox-static e2fsprogs systemd systemd-journal-remote procps \
 	qemu-utils ovmf grub-pc-bin grub-efi-amd64-bin grub-common fdisk mtools dosfstools \
 	bochs bochs-term bochsbios vgabios
+SLOW_PACKAGES := $(TEST_PACKAGES) postgresql nginx-light redis-server firefox-esr chromium
 FRESH_PACKAGES := mmdebstrap debian-archive-keyring git python3 util-linux
 BENCH_PACKAGES := $(TEST_PACKAGES)
 
@@ -53,6 +54,7 @@ test: lint  ## set up, lint, and run the tests, or TESTS=PATHS (minutes)
 	@$(BIN)/pytest -q -m 'not slow' -n auto --maxprocesses 4 --dist loadfile $(TESTS)
 
 test-slow: setup  ## the tests that take longer than CI has
+	@scripts/setup.sh $(SLOW_PACKAGES)
 	@$(BIN)/pytest -q -m slow
 
 fresh:  ## make TARGET="demo test" in a new Debian of RELEASE, where nothing is installed (half an hour)

@@ -57,11 +57,12 @@ int main(int argc, char **argv)
 }
 """
 _SLD = Detection(split_locks=True)
-_KINDS: dict[str, dict[str, object]] = {
-    "plain": {"plugin": False},
-    "watched": {},
-    "cpu": {"plugin": False, "detection": _SLD},
-    "--sld": {"detection": _SLD},
+#: with the plugin or not, and what is detected
+_KINDS = {
+    "plain": (False, Detection()),
+    "watched": (True, Detection()),
+    "cpu": (False, _SLD),
+    "--sld": (True, _SLD),
 }
 _PARTS = ("boot", "compile", "compression", "processes", "pipes", "atomics", "split")
 
@@ -118,8 +119,8 @@ def measure(rounds: int, append: str) -> Table:
             disk_format=None, cdrom=None, firmware=None, memory=1 << 30, cpus=2, qemu=QEMU, more=[],
         )  # fmt: skip
         for turn in range(rounds):
-            for kind, changed in list(_KINDS.items())[:: 1 if turn % 2 else -1]:
-                times[kind].append(once(options._replace(**changed), qemu))
+            for kind, (plugin, detection) in list(_KINDS.items())[:: 1 if turn % 2 else -1]:
+                times[kind].append(once(options._replace(plugin=plugin, detection=detection), qemu))
     rows = [["", *(word for what in ("CPU s", "clock s") for word in (what, "watched", "cpu", "--sld", "ratio"))]]
     for part in _PARTS:
         row = [part]

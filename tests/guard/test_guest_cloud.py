@@ -52,6 +52,7 @@ def test_all_modules_are_judged_as_the_scanner_judges_them(guest: Machine) -> No
         data = modules(KIND)[file].read_bytes()
         found = scan(data)
         verdict = judge(found, policy, data)
+        assert found.name is not None
         decision = by_name[found.name]
         if verdict.verdict == "refuse":
             refused.add(found.name)

@@ -141,7 +141,7 @@ def test_every_address_as_addr2line_has_it(programs: dict[str, str], kind: str) 
                 # Without a linkage name addr2line gives the outermost function's name for what is
                 # inlined into it, and at times the bare name for the outermost.
                 bare = re.split("[<(]", name)[0]
-                assert frame.function == name or (name == outer if frame.inlined else bare in frame.function)
+                assert frame.function == name or (name == outer if frame.inlined else bare in (frame.function or ""))
             assert [f.inlined for f in frames] == [True] * (len(frames) - 1) + [False]
             deepest = max(deepest, len(frames))
     assert len(addresses) > 100
@@ -250,7 +250,7 @@ def test_libc_with_its_debug_package() -> None:
     with Symbols(path) as image:
         last = image.frames(static + 8)[-1]
         assert last.function == "_int_malloc"
-        assert re.search(r"malloc\.c:\d+$", last.source)
+        assert re.search(r"malloc\.c:\d+$", last.source or "")
         assert image.data(arena + 16) == ("main_arena", 16, ".data")
 
 

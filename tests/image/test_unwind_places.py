@@ -10,7 +10,7 @@ from splitlock.image.module import KernelImage
 from splitlock.modules.scan import EXACT, Finding, scan
 
 
-def by_place(findings: list[Finding]) -> dict[tuple[str, str, int], str]:
+def by_place(findings: list[Finding]) -> dict[tuple[str, str | None, int | None], str]:
     return {(f.kind, f.section, f.offset): f.certainty for f in findings}
 
 

@@ -191,6 +191,10 @@ def test_the_kernel_itself_as_objdump_lists_it(kind: str, tmp_path: Path) -> Non
     raw = tmp_path / "vmlinux"
     raw.write_bytes(vmlinux(vmlinuz(kind).read_bytes(), 512 << 20))
     starts = {section.name: section.address for section in binutils.sections(raw)}
-    found = [(f.section, starts[f.section] + f.offset, f.kind) for f in scan(raw.read_bytes()).findings]
+    found = []
+    for each in scan(raw.read_bytes()).findings:
+        assert each.section is not None
+        assert each.offset is not None
+        found.append((each.section, starts[each.section] + each.offset, each.kind))
     assert sorted(found) == binutils.instructions(raw)
     assert len(found) > 300

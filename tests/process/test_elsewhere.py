@@ -66,6 +66,19 @@ def test_an_instance_that_runs_already(watch: Callable[..., Run], tmp_path: Path
     assert f"process {other.pid} of the same program" in reason
 
 
+def test_a_script_is_not_every_script(watch: Callable[..., Run], tmp_path: Path) -> None:
+    """Debian's chromium is one, and any other of that shell's runs the same file."""
+    script = tmp_path / "chromium"
+    script.write_text("#!/bin/sh\n[ -z $1 ] || read line\n")
+    script.chmod(0o755)
+    for words, same in (["/bin/sh", "-c", "read line"], False), ([str(script), "wait"], True):
+        with subprocess.Popen(words, stdin=subprocess.PIPE) as other:
+            said = " ".join(_said(watch([script])).values())
+            other.communicate(timeout=60)
+        assert (f"process {other.pid} of the same program" in said) == same
+        assert bool(said) == same
+
+
 def test_an_instance_of_ours(watch: Callable[..., Run], tmp_path: Path) -> None:
     """A browser's own processes run the same program, and are watched."""
     browser = _copy(tmp_path, "chromium", "/bin/sleep")

@@ -94,15 +94,20 @@ def test_same_output_and_status(environment: dict[str, str], engine: str, name: 
 
 
 @pytest.mark.parametrize(
-    "suite",
+    ("engine", "suite"),
     [
-        "test_threading", "test_mmap", "test_ctypes",
         *(
-            pytest.param(suite, marks=pytest.mark.slow)
+            (engine, suite)
+            for engine in ("ptrace", "agent")
+            for suite in ("test_threading", "test_mmap", "test_ctypes")
+        ),
+        # by the agent all of them: agent/test_compared.py
+        *(
+            pytest.param("ptrace", suite, marks=pytest.mark.slow)
             for suite in ("test_signal", "test_subprocess", "test_multiprocessing_fork")
         ),
     ],
-)  # fmt: skip
+)
 def test_cpythons_own_tests(environment: dict[str, str], engine: str, tmp_path: Path, suite: str) -> None:
     """Debian's CPython and its test suite: the same verdict, and as many tests run."""
     command = [PYTHON, "-m", "test", "-v", suite]

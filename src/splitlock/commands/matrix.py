@@ -11,13 +11,19 @@ from splitlock.commands._options import report_options, seconds
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import TypeVar
 
     from splitlock.commands import Parser
+    from splitlock.report.matrix import Kind, Processor
     from splitlock.report.matrix_vmx import Mode
 
+    T = TypeVar("T")
+
 _MODES = ("off", "warn", "mitigate=0", "fatal", "ratelimit:10")
-_KINDS = ("user", "user32", "signal", "ac", "repeat", "module", "kthread", "interrupt", "together", "after")
-_PROCESSORS = ("ac", "db", "both")
+_KINDS: tuple[Kind, ...] = (
+    "user", "user32", "signal", "ac", "repeat", "module", "kthread", "interrupt", "together", "after",
+)  # fmt: skip
+_PROCESSORS: tuple[Processor, ...] = ("ac", "db", "both")
 _DEADLINE, _VMX_DEADLINE = 60.0, 120.0  # seconds; Bochs' own: Linux boots in Linux there
 _QEMU = "qemu-system-x86_64"
 _VMX_MODES: tuple[Mode, ...] = ("off", "warn", "fatal", "unaware")
@@ -157,7 +163,7 @@ def _run_vmx(args: argparse.Namespace) -> int:
     return 130 if report.interrupted else status
 
 
-def _once(words: Sequence[str]) -> list[str]:
+def _once(words: Sequence[T]) -> list[T]:
     return list(dict.fromkeys(words))
 
 

@@ -171,7 +171,8 @@ def _watch(policy: Policy, command: list[str], args: argparse.Namespace) -> Trac
     if args.engine == "ptrace" or policy.mode == "off":
         reason = "a tracer has to be its parent" if policy.mode != "off" else "with off, nobody watches it"
     else:
-        from splitlock.process.agent.supervise import Supervisor, why_not
+        from splitlock.process.agent.judged import why_not
+        from splitlock.process.agent.supervise import Supervisor
 
         reason = why_not(command[0])
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from splitlock.guest.answers import Console, answers
-from splitlock.guest.linux import Mapping
 from splitlock.guest.shared import LEVEL_2, NESTED, VMX_ROOT
 from splitlock.linux import parameter
 from splitlock.report.guest import (
@@ -183,7 +182,7 @@ def _site(entry: Entry, named: Named, kernel: Kernel | None, files: Files | None
         known = kernel.symbols.function(entry.pc)
         if known is not None:
             function, offset = known[0], hex(known[1])
-    mapping: Mapping | None = named.mapping
+    mapping = named.mapping
     if mapping is not None and mapping.path:
         image, offset = mapping.path, hex(mapping.offset)
         if files is not None:

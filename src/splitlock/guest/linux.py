@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 import struct
 from bisect import bisect_right
-from collections import namedtuple
 from typing import NamedTuple
 
 from splitlock._errors import ImageError
@@ -33,15 +32,35 @@ _DEEP = 64  # directories and mounts
 _SYMBOL = struct.Struct("<IBBHQQ")  # elf(5), Elf64_Sym
 _STRINGS = 1 << 22
 
-Process = namedtuple("Process", "comm pid tid task")
-"""Who: the name, at most 15 bytes; numbers as the guest's initial pid namespace has them; where its task_struct is."""
 
-Mapping = namedtuple("Mapping", "path offset inside inode device")
-"""What lies at an address: the file's path as the guest has it (empty: memory of no file), the offset in it; its path,
-its inode number and its device's name (`sda1`) on its own file system."""
+class Process(NamedTuple):
+    """Who it is; numbers as the guest's initial pid namespace has them."""
 
-Tasks = namedtuple("Tasks", "direct_map started execs exec_bytes send_fault current")
-"""Where the running tasks are to be had, as `Shared.tell_tasks` takes it."""
+    comm: str  #: the name, at most 15 bytes
+    pid: int
+    tid: int
+    task: int  #: where its task_struct is
+
+
+class Mapping(NamedTuple):
+    """What lies at an address."""
+
+    path: str  #: of the file, as the guest has it; empty: memory of no file
+    offset: int  #: in the file
+    inside: str  #: its path on its own file system
+    inode: int  #: its number there
+    device: str  #: that file system's: `sda1`
+
+
+class Tasks(NamedTuple):
+    """Where the running tasks are to be had, as `Shared.tell_tasks` takes it."""
+
+    direct_map: int
+    started: int
+    execs: int
+    exec_bytes: int
+    send_fault: int
+    current: dict[int, int]
 
 
 class Code(NamedTuple):

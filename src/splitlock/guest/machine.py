@@ -7,7 +7,7 @@ import re
 import socket
 import subprocess
 import time
-from collections import namedtuple
+from typing import Literal, NamedTuple
 
 from splitlock._errors import SplitlockError
 from splitlock.guest.console import Console
@@ -22,15 +22,25 @@ _OVMF = ("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_CODE.fd", "/us
          "/usr/share/edk2/ovmf/OVMF_CODE.fd")  # fmt: skip  # Debian and Ubuntu, Arch, Fedora
 _CX16_WORKS = 8  # QEMU: Linux 6.12 panics on 7.2's cmpxchg16b
 
-Options = namedtuple(
-    "Options",
-    "kernel initrd append disk disk_format cdrom firmware memory cpus qemu more plugin detection traps slow",
-    defaults=(True, Detection(), None, None),
-)
-"""What is booted: paths or None, and the disk's format as QEMU calls it; `firmware`: None, `ovmf` or a path; `memory`
-in bytes; `qemu`: the program; `more`: options of its own; `plugin` False: without ours, to compare with;
-`detection`: what its processors detect; `traps`: a descriptor to which their exceptions are written, lines of JSON;
-`slow`: detection by QEMU's gdb stub (stub/passes.py), None, or what for: `count` or `stop`."""
+
+class Options(NamedTuple):
+    """What is booted: paths, or None."""
+
+    kernel: str | None
+    initrd: str | None
+    append: str  #: the kernel's command line
+    disk: str | None
+    disk_format: str | None  #: as QEMU calls it
+    cdrom: str | None
+    firmware: str | None  #: `ovmf` or a path; None: a BIOS
+    memory: int  #: bytes
+    cpus: int
+    qemu: str  #: the program; nobody asks in Bochs
+    more: list[str]  #: options of QEMU's own
+    plugin: bool = True  #: False: without ours, to compare with
+    detection: Detection = Detection()  #: what its processors detect
+    traps: int | None = None  #: a descriptor to which their exceptions are written, lines of JSON
+    slow: Literal["count", "stop"] | None = None  #: detection by QEMU's gdb stub (stub/passes.py): what for
 
 
 def version(program: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import mmap
 import os
 import struct
-from collections import namedtuple
 from typing import NamedTuple
 
 TYPE_CHECKING = False
@@ -73,11 +72,21 @@ class Entry(NamedTuple):
     code: bytes = b""
 
 
-Totals = namedtuple("Totals", "api knows sites hits lost entries boot_sector traps resets clock cr3 cr4")
-"""`api`: QEMU's plugin interface, 0 when the plugin was not loaded; `knows`: bit 0 registers, bit 1 the code's mode;
-`sites`: locked instructions translated; `hits` in all; `lost`: those of them in no entry; `boot_sector`: one has run;
-`clock`: of the machine at the last exception, in nanoseconds, 0 where its time is ours; `cr3`, `cr4`: what they were in
-the kernel when `look` was last answered."""
+class Totals(NamedTuple):
+    """The counters: the beginning of plugin/shared.h's struct header."""
+
+    api: int  #: QEMU's plugin interface, 0 when the plugin was not loaded
+    knows: int  #: bit 0 registers, bit 1 the code's mode
+    sites: int  #: locked instructions translated
+    hits: int  #: in all
+    lost: int  #: those of them in no entry
+    entries: int
+    boot_sector: int  #: one has run
+    traps: int
+    resets: int
+    clock: int  #: of the machine at the last exception, in nanoseconds, 0 where its time is ours
+    cr3: int  #: what it was in the kernel when `look` was last answered
+    cr4: int  #: the same
 
 
 class Entered(NamedTuple):
@@ -164,7 +173,7 @@ class Shared:
 
     def add(self, entry: Entry) -> int | None:
         """A new entry; its number, None where there is no more room."""
-        number = int(self.totals().entries)
+        number = self.totals().entries
         if number >= ENTRIES:
             return None
         _ENTRY.pack_into(self._map, _TABLE + number * _ENTRY.size, *entry)

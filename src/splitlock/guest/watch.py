@@ -9,8 +9,8 @@ import signal
 import socket
 import sys
 import time
-from collections import namedtuple
 from contextlib import contextmanager
+from typing import NamedTuple
 
 from splitlock._errors import SplitlockError
 from splitlock.guest.machine import Machine
@@ -31,8 +31,12 @@ _RECENT = 1 << 16  # of these, in which --until is looked for
 _LIVELOCK = 10.0  # seconds in which an instruction does nothing but trap
 _GRACE = 5.0  # seconds for QEMU to end after it was asked to
 
-Ended = namedtuple("Ended", "why seconds")
-"""Why a guest ended (as report.guest.Watched.end has it; `again`: with `--slow`), and how long it lived."""
+
+class Ended(NamedTuple):
+    """How a guest ended."""
+
+    why: str  #: as report.guest.Watched.end has it; `again`: with `--slow`
+    seconds: float  #: that it lived
 
 
 class Watch:

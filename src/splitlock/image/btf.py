@@ -7,7 +7,7 @@ __stop_BTF.
 from __future__ import annotations
 
 import struct
-from collections import namedtuple
+from typing import NamedTuple
 
 from splitlock._errors import ImageError
 
@@ -30,8 +30,13 @@ _MEMBER = struct.Struct("<III")
 _POINTER = 8  # bytes
 _DEEP = 32
 
-Field = namedtuple("Field", "offset size type")
-"""A member's offset in its structure and its size, both in bytes, and its type's number."""
+
+class Field(NamedTuple):
+    """A member of a structure."""
+
+    offset: int  #: in the structure, in bytes
+    size: int  #: in bytes
+    type: int  #: its number
 
 
 class Btf:
@@ -115,7 +120,7 @@ class Btf:
 
     def offset(self, structure: str, path: str) -> int:
         """Bytes from the structure's start to a member. Raises LookupError."""
-        return int(self.field(structure, path).offset)
+        return self.field(structure, path).offset
 
     def has(self, structure: str, path: str) -> bool:
         """Whether there is such a member."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections import namedtuple
+from typing import NamedTuple
 
 from splitlock._errors import ImageError
 
@@ -39,9 +39,37 @@ _SYM = struct.Struct("<IBBHQQ")
 _DYN = struct.Struct("<QQ")
 _NHDR = struct.Struct("<III")
 
-Segment = namedtuple("Segment", "type flags offset vaddr filesz memsz")
-Section = namedtuple("Section", "name type flags addr offset size link")
-Symbol = namedtuple("Symbol", "name type value size")
+
+class Segment(NamedTuple):
+    """A program header."""
+
+    type: int
+    flags: int
+    offset: int
+    vaddr: int
+    filesz: int
+    memsz: int
+
+
+class Section(NamedTuple):
+    """A section header, with its name."""
+
+    name: str
+    type: int
+    flags: int
+    addr: int
+    offset: int
+    size: int
+    link: int
+
+
+class Symbol(NamedTuple):
+    """A symbol, with its name; `type` is of its st_info."""
+
+    name: str
+    type: int
+    value: int
+    size: int
 
 
 def elf_class(head: bytes) -> tuple[int, int]:

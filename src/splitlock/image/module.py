@@ -14,10 +14,10 @@ from __future__ import annotations
 import re
 import struct
 from bisect import bisect_left, bisect_right
-from collections import namedtuple
 from functools import cached_property
 from itertools import accumulate
 from operator import add
+from typing import NamedTuple
 
 from splitlock._errors import ImageError
 from splitlock.image.elf import (
@@ -63,7 +63,13 @@ _NAMES = 64 << 20  # names times bytes of the string table: below this it does n
 _NAME = 1 << 16  # bytes of an undefined symbol's name that are looked at for that
 _ALIKE = 16  # undefined symbols of one name; there is one
 
-Relocation = namedtuple("Relocation", "offset type addend")
+
+class Relocation(NamedTuple):
+    """One against a symbol that is known."""
+
+    offset: int  #: in the section
+    type: int
+    addend: int
 
 
 class Code:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections import namedtuple
 
 from splitlock.image import _libdw
 from splitlock.image.demangle import demangle
@@ -31,10 +30,29 @@ if TYPE_CHECKING:
 _STT_NOTYPE, _STT_OBJECT, _STT_FUNC, _STT_COMMON, _STT_GNU_IFUNC = 0, 1, 2, 5, 10
 _SHT_NOBITS, _SHF_ALLOC, _SHF_EXECINSTR, _SHF_TLS = 8, 2, 4, 0x400
 
-Frame = namedtuple("Frame", "function source inlined")
-"""One function an address belongs to: its name or None, "path:line" or None, and whether it was
-inlined into the next one. The path is as the compiler wrote it (it may be relative to the
-compilation directory)."""
+
+class Frame(tuple[str | None, str | None, bool]):  # no NamedTuple: typing is not to be imported here, start-up counts
+    """One function an address belongs to."""
+
+    __slots__ = ()
+
+    def __new__(cls, function: str | None, source: str | None, inlined: bool) -> Frame:
+        return super().__new__(cls, (function, source, inlined))
+
+    @property
+    def function(self) -> str | None:
+        """Its name."""
+        return self[0]
+
+    @property
+    def source(self) -> str | None:
+        """`path:line`. The path is as the compiler wrote it (it may be relative to the compilation directory)."""
+        return self[1]
+
+    @property
+    def inlined(self) -> bool:
+        """Into the next one?"""
+        return self[2]
 
 
 class Names:

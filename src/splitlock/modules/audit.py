@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor, Future
 
     from splitlock.modules.policy import Policy
-    from splitlock.modules.scan import Scan
 
     Item = Input | Member | Failure
 
@@ -182,7 +181,7 @@ def _examined(member: Member, job: Job, kinds: frozenset[str]) -> File | None:
     """What there is to say of a file; None for nothing."""
     policy: Policy = job.policy
     try:
-        result: Scan = scan(member.data, kinds, digest=False)
+        result = scan(member.data, kinds, digest=False)
         if not result.name:
             result = result._replace(name=_name(member, result.type))
         verdict = judge(result, policy, member.data)

@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
-from collections import namedtuple
 from itertools import islice
+from typing import Final, Literal, NamedTuple
 
 from iced_x86 import Decoder, FlowControl, Instruction
 
@@ -38,7 +38,9 @@ if TYPE_CHECKING:
 #: The import that says a hypervisor knows what to do with a guest's split locks (KVM's; facts: mainline since 5.7).
 SLD_AWARE = "handle_guest_split_lock"
 
-EXACT, POSSIBLE = "exact", "possible"
+Certainty = Literal["exact", "possible"]
+EXACT: Final = "exact"
+POSSIBLE: Final = "possible"
 _LONGEST = 15  # bytes an instruction can have
 _FIELD = 4  # bytes of a relocated displacement
 # Limits on what a file can make us keep. None of Debian's has 1,000 findings; 400 MB of code have 800,000 candidates.
@@ -48,17 +50,31 @@ _CALLS = {
     FlowControl.CALL, FlowControl.UNCONDITIONAL_BRANCH, FlowControl.INDIRECT_CALL, FlowControl.INDIRECT_BRANCH
 }  # fmt: skip
 
-# kind         of x86.privileged.KINDS, or FOREIGN-CODE
-# certainty    "exact" or "possible"
-# section      name, offset in bytes from its start, function over it: None where there is no such thing
-# instruction  disassembly, Intel syntax
-# evidence     "instruction", "relocation pv_ops+0xNN (operation)", "imports A, B"
-Finding = namedtuple("Finding", "kind certainty section offset function instruction evidence")
-# name       as the kernel has it (.modinfo), None in other files
-# signer     common name, "" when it is signed by a key without a name, None when unsigned
-# malformed  where `.text` cannot be decoded from its start to its end; None: it can, or nobody asked
-# type       e_type: 1 module, 2 program, 3 shared object
-Scan = namedtuple("Scan", "name modinfo imports exports findings signer sha256 malformed type")
+
+class Finding(NamedTuple):
+    """One thing found; None where there is no such thing."""
+
+    kind: str  #: of x86.privileged.KINDS, or FOREIGN-CODE
+    certainty: Certainty
+    section: str | None  #: its name
+    offset: int | None  #: in bytes from its start
+    function: str | None  #: over it
+    instruction: str | None  #: disassembly, Intel syntax
+    evidence: str  #: "instruction", "relocation pv_ops+0xNN (operation)", "imports A, B"
+
+
+class Scan(NamedTuple):
+    """All that is found in one file."""
+
+    name: str | None  #: as the kernel has it (.modinfo), None in other files
+    modinfo: dict[str, list[str]]
+    imports: frozenset[str]
+    exports: frozenset[str]
+    findings: list[Finding]
+    signer: str | None  #: common name, "" when it is signed by a key without a name, None when unsigned
+    sha256: str | None
+    malformed: str | None  #: where `.text` cannot be decoded from its start to its end; None: it can, or nobody asked
+    type: int  #: e_type: 1 module, 2 program, 3 shared object
 
 
 def scan(data: bytes | mmap, kinds: frozenset[str] = DEFAULT, *, text: bool = False, digest: bool = True) -> Scan:
@@ -156,7 +172,7 @@ class _Section:
         end = self.starts[following] if following < len(self.starts) else self.code.size
         return all(Decoder(64, self.data[start:end]))
 
-    def _decode(self, start: int, wanted: list[int], certainty: str, joins: int = -1) -> list[int]:
+    def _decode(self, start: int, wanted: list[int], certainty: Certainty, joins: int = -1) -> list[int]:
         """Decode from `start` until past the last of the sorted offsets; note findings, return offsets without one.
 
         Stops where an instruction starts at `joins`: from there on all has been decoded before.
@@ -193,7 +209,7 @@ class _Section:
                 if target in self.targets:
                     self._decode(target, [at], POSSIBLE)
 
-    def _note(self, instruction: Instruction, at: int, certainty: str) -> bool:
+    def _note(self, instruction: Instruction, at: int, certainty: Certainty) -> bool:
         """Whether the instruction over a candidate is a finding; noted if it is, and of a kind that is wanted."""
         operation = self.hidden.get(at)
         if operation is None:

@@ -40,7 +40,7 @@ def facts(scan: Scan) -> frozenset[str]:
     Of `sld_safe` and `intree` only the key counts, not its value, as in the posted patches. `module`: a file the
     module loader takes (ET_REL). `kernel`: the kernel itself; linked, with exports, but without .modinfo.
     """
-    found = {key for key in ("sld_safe", "intree") if key in scan.modinfo}
+    found: set[str] = {key for key in ("sld_safe", "intree") if key in scan.modinfo}
     if SLD_AWARE in scan.imports:
         found.add("sld_aware")
     if scan.signer is not None:

@@ -205,7 +205,7 @@ class Cache:
     def _store(self, key: Key, half: str, values: tuple[object, ...]) -> str:
         return self.put(_file(key, half), encode(values))
 
-    def keep(self, key: Key, half: str, raw: bytes, mode: int = 0o600) -> bool:
+    def keep(self, key: Key, half: str, raw: bytes | bytearray, mode: int = 0o600) -> bool:
         """Put a whole file in place; whether it is there. Warns, once, when it cannot."""
         if self._directory is None:
             return False
@@ -214,7 +214,7 @@ class Cache:
             self._give_up(trouble)
         return not trouble
 
-    def put(self, target: str, raw: bytes, mode: int = 0o600) -> str:
+    def put(self, target: str, raw: bytes | bytearray, mode: int = 0o600) -> str:
         """Keep a file of this name; gives why that is not possible, or ""."""
         temporary = f"{target}.{os.getpid()}"
         place = -1

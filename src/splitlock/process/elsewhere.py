@@ -78,11 +78,12 @@ def handed_over(path: str, comm: str, has_scope: bool, tid: int) -> str:
 
     `has_scope`: an argument is --scope. `tid`: a task that is no other instance.
     """
-    for name in dict.fromkeys((os.path.basename(path.removesuffix(" (deleted)")), comm)):
+    file = os.path.basename(path.removesuffix(" (deleted)"))
+    for name in dict.fromkeys((file, comm)):
         if name in HANDS_OVER and not (name == "systemd-run" and has_scope):
             who, way = HANDS_OVER[name]
             return f"the work is done by another process that `run` did not start: {who}; {way}"
-        if name in ONE_FOR_ALL and (pid := _another(path, tid)):
+        if name in ONE_FOR_ALL and (pid := _another(path, tid, "" if name == file else comm)):
             return f"the work may be done by process {pid} of the same program, which `run` did not start; end it"
     return ""
 
@@ -98,12 +99,15 @@ def _arguments(tid: int) -> list[bytes]:
         return file.read().split(b"\0")
 
 
-def _another(path: str, tid: int) -> int:
-    """A process of the same program that we do not trace; 0 without one."""
+def _another(path: str, tid: int, comm: str) -> int:
+    """A process of the same program that we do not trace; 0 without one.
+
+    `comm`: a script's name, whose file is its interpreter's; else empty.
+    """
     for entry in os.listdir("/proc"):
         if entry.isdigit() and int(entry) != tid:
             try:
-                same = os.readlink(f"/proc/{entry}/exe") == path
+                same = os.readlink(f"/proc/{entry}/exe") == path and comm in ("", _comm(int(entry)))
             except OSError:  # another user's, or gone
                 continue
             if same and tracer_of(int(entry)) != os.getpid():

@@ -88,7 +88,13 @@ class Policy:
             self.holder = None
 
     def line(self, comm: str, tid: int, address: int, after: int, stack: int, where: str) -> str:
-        """What the kernel would log. `after`: address of the next instruction, which a bus lock trap names."""
+        """What the kernel would log. `after`: address of the next instruction, which a bus lock trap names.
+
+        A task's name, and a file's, are what others chose: what a terminal would obey is escaped.
+        """
+        from splitlock.report.lines import printable
+
+        comm, where = printable(comm), printable(where)
         if self.mode == "ratelimit":
             return TOOK_BUS.format(comm=comm, pid=tid, address=after)
         if self.mode == "fatal":

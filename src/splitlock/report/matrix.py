@@ -13,6 +13,7 @@ SCHEMA: Final = "splitlock/matrix/1"
 Processor = Literal["ac", "db", "both"]  #: which detection it has: #AC for split locks, #DB for bus locks
 Kind = Literal["user", "user32", "signal", "ac", "repeat", "module", "kthread", "interrupt", "together", "after"]
 Outcome = Literal["completed", "sigbus", "killed", "oops", "panic", "hang", "reset", "not-tried"]
+End = Literal["done", "reset", "hang"]  #: of a boot
 
 
 class Kernel(msgspec.Struct, kw_only=True):
@@ -36,7 +37,7 @@ class Boot(msgspec.Struct, kw_only=True):
     split_lock_detect: bool | None  #: /proc/cpuinfo has this flag; null: it never got so far
     bus_lock_detect: bool | None
     split_lock_mitigate: int | None  #: the sysctl; null: this kernel has none
-    end: Literal["done", "reset", "hang"]  #: done: init came to its end
+    end: End  #: done: init came to its end
     seconds: float  #: of the host's
 
 

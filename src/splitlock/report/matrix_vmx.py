@@ -7,7 +7,7 @@ from typing import Final, Literal
 import msgspec
 
 from splitlock.report.document import Document
-from splitlock.report.matrix import Kernel
+from splitlock.report.matrix import End, Kernel
 
 SCHEMA: Final = "splitlock/matrix-vmx/1"
 
@@ -34,7 +34,7 @@ class Boot(msgspec.Struct, kw_only=True):
     command_line: str
     log: list[str]  #: the kernel's lines about split locks, before anything was tried
     split_lock_detect: bool | None  #: /proc/cpuinfo has this flag; null: it never got so far
-    end: Literal["done", "reset", "hang"]  #: done: init came to its end
+    end: End  #: done: init came to its end
     seconds: float  #: of the host's
 
 

@@ -11,7 +11,7 @@ from splitlock.guest.matrix import measure as module
 from splitlock.guest.matrix.boot import Booted
 from splitlock.guest.matrix.kernels import Kernel
 from splitlock.guest.matrix.measure import Wanted, measure
-from splitlock.report.matrix import Report
+from splitlock.report.matrix import Kind, Report
 
 _LOST = Booted(b"Oops: int3: 0000 [#1] SMP PTI\nKernel panic - not syncing: Fatal exception\n", "reset", 1.0)
 _GOOD = Booted(
@@ -25,7 +25,7 @@ _GOOD = Booted(
 def _measured(
     monkeypatch: pytest.MonkeyPatch,
     boots: Iterator[Booted],
-    kinds: tuple[str, ...] = ("user",),
+    kinds: tuple[Kind, ...] = ("user",),
     headers: tuple[str, ...] = (),
 ) -> Report:
     kernel = Kernel("vmlinuz", None, "1.2.3", "Linux version 1.2.3", "/dev/null")

@@ -10,6 +10,7 @@ from splitlock.guest.matrix.guests import GUESTS, HYPERVISORS, PAIRS, Pair
 from splitlock.guest.matrix.log import Log
 from splitlock.guest.matrix.outcome import cell
 from splitlock.guest.matrix.traps import Traps
+from splitlock.report.matrix import End
 from splitlock.report.matrix_vmx import Cell, Side
 
 _SIDE = Side(place="guest", cpl=0, traps=78_037, exits=78_037, injected=78_037, delivered=0, triple_faults=0)
@@ -26,7 +27,7 @@ def console(kind: str, *lines: str, killed: int = 0) -> Log:
     return Log("\r\n".join(f"[   12.345678] {line}" for line in said).encode())
 
 
-def made(pair: Pair, *lines: str, killed: int = 0, end: str = "done") -> Cell:
+def made(pair: Pair, *lines: str, killed: int = 0, end: End = "done") -> Cell:
     (told,) = console(pair.kind, *lines, killed=killed).kinds
     return cell(pair, told, end, kernel="6.1", mode="warn", boot=0, processor=_SIDE)
 

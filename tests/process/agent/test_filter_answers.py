@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from splitlock.process.agent.supervise import AGENT
+from splitlock.process.agent.judged import AGENT
 
 INSIDE = Path(AGENT).parent
 WRAPPER = """

@@ -14,7 +14,7 @@ import pytest
 from process.agent.layouts import Header, of_format
 
 from splitlock.process.agent import arena, image, memory, named
-from splitlock.process.agent.supervise import AGENT
+from splitlock.process.agent.judged import AGENT
 
 INSIDE = Path(AGENT).parent
 
@@ -107,7 +107,7 @@ def test_a_reason_says_what_its_number_means(ours: Header) -> None:
         "IS_SECURE": "set-user-ID", "OTHER_LINKER": "glibc", "NOT_READ": "read", "IS_MOVED": "mremap",
         "IS_FILTERED": "filter", "IS_SHARED": "shared", "IS_OWN": "mapped by the program",
         "IS_EDITED": "writable", "IS_HIDDEN": "another root",
-        "IS_ALONE": "no library", "IS_DISPATCHED": "prctl 59",
+        "IS_ALONE": "no library", "IS_DISPATCHED": "prctl 59", "NO_HEADERS": "headers lie",
     }  # fmt: skip
     for name, word in words.items():
         assert word in memory.REASONS[ours.enumerators[name]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import selectors
 import time
-from collections import namedtuple
+from typing import NamedTuple
 
 from splitlock._errors import SplitlockError
 from splitlock.guest.shared import LOAD
@@ -15,13 +15,19 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from splitlock.guest.emulated import Emulated
+    from splitlock.report.matrix import End
 
 _LIMIT = 8 << 20  # bytes of a console
 _TICK = 0.2  # seconds
 _SIGN_OF_LIFE = re.compile(rb"splitlock-matrix: (\w+)[^\n]*\n")
 
-Booted = namedtuple("Booted", "console end seconds")
-"""What a console said, as bytes; how it ended: `done`, `reset` (or power off) or `hang`; and how long it took."""
+
+class Booted(NamedTuple):
+    """How a boot went."""
+
+    console: bytes  #: what it said
+    end: End  #: a power off is a `reset`, too
+    seconds: float
 
 
 def boot(machine: Emulated, deadline: float, marked: Callable[[], None] | None = None) -> Booted:
@@ -44,7 +50,7 @@ def boot(machine: Emulated, deadline: float, marked: Callable[[], None] | None =
         machine.close()
 
 
-def _listen(machine: Emulated, deadline: float, marked: Callable[[], None] | None) -> tuple[bytes, str]:
+def _listen(machine: Emulated, deadline: float, marked: Callable[[], None] | None) -> tuple[bytes, End]:
     """The console until its end, and how that came."""
     console, looked, last, loaded_after = bytearray(), 0, machine.clock(), None
     with selectors.DefaultSelector() as selector:

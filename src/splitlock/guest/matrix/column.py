@@ -11,10 +11,11 @@ if TYPE_CHECKING:
 
     from splitlock.guest.matrix.boot import Booted
     from splitlock.guest.matrix.log import Log, Told
+    from splitlock.report.matrix import End
 
 Kind = TypeVar("Kind", bound=str)
 
-_HOW = {"done": "init ended", "reset": "the machine was reset", "hang": "nothing more was heard"}
+_HOW: dict[End, str] = {"done": "init ended", "reset": "the machine was reset", "hang": "nothing more was heard"}
 
 
 class Column(ABC, Generic[Kind]):

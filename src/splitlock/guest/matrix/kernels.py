@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections import namedtuple
 from contextlib import closing
+from typing import NamedTuple
 
 from splitlock._errors import ImageError, SplitlockError
 from splitlock.image import bzimage
@@ -29,9 +29,17 @@ _BANNER = re.compile(rb"Linux version (\S+) [^\n]*")
 
 _REMEDY = "name a vmlinuz of x86-64, or a package with one"
 
-Kernel = namedtuple("Kernel", "path member release banner image")
-"""A kernel: the file it is in, its name in that package or None, what `uname -r` and its banner say, and the file that
-is booted: vmlinux where it may be, and can be entered directly (PVH), which is quicker in QEMU, else as it is."""
+
+class Kernel(NamedTuple):
+    """A kernel."""
+
+    path: str  #: the file it is in
+    member: str | None  #: its name in that package
+    release: str  #: what `uname -r` says
+    banner: str
+    #: the file that is booted: vmlinux where it may be, and can be entered directly (PVH), which is quicker in QEMU,
+    #: else as it is
+    image: str
 
 
 def kernels(paths: Iterable[str], directory: str, *, direct: bool = True) -> tuple[list[Kernel], list[str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import namedtuple
+from typing import NamedTuple
 
 from splitlock.linux.log import parse
 
@@ -21,8 +21,13 @@ _COMMAND_LINE = re.compile(r"[Cc]ommand line")
 _MOST = 40  # lines kept of one kind
 _OOPS, _PANIC = re.compile(r"\[#\d+\]"), re.compile(r"Kernel panic")
 
-Line = namedtuple("Line", "what kind fields")
-"""A line of init's: `begin user`, with its `name=number`s."""
+
+class Line(NamedTuple):
+    """A line of init's: `begin user`, with its `name=number`s."""
+
+    what: str
+    kind: str
+    fields: dict[str, int | str]
 
 
 class Told:

@@ -6,7 +6,7 @@ import errno
 import os
 import signal
 import tempfile
-from collections import namedtuple
+from typing import NamedTuple
 
 from splitlock._errors import SplitlockError
 from splitlock.guest.machine import Machine, version
@@ -28,15 +28,24 @@ if TYPE_CHECKING:
 
     from splitlock.guest.matrix.boot import Booted
     from splitlock.guest.matrix.kernels import Kernel as Image
-    from splitlock.report.matrix import Kind, Outcome, Processor
+    from splitlock.report.matrix import End, Kind, Outcome, Processor
 
 # the console gets the kernel's lines and init's, all of them; a panic ends the boot
 _COMMAND_LINE = "console=ttyS0 loglevel=7 printk.devkmsg=on panic=-1 random.trust_cpu=on"
 _MITIGATE = "mitigate=0"
 _WARNINGS = 10  # lines that the kernel logs from one place in five seconds (DEFAULT_RATELIMIT_BURST)
 
-Wanted = namedtuple("Wanted", "kernels headers processors modes kinds qemu deadline")
-"""What to measure: paths, and words as in report.matrix; `deadline`: seconds without anything new that end a boot."""
+
+class Wanted(NamedTuple):
+    """What to measure: paths, and words as in report.matrix."""
+
+    kernels: list[str]
+    headers: list[str] | None
+    processors: list[Processor]
+    modes: list[str]
+    kinds: list[Kind]
+    qemu: str
+    deadline: float  #: seconds without anything new that end a boot
 
 
 def measure(wanted: Wanted, begin: Callable[[int], None], advance: Callable[[int], None]) -> Report:
@@ -164,7 +173,7 @@ def _whole(fields: dict[str, int | str], name: str) -> int:
     return value if isinstance(value, int) else 0
 
 
-def outcome_of(told: Told, end: str) -> tuple[Outcome, str | None]:
+def outcome_of(told: Told, end: End) -> tuple[Outcome, str | None]:
     """What became of a kind, and why where that is no outcome of the split lock's."""
     ends = told.said("end")
     killed = _whole(ends[0], "killed") if ends else 0

@@ -13,6 +13,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from splitlock.guest.matrix.guests import Pair
     from splitlock.guest.matrix.log import Told
+    from splitlock.report.matrix import End
     from splitlock.report.matrix_vmx import Mode, Outcome, Side
 
     Fields = dict[str, int | str]
@@ -29,7 +30,7 @@ _SPLIT = 4  # blind.c: how far behind the guest's first instruction
 
 
 def cell(
-    pair: Pair, told: Told, end: str, *, kernel: str, mode: Mode, boot: int, processor: Side | None
+    pair: Pair, told: Told, end: End, *, kernel: str, mode: Mode, boot: int, processor: Side | None
 ) -> Cell:  # fmt: skip
     """The cell; `end`: how the boot ended."""
     made = Cell(
@@ -97,7 +98,7 @@ def _of_linux(made: Cell, told: Told) -> None:
         made.reason = f"the guest did not come up: KVM's exit {made.exit}"
         return
     else:
-        end = "hang" if fields.get("late") else "done" if fields.get("over") else "reset"
+        end: End = "hang" if fields.get("late") else "done" if fields.get("over") else "reset"
         found, made.reason = outcome_of(inner[0], end)
         stuck = found == "hang" and made.processor is not None and made.processor.traps > _STUCK
         made.outcome = "livelock" if stuck else "other" if found == "killed" else found

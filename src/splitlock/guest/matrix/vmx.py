@@ -180,7 +180,7 @@ class _Column(Column[str]):
         try:
             options = Options(
                 kernel=self.image.image, initrd=self.built.initrd, append=words, disk=None, disk_format=None,
-                cdrom=None, firmware=None, memory=_MEMORY, cpus=1, qemu=None, more=[], traps=traps.fd,
+                cdrom=None, firmware=None, memory=_MEMORY, cpus=1, qemu="", more=[], traps=traps.fd,
                 detection=_UNAWARE if self.mode == "unaware" else _AWARE,
             )  # fmt: skip
             booted = boot(BochsMachine(options, self.emulator), self.wanted.deadline, traps.mark)

@@ -64,7 +64,7 @@ def loaded(descriptor: int, name: str, debug: Callable[[str], int] | None = None
 
 def frames(image: Loaded, place: int) -> list[Frame]:
     """The functions at an address of a file, innermost first."""
-    return [Frame(**each._asdict()) for each in image.frames(place)]
+    return [Frame(function=f.function, source=f.source, inlined=f.inlined) for f in image.frames(place)]
 
 
 class Saved:

@@ -17,7 +17,7 @@ from splitlock.process.runs import JUMP
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from splitlock.image.elf import Buffer, Elf
     from splitlock.process.agent.calls import Call
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from splitlock.process.runs import Run
 
     Key = tuple[int, ...]
+    Raw = bytes | bytearray
 
 MAGIC = 0x31474D494C4C5053
 _HEAD = struct.Struct("<QIIQ5Qq2Q4I12IQ3I32s3IQ")
@@ -66,7 +67,7 @@ class Tables(NamedTuple):
     total: int
 
 
-def make(data: Buffer, key: Key) -> tuple[bytes, Named]:
+def make(data: Buffer, key: Key) -> tuple[Raw, Named]:
     """The image file, and the names, of an ELF file's contents; of one that cannot be watched, without patches."""
     collects = gc.isenabled()
     gc.disable()  # a large image makes millions of objects, none of which is part of a circle
@@ -77,8 +78,8 @@ def make(data: Buffer, key: Key) -> tuple[bytes, Named]:
             gc.enable()
 
 
-def _judge(data: Buffer, key: Key) -> tuple[bytes, Named]:
-    from splitlock.image.elf import EM_X86_64, Elf
+def _judge(data: Buffer, key: Key) -> tuple[Raw, Named]:
+    from splitlock.image.elf import EM_X86_64, PF_W, Elf
 
     if data[:4] != b"\x7fELF":
         return _nothing(key, Named(0, 0, [Unwatched("no ELF image", len(data), None)], [], None))
@@ -90,6 +91,8 @@ def _judge(data: Buffer, key: Key) -> tuple[bytes, Named]:
         if elf.has_text_relocations():
             reason = "text relocations: the dynamic linker rewrites the code"
             return _nothing(key, Named(0, 0, [Unwatched(reason, size, None)], [], elf.build_id()))
+        if any(s.flags & PF_W for s in elf.executable()):
+            return _nothing(key, Named(0, 0, [Unwatched("code in writable segments", size, None)], [], elf.build_id()))
         return _make(elf, key)
     except ImageError as error:
         return _nothing(key, Named(0, 0, [Unwatched(f"malformed image: {error}", len(data), None)], [], None))
@@ -97,7 +100,7 @@ def _judge(data: Buffer, key: Key) -> tuple[bytes, Named]:
         return _nothing(key, Named(0, 0, [Unwatched(f"too large to patch: {error}", len(data), None)], [], None))
 
 
-def _make(elf: Elf, key: Key) -> tuple[bytes, Named]:
+def _make(elf: Elf, key: Key) -> tuple[Raw, Named]:
     from splitlock.process.agent.islands import find_islands
     from splitlock.process.functions import Text
     from splitlock.process.outside import exchanges
@@ -123,8 +126,10 @@ def _make(elf: Elf, key: Key) -> tuple[bytes, Named]:
         where = "place" if len(unseen) == 1 else "places"
         what = f"calls the kernel at {len(unseen)} {where} of its own: programs and code so brought are not seen"
         unwatched.append(Unwatched(what, None, None))
+    decided = text.decided
+    del text, chosen, left, taken  # a browser's are 100 MB and more
     if not runs and not calls:
-        return _nothing(key, Named(text.decided, size, unwatched, [], elf.build_id()))
+        return _nothing(key, Named(decided, size, unwatched, [], elf.build_id()))
     below = elf.span()[0] - (_LINKERS_GAP if is_linker(elf) else 0)
     places = _places(runs, calls, islands)
     arena = Arena(runs, calls, below)
@@ -133,8 +138,10 @@ def _make(elf: Elf, key: Key) -> tuple[bytes, Named]:
     tables = _tables(arena, patches, texts)
     arena.settle(tables.total - arena.code_size - PAGE)
     names = [SiteName(*site) for site in arena.sites]
-    named = Named(len(names) + text.decided, size, unwatched, names, elf.build_id())
-    return _write(elf, key, named, arena, _patches(elf, arena, places, islands), texts, tables), named
+    named = Named(len(names) + decided, size, unwatched, names, elf.build_id())
+    patches = _patches(elf, arena, places, islands)
+    del runs, calls, places, islands
+    return _write(elf, key, named, arena, patches, texts, tables), named
 
 
 def _places(runs: list[Run], calls: list[Call], islands: Islands) -> list[_Place]:
@@ -195,13 +202,14 @@ def _tables(arena: Arena, patches: list[_Patch], texts: list[tuple[int, int]]) -
 
 def _write(
     elf: Elf, key: Key, named: Named, arena: Arena, patches: list[_Patch], texts: list[tuple[int, int]], tables: Tables
-) -> bytes:
+) -> bytearray:
     low, high = elf.span()
-    jumps = sorted((int.from_bytes(p.new[1:5], "little"), i) for i, p in enumerate(patches) if p.new[0] == _JUMP)
-    raw = bytearray(PAGE + tables.total)
-    code = memoryview(raw)[PAGE:]
+    jumps = [(int.from_bytes(p.new[1:5], "little"), i) for i, p in enumerate(patches) if p.new[0] == _JUMP]
+    place = PAGE + tables.total
+    size = place + sum(of_text for _, of_text in texts)
+    raw = bytearray(size)  # once: it may take 100 MB
+    code = memoryview(raw)[PAGE:place]
     code[: len(arena.code)] = arena.code
-    size = PAGE + tables.total + sum(of_text for _, of_text in texts)
     id_at, id_size, build_id = _build_id(elf)
     head = _HEAD.pack(
         MAGIC, VERSION, len(arena.sites), size, *key, arena.base, low, high, arena.code_size, tables.total, arena.twin,
@@ -218,21 +226,23 @@ def _write(
         code[data : data + len(both)] = both
         data += len(both)
     struct.pack_into(f"<{len(arena.fields)}I", code, tables.fields, *arena.fields)
-    for at, pairs in (
-        (tables.copies, sorted((offset, address - low) for offset, address in arena.copies.items())),
-        (tables.resumes, sorted((address - low, offset) for address, offset in arena.resume.items())),
-        (tables.jumps, jumps),
-    ):
-        struct.pack_into(f"<{2 * len(pairs)}I", code, at, *(number for pair in pairs for number in pair))
+    _put_pairs(code, tables.copies, ((offset, address - low) for offset, address in arena.copies.items()))
+    _put_pairs(code, tables.resumes, ((address - low, offset) for address, offset in arena.resume.items()))
+    _put_pairs(code, tables.jumps, jumps)
     for i, hook in enumerate(arena.hooks):
         _HOOK.pack_into(code, tables.hooks + i * _HOOK.size, hook.start, hook.begin, hook.end, hook.address - low)
-    place = len(raw)
-    pages = bytearray()
-    for i, (address, size) in enumerate(texts):
-        _TEXT.pack_into(code, tables.texts + i * _TEXT.size, address, size, place + len(pages))
-        pages += _text(elf, address, size, patches)
+    for i, (address, of_text) in enumerate(texts):
+        _TEXT.pack_into(code, tables.texts + i * _TEXT.size, address, of_text, place)
+        with memoryview(raw)[place : place + of_text] as pages:
+            _put_text(pages, elf, address, patches)
+        place += of_text
     code.release()
-    return bytes(raw + pages)
+    return raw
+
+
+def _put_pairs(code: memoryview, at: int, pairs: Iterable[tuple[int, int]]) -> None:
+    for i, pair in enumerate(sorted(pairs)):
+        _PAIR.pack_into(code, at + i * _PAIR.size, *pair)
 
 
 def _build_id(elf: Elf) -> tuple[int, int, bytes]:
@@ -241,19 +251,19 @@ def _build_id(elf: Elf) -> tuple[int, int, bytes]:
     return (0, 0, b"") if place is None else (place[0], min(len(place[1]), _ID), place[1][:_ID])
 
 
-def _text(elf: Elf, address: int, size: int, patches: list[_Patch]) -> bytes:
+def _put_text(pages: memoryview, elf: Elf, address: int, patches: list[_Patch]) -> None:
     """Whole pages of text, as the file has them, patched."""
+    size = len(pages)
     segment = next(s for s in elf.executable() if s.vaddr < address + size and address < s.vaddr + s.filesz)
     start = segment.offset + address - segment.vaddr
-    text = bytearray(elf.data[start : start + size])
-    text += bytes(size - len(text))
+    with memoryview(elf.data)[start : start + size] as text:
+        pages[: len(text)] = text
     for patch in patches:
         if address <= patch.address < address + size:
-            text[patch.address - address : patch.address - address + len(patch.new)] = patch.new
-    return bytes(text)
+            pages[patch.address - address : patch.address - address + len(patch.new)] = patch.new
 
 
-def _nothing(key: Key, named: Named) -> tuple[bytes, Named]:
+def _nothing(key: Key, named: Named) -> tuple[Raw, Named]:
     """The image file of a file in which nothing is patched, and what it was given."""
     tail = named.watched, len(named.unwatched), b"", 0, 0, 0, named.size
     return _HEAD.pack(MAGIC, VERSION, 0, PAGE, *key, *bytes(19), 0, 0, *tail).ljust(PAGE, b"\0"), named

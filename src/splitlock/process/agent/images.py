@@ -13,6 +13,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from splitlock.process.agent.image import Raw
     from splitlock.process.agent.memory import Seen
 
     Key = tuple[int, ...]
@@ -45,7 +46,7 @@ class Images:
         self._named[seen.key] = named
         return keep(seen.key, raw, named, self._cache) or self._keep_apart(seen.key, raw)
 
-    def _keep_apart(self, key: Key, raw: bytes) -> bool:
+    def _keep_apart(self, key: Key, raw: Raw) -> bool:
         """The program maps patched text from files: for this run they are kept elsewhere."""
         if self._own is None:
             import tempfile
@@ -96,7 +97,7 @@ def shared_cache() -> Cache:
     return Cache(lambda text: None, directory=SHARED, owner=0)
 
 
-def made(descriptor: int, key: Key) -> tuple[bytes, Named]:
+def made(descriptor: int, key: Key) -> tuple[Raw, Named]:
     """The image file and the names of an opened file, which is closed. Raises OSError, MemoryError."""
     from splitlock.process.agent.image import make  # and with it iced-x86
 
@@ -104,7 +105,7 @@ def made(descriptor: int, key: Key) -> tuple[bytes, Named]:
         return make(file.read(), key)
 
 
-def keep(key: Key, raw: bytes, named: Named, cache: Cache, mode: int = 0o600) -> bool:
+def keep(key: Key, raw: Raw, named: Named, cache: Cache, mode: int = 0o600) -> bool:
     """Put both in a cache; whether they are there."""
     return cache.keep(key, "names", _HEAD + encode(named.values()), mode) and cache.keep(key, "image", raw, mode)
 

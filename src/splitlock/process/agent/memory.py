@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     Key = tuple[int, ...]
 
-MAGIC, VERSION = 0x31524E554B4C5053, 16
+MAGIC, VERSION = 0x31524E554B4C5053, 17
 FREE, CLAIMED, ASKED, READY, NOTHING, REFUSED = range(6)
 #: enum mode, by the names of `Policy`
 MODES = {"warn": 1, "fatal": 2, "ratelimit": 3, "mitigate": 4}
@@ -30,7 +30,7 @@ OF_SITE = 8  # samples of one site
 SHUT, TAKEN, KNOCKED, THERE, ALLOWED, TRACED, UNABLE, FAILED_CALL = range(8)
 _NAME, _CACHE, _STACK = 168, 200, 12288
 _HEAD = struct.Struct("<QIIii11I5I2I2QQ")
-_IMAGE = struct.Struct(f"<II5QQIIIiiIIIQ{_NAME}s")
+_IMAGE = struct.Struct(f"<II5QQIIIiiIIIQQ{_NAME}s")
 _ESCAPE = struct.Struct(f"<IIII{_NAME}s")
 _TASK = struct.Struct("<4Iii16s")
 _MODULE = struct.Struct("<QII")
@@ -68,6 +68,7 @@ REASONS = (
     "the agent's file cannot be read there (another root directory, another user)",
     "uses no library: its dynamic linker then fails with an agent",
     "handles its own system calls (prctl 59): programs that it starts and code that it makes are not seen",
+    "where its headers lie is not known",
 )  # fmt: skip
 
 
@@ -160,6 +161,11 @@ class Totals(NamedTuple):
     escapes_lost: int
     made_bytes: int
 
+    @property
+    def lost(self) -> int:
+        """In how many executed programs no agent has begun."""
+        return self.announced + 1 - self.programs
+
 
 class Limits(NamedTuple):
     """A mode's numbers: split locks a second, then the kernel's delays (linux/delays.py)."""
@@ -199,9 +205,7 @@ class Memory:
             made = cls(number)
         finally:
             libc.shmctl(number, _IPC_RMID, None)
-        _HEAD.pack_into(
-            made._view, 0, MAGIC, VERSION, mode, os.getpid(), os.geteuid(), *bytes(11), *limits, 0, *bytes(5)
-        )
+        _HEAD.pack_into(made._view, 0, MAGIC, VERSION, mode, os.getpid(), 0, *bytes(11), *limits, 0, *bytes(5))
         made._name(0, cache)
         made._name(2, shared)
         return made
@@ -261,6 +265,8 @@ class Memory:
     def answer(self, image: Seen, state: int, reason: int = 0) -> None:
         """Settle what an agent asked for an image, and wake all who wait for it."""
         at = _IMAGES_AT + image.number * _IMAGE.size
+        if self._word(at) != ASKED:  # somebody has found it meanwhile
+            return
         self._put(at + 4, reason)
         self._put(at, state)
         self._libc.syscall(_FUTEX, ctypes.c_void_p(self._address + at), _FUTEX_WAKE, 1 << 30, None, None, 0)
@@ -290,7 +296,7 @@ class Memory:
         """One of them, by its place."""
         fields = _IMAGE.unpack_from(self._view, _IMAGES_AT + number * _IMAGE.size)
         state, reason, *rest = fields
-        return Seen._make((number, state, reason, tuple(rest[:5]), *rest[5:15], _text(rest[15])))
+        return Seen._make((number, state, reason, tuple(rest[:5]), *rest[5:15], _text(rest[16])))
 
     def counts(self, first: int, number: int) -> list[int]:
         """So many counters from one on."""

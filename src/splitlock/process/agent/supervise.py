@@ -6,10 +6,10 @@ Nobody is stopped, and nothing waits for us but an agent that has met a file for
 from __future__ import annotations
 
 import _thread
-import ctypes
 import os
 import signal
 import sys
+import time
 
 from splitlock._environment import given
 from splitlock._errors import failure
@@ -17,6 +17,7 @@ from splitlock.linux.delays import JIFFIES, SLEEP_MS, STEP_MS
 from splitlock.process.agent import memory as shared
 from splitlock.process.agent.aside import step_aside
 from splitlock.process.agent.images import Images
+from splitlock.process.agent.judged import AGENT
 from splitlock.process.agent.memory import Limits, Memory
 from splitlock.process.agent.place import remember
 from splitlock.process.agent.samples import Samples
@@ -36,12 +37,11 @@ if TYPE_CHECKING:
 
     Key = tuple[int, ...]
 
-AGENT = os.path.join(os.path.dirname(__file__), "inside", "agent.so")
-_GLIBC = (2, 35)  # before, each call of a library function took the slow way with an audit module (its bug 15533)
-_AT_HWCAP2, _FSGSBASE = 26, 2  # Documentation/arch/x86/x86_64/fsgs.rst
 _HZ = 250  # jiffies a second of most distributions
 _ANALYSING = 0.2  # seconds that an analysis may still take then
 _LOST = "what a tracer has found is lost: it, or the process that started it, was killed"
+_PATIENCE = 1.0  # seconds for an agent to begin in what has been executed
+_ENDING = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
 _POLL_MS = 20  # between looks at whether a process is left, once the program itself has ended
 
 
@@ -53,26 +53,6 @@ class _Line(bytes):
 
     def __eq__(self, other: object) -> bool:
         return self is other
-
-
-def why_not(program: str) -> str:
-    """Why the agent cannot be brought into a program, by its file and this machine; empty where it can."""
-    libc = (os.confstr("CS_GNU_LIBC_VERSION") or "").split()
-    try:
-        if libc[:1] != ["glibc"] or tuple(map(int, libc[1].split(".")[:2])) < _GLIBC:
-            return "the C library is not glibc 2.35 or later, which has other ways with audit modules"
-        if not ctypes.CDLL(None).getauxval(_AT_HWCAP2) & _FSGSBASE:
-            return "no FSGSBASE here; it takes Linux 5.9 and a CPU of 2012 or later"
-        judge = ctypes.CDLL(AGENT).splitlock_judge
-    except (OSError, ValueError):
-        return "this package was built without the agent, for want of a C compiler"
-    return shared.REASONS[judge(ctypes.c_char_p(os.fsencode(found(program))))]
-
-
-def found(program: str) -> str:
-    """The path of a program, as execvp(3) finds it."""
-    places = [""] if "/" in program else [f"{place or '.'}/" for place in os.get_exec_path()]
-    return next((f"{place}{program}" for place in places if os.access(f"{place}{program}", os.X_OK)), program)
 
 
 class Watched:
@@ -111,6 +91,8 @@ class Supervisor:
         self._taken = 0
         self._failures: list[tuple[str, bool, str, int | None, int | None]] = []
         self._ended = False
+        self._left = 0
+        self._pending: list[int] = []
         self._memory = self._new_memory() if memory is None else Memory(memory)
         self._images = Images(self._cache, self._memory.spare)
         self._samples = Samples(self._memory)
@@ -139,6 +121,7 @@ class Supervisor:
         child.go()
         self._wait(child)
         self._wait_for_others()
+        self._left = self._memory.attached() - 1
         self._end(done)
         child.check()
         self._finish()
@@ -155,6 +138,7 @@ class Supervisor:
         beside.go()
         began = beside.wait()
         self._wait_for_others()
+        self._left = self._memory.attached() - 1
         self._end(done)
         if not began:  # it is said there
             os._exit(0)
@@ -170,7 +154,11 @@ class Supervisor:
             said = pipe.read()
         if not said:  # it has been killed; the program goes on without us
             os._exit(125)
-        self.exit_status = int(said)
+        status, *now = said.split()
+        self.exit_status = int(status)
+        if not now:
+            self._wait_for_others(but=2)
+        self._left = max(0, self._memory.attached() - 2)
         self._end(done)
         self._finish()
 
@@ -195,11 +183,19 @@ class Supervisor:
             done.release()
         return done
 
-    def _wait_for_others(self) -> None:
-        """The program itself has ended; those that it started may not."""
-        while self._memory.attached() > 1:
-            if signal.sigtimedwait(WAITED - {signal.SIGCHLD}, _POLL_MS / 1000):
-                pass  # it has reached the others already, from the terminal
+    def _wait_for_others(self, but: int = 1) -> None:
+        """The program itself has ended; those that it started may not, and one that is executed is nobody's until its
+        agent begins. `but`: so many are we ourselves.
+        """
+        begin = time.monotonic()
+        while self._memory.attached() > but or self._memory.totals.lost > 0:
+            if self._memory.attached() > but:
+                begin = time.monotonic()
+            elif time.monotonic() - begin > _PATIENCE:
+                break
+            told = signal.sigtimedwait(WAITED - {signal.SIGCHLD}, _POLL_MS / 1000)
+            if told and told.si_signo in _ENDING:
+                break
 
     def _end(self, done: _thread.LockType) -> None:
         self._ended = True
@@ -268,9 +264,15 @@ class Supervisor:
             os.write(2, os.fsencode(f"\r\x1b[K{text}"))
 
     def _take_hits(self) -> None:
-        while self._taken < shared.TASKS and (task := self._memory.task(self._taken)):
-            self._taken += 1
-            self._take(task)
+        """What is written down by now. A thread that was killed while it wrote never gets ready: the others go on."""
+        used = min(self._memory.totals.tasks, shared.TASKS)
+        waiting = [*self._pending, *range(self._taken, used)]
+        self._pending, self._taken = [], used
+        for number in waiting:
+            if task := self._memory.task(number):
+                self._take(task)
+            else:
+                self._pending.append(number)
 
     def _take(self, task: shared.Task) -> None:
         image = self._memory.image(task.image)
@@ -364,9 +366,12 @@ class Supervisor:
             # none is nobody's word: the code may have been overwritten, or its process killed, before it was looked at
             known = held if 0 < totals.finds <= shared.FINDS else None
             self._unmonitored.append(("anonymous executable memory", False, reason, totals.made_bytes, known))
-        lost = totals.announced + 1 - totals.programs
-        if totals.tasks_lost:
-            reason = f"{totals.tasks_lost} more first split locks of threads at sites are counted, not listed"
+        tasks_lost = totals.tasks_lost + len(self._pending)
+        if self._left:
+            reason = f"{self._left} still run: what they do from now on is in no report"
+            self._unmonitored.append(("processes", False, reason, None, None))
+        if tasks_lost:
+            reason = f"{tasks_lost} more first split locks of threads at sites are counted, not listed"
             self._unmonitored.append(("threads", False, reason, None, None))
         if totals.images_lost:
             self._unmonitored.append(
@@ -374,7 +379,7 @@ class Supervisor:
             )
         if totals.escapes_lost:
             self._unmonitored.append(("programs", False, f"{totals.escapes_lost} more started unwatched", None, None))
-        if lost > 0:
-            causes = "a limit on memory, another user, an IPC namespace"
-            reason = f"{lost} ran unwatched, with all that they started: the agent could not begin there ({causes})"
+        if totals.lost > 0:
+            causes = "the agent could not begin there (a limit on memory, another user, an IPC namespace)"
+            reason = f"{totals.lost} ran unwatched, with all that they started: {causes}"
             self._unmonitored.append(("programs", False, reason, None, None))

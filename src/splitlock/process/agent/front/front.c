@@ -22,7 +22,7 @@
 #include <unistd.h>
 #include "front.h"
 
-enum { POLL_MS = 20 };
+enum { POLL_MS = 20, PATIENCE_MS = 1000 };
 /* but for SIGCHLD they go on to the program (launch.py) */
 static const int waited[] = {SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGTSTP, SIGCHLD};
 enum { WAITED = sizeof waited / sizeof waited[0] };
@@ -32,6 +32,7 @@ static struct sigaction before[WAITED], pipe_before;
 static sigset_t held, mask_before; /* `held`: those above, while a process is made */
 static bool had_python; /* one that dies is not started again while the program runs: nobody answers from then on */
 static volatile pid_t program, python;
+static volatile sig_atomic_t is_told_to_end; /* when nobody but processes in the background is left */
 static int number, to_python = -1, output = -1;
 
 /* A terminal's signal has reached the program already. */
@@ -39,11 +40,11 @@ static void pass_on(int signal_number, siginfo_t *info, void *context)
 {
     int kept = errno;
     (void)context;
-    if (signal_number != SIGCHLD && info->si_code <= 0) {
+    if (!program && (signal_number == SIGHUP || signal_number == SIGINT || signal_number == SIGQUIT || signal_number == SIGTERM))
+        is_told_to_end = 1;
+    else if (signal_number != SIGCHLD && info->si_code <= 0) {
         if (program > 0)
             kill(program, signal_number);
-        else if (python > 0)
-            kill(python, signal_number);
     }
     atomic_fetch_add(&run->asked, 1);
     errno = kept;
@@ -77,7 +78,6 @@ static bool make_memory(const struct place *place, const char *cache, enum mode 
     run->version = RUN_VERSION;
     run->mode = mode;
     run->supervisor = getpid();
-    run->uid = (int32_t)geteuid();
     strcpy(run->cache, cache);
     strcpy(run->shared, is_roots(place->shared) ? place->shared : "");
     return true;
@@ -110,16 +110,19 @@ static void become_program(const struct place *place, char **argv, char **enviro
     execvpe(argv[0], argv, lines);
 }
 
-/* Python answers agents, warns and reports; the pipe will tell it how the program has ended. */
+/* Python answers agents, warns and reports; the pipe will tell it how the program has ended. Where it cannot be started, agents
+ * are told that nobody answers. */
 static void start_python(const struct place *place, int argc, char **argv)
 {
     static char joined[64];
     int ends[2];
-    if (pipe(ends))
+    had_python = true;
+    if (pipe(ends)) {
+        run->supervisor = 0;
         return;
+    }
     fcntl(ends[1], F_SETFD, FD_CLOEXEC);
     char **words = calloc((size_t)argc + 4, sizeof *words);
-    had_python = true;
     sigprocmask(SIG_BLOCK, &held, NULL);
     pid_t child = words ? fork() : -1;
     if (!child) {
@@ -143,6 +146,7 @@ static void start_python(const struct place *place, int argc, char **argv)
     close(ends[0]);
     if (child < 0) {
         close(ends[1]);
+        run->supervisor = 0;
         return;
     }
     to_python = ends[1];
@@ -202,11 +206,20 @@ static int wait_for_program(const struct place *place, int argc, char **argv)
     }
 }
 
-/* Processes that the program has started may run on. */
+static bool are_others(void)
+{
+    return attached() > 1 + (python && run->supervisor == python); /* when it has joined, it is one of them */
+}
+
+/* Processes that the program has started may run on; and one that is executed is nobody's until its agent begins. */
 static void wait_for_others(const struct place *place, int argc, char **argv)
 {
     const struct timespec moment = {0, POLL_MS * 1000000L};
-    while (attached() > 1 + (python && run->supervisor == python)) { /* when it has joined, it is one of them */
+    for (int ms = 0; !is_told_to_end; ms += POLL_MS) {
+        if (are_others())
+            ms = 0;
+        else if (run->announced + 1 <= run->programs || ms >= PATIENCE_MS)
+            return;
         if (python && python_ended(false) >= 0)
             run->supervisor = 0;
         else if (run->supervisor == getpid() && needs_python())
@@ -256,12 +269,12 @@ int main(int argc, char **argv, char **environment)
     close(failed[0]);
     int status = wait_for_program(&place, argc, argv);
     wait_for_others(&place, argc, argv);
-    if (!had_python && !options.is_special && is_clean(run, &place))
+    if (!had_python && !options.is_special && is_clean(run, &place) && !are_others())
         return options.is_quiet || summarize(run) ? status : 125;
     if (!python)
         start_python(&place, argc, argv);
     if (python) {
-        dprintf(to_python, "%d", status);
+        dprintf(to_python, is_told_to_end ? "%d now" : "%d", status);
         close(to_python);
         to_python = -1;
         int of_python = python_ended(true);

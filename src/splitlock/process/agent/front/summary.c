@@ -18,7 +18,7 @@ bool is_clean(const struct run *run, const struct place *place)
     if (run->tasks_used || run->tasks_lost || run->images_lost || run->escapes_lost || run->made_bytes || run->traced ||
         run->announced + 1 != run->programs)
         return false;
-    for (uint32_t i = 0; i < run->counters_used; i++)
+    for (uint32_t i = 1; i <= run->counters_used; i++)
         if (i >= COUNTERS || run->counters[i])
             return false;
     for (int i = 0; i < ESCAPES; i++)
@@ -86,7 +86,7 @@ void say_count(const struct run *run)
 {
     uint64_t hits = 0;
     char text[32];
-    for (uint32_t i = 0; i < run->counters_used && i < COUNTERS; i++)
+    for (uint32_t i = 1; i <= run->counters_used && i < COUNTERS; i++)
         hits += run->counters[i];
     dprintf(2, "splitlock: no report: Python could not be started, or was killed; %s split lock%s counted, and what was not "
                "watched is not known\n", number(hits, text), hits == 1 ? " was" : "s were");

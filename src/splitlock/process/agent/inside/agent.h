@@ -54,6 +54,7 @@ extern struct arena arenas[ARENAS];
 extern _Atomic uint32_t arena_count;
 enum { ENTRY = 512, IN_FILTER = 'f' }; /* at the end of our second line: the program has inherited a filter */
 extern uint64_t linker; /* where ld.so lies */
+extern uint32_t begun; /* tells this program from another one of the same process: a random number */
 extern bool is_traced; /* patches are written, none of the program's pages replaced */
 extern char audit_entry[ENTRY], run_entry[ENTRY]; /* our lines of the environment */
 

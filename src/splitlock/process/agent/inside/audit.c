@@ -3,7 +3,7 @@
 #include "agent.h"
 
 #define EXPORTED __attribute__((visibility("default")))
-enum { VERSION = 1, AT_PHDR = 3, AT_PHNUM = 5, AT_BASE = 7, AT_EXECFN = 31, AT_IGNORE = 1 };
+enum { VERSION = 1, AT_PHDR = 3, AT_PHNUM = 5, AT_BASE = 7, AT_RANDOM = 25, AT_EXECFN = 31, AT_IGNORE = 1 };
 
 struct map { /* struct link_map's public part, elf/link.h */
     uint64_t bias;
@@ -13,6 +13,7 @@ struct map { /* struct link_map's public part, elf/link.h */
 };
 
 uint64_t linker;
+uint32_t begun;
 bool is_traced;
 static uint64_t *environment;
 static char **arguments;
@@ -79,6 +80,8 @@ __attribute__((constructor)) static void begin(int argc, char **argv, char **lin
             main_segments = (const struct segment *)entry[1];
         if (*entry == AT_BASE)
             linker = entry[1];
+        if (*entry == AT_RANDOM)
+            begun = *(const uint32_t *)entry[1];
         if (*entry == AT_EXECFN)
             executed = (const char *)entry[1];
         if (*entry == AT_PHNUM)
@@ -128,39 +131,85 @@ static bool span(const struct segment *segments, uint64_t count, uint64_t *low, 
     return executable && *low < *high;
 }
 
+enum { SEGMENTS = 24 };
+struct headers { /* as nearly all files begin */
+    struct elf file;
+    struct segment segments[SEGMENTS];
+};
+
+static bool are_headers(const struct headers *headers, long size)
+{
+    const struct elf *file = &headers->file;
+    return size >= (long)sizeof *file && !memcmp(file->ident, "\177ELF", 4) && file->segment_count <= SEGMENTS &&
+           file->segments == sizeof *file && (long)(sizeof *file + file->segment_count * sizeof(struct segment)) <= size;
+}
+
+/* The headers of most libraries are the first that is mapped of them, at their bias. Not so where the lowest address is not 0, or
+ * the headers are not loaded: elsewhere may be anything, or nothing. The library's own dynamic section tells. */
+static bool are_mapped(const struct map *map, struct headers *headers)
+{
+    struct iovec here = {headers, sizeof *headers}, there = {(const void *)map->bias, sizeof *headers};
+    if (!are_headers(headers, call6(NR_PROCESS_VM_READV, call1(NR_GETPID, 0), (long)&here, 1, (long)&there, 1, 0)))
+        return false;
+    for (int i = 0; i < headers->file.segment_count; i++)
+        if (headers->segments[i].type == PT_DYNAMIC && map->bias + headers->segments[i].address == (uint64_t)map->dynamic)
+            return true;
+    return false;
+}
+
+static bool are_read(const struct map *map, struct headers *headers)
+{
+    long file = call4(NR_OPENAT, AT_FDCWD, (long)map->name, O_RDONLY | O_CLOEXEC, 0);
+    if (FAILED(file))
+        return false;
+    long size = call4(NR_PREAD64, file, (long)headers, sizeof *headers, 0);
+    call1(NR_CLOSE, file);
+    return are_headers(headers, size);
+}
+
+static int open_main(uint64_t bias)
+{
+    uint64_t low, high;
+    for (uint64_t i = 0; i < main_segment_count; i++)
+        if (main_segments[i].type == PT_PHDR)
+            bias = (uint64_t)main_segments - main_segments[i].address;
+    char name[NAME];
+    long size = call3(NR_READLINK, (long)"/proc/self/exe", (long)name, sizeof name - 1);
+    name[FAILED(size) ? 0 : size] = 0;
+    const char *known = FAILED(size) ? executed : name; /* no /proc */
+    if (!known || !main_segments || !span(main_segments, main_segment_count, &low, &high)) {
+        escaped(known ? known : "the program", NO_HEADERS);
+        return -1;
+    }
+    note_stack(main_segments, main_segment_count);
+    if (FAILED(size))
+        return watch_image(bias, executed, executed, low, high);
+    note_program(name, has_scope);
+    return watch_image(bias, "/proc/self/exe", name, low, high);
+}
+
 static int open_image_of(struct map *map)
 {
-    uint64_t low, high, bias = map->bias;
+    struct headers headers;
+    uint64_t low, high;
     if (!is_main_known) { /* the first is the program; its bias is told by its own headers, where there are any */
         is_main_known = true;
         take_out_lines();
-        for (uint64_t i = 0; i < main_segment_count; i++)
-            if (main_segments[i].type == PT_PHDR)
-                bias = (uint64_t)main_segments - main_segments[i].address;
-        if (!main_segments || !span(main_segments, main_segment_count, &low, &high))
-            return -1;
-        note_stack(main_segments, main_segment_count);
-        char name[NAME];
-        long size = call3(NR_READLINK, (long)"/proc/self/exe", (long)name, sizeof name - 1);
-        if (FAILED(size)) /* no /proc */
-            return executed ? watch_image(bias, executed, executed, low, high) : -1;
-        name[size] = 0;
-        note_program(name, has_scope);
-        return watch_image(bias, "/proc/self/exe", name, low, high);
+        return open_main(map->bias);
     }
     if (!map->name || map->name[0] != '/')
         if (!map->name || begins(map->name, "linux-vdso"))
             return -1;
-    /* ld.so maps the first page of every library, with the headers; the lowest address of a library is 0 but for prelinked ones. */
-    const struct elf *header = (const struct elf *)bias;
-    if (memcmp(header->ident, "\177ELF", 4))
+    if (!are_mapped(map, &headers) && !are_read(map, &headers)) {
+        escaped(map->name, NO_HEADERS);
         return -1;
-    const struct segment *segments = (const struct segment *)(bias + header->segments);
-    note_stack(segments, header->segment_count);
-    reserve_for(map->name, segments, header->segment_count, map->dynamic, arguments, (char **)environment, executed);
-    if (!span(segments, header->segment_count, &low, &high))
-        return -1;
-    return watch_image(bias, map->name, map->name, low, high);
+    }
+    uint64_t count = headers.file.segment_count;
+    note_stack(headers.segments, count);
+    reserve_for(map->name, headers.segments, count, map->dynamic, arguments, (char **)environment, executed);
+    if (!span(headers.segments, count, &low, &high))
+        return -1; /* it has no code */
+    return watch_image(map->bias, map->name, map->name, low, high);
 }
 
 EXPORTED unsigned la_objopen(struct map *map, long space, uint64_t *cookie)

@@ -19,7 +19,6 @@ static struct seen_image *find(const uint64_t key[KEY], const char *name, uint64
             copy_text(image->name, name, NAME);
             image->low = low;
             image->size = size;
-            image->pid = 0;
             return image;
         }
         for (int spin = 0; state == CLAIMED && !image->key[KEY - 1] && spin < 1000; spin++) {
@@ -42,8 +41,15 @@ static void put_hex(char **to, uint64_t value)
         *(*to)++ = "0123456789abcdef"[value >> 4 * digits & 15];
 }
 
-/* `owner`: whose the file must be, since it is code. */
-static long open_image_in(const char *directory, uint32_t owner, const uint64_t key[KEY], struct image *image, struct arena *arena)
+/* It is code: so it must be root's, or of whoever executes it. The run's memory is shared by all that it watches, a worker that has
+ * given up root's rights among them: it tells where files are, not whose they may be. */
+static bool is_trusted(const struct stat *status, bool roots)
+{
+    return (status->uid == 0 || (!roots && status->uid == (uint32_t)call1(NR_GETEUID, 0))) && !(status->mode & 022) &&
+           (status->mode & S_IFMT) == S_IFREG;
+}
+
+static long open_image_in(const char *directory, bool roots, const uint64_t key[KEY], struct image *image, struct arena *arena)
 {
     char path[CACHE + 17 * KEY + 8], *to = path + strlen(directory);
     struct stat status;
@@ -53,11 +59,10 @@ static long open_image_in(const char *directory, uint32_t owner, const uint64_t 
         put_hex(&to, key[i]);
     }
     memcpy(to, ".image", 7);
-    long file = call4(NR_OPENAT, AT_FDCWD, (long)path, O_RDONLY | O_CLOEXEC, 0);
+    long file = call4(NR_OPENAT, AT_FDCWD, (long)path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW, 0);
     if (FAILED(file))
         return file;
-    if (call2(NR_FSTAT, file, (long)&status) || status.uid != owner || status.mode & 022 ||
-        (status.mode & S_IFMT) != S_IFREG || call4(NR_PREAD64, file, (long)image, sizeof *image, 0) != sizeof *image ||
+    if (call2(NR_FSTAT, file, (long)&status) || !is_trusted(&status, roots) || call4(NR_PREAD64, file, (long)image, sizeof *image, 0) != sizeof *image ||
         image->magic != IMAGE_MAGIC || image->version != IMAGE_VERSION ||
         image->file_size != (uint64_t)status.size || memcmp(image->key, key, sizeof image->key)) {
         call1(NR_CLOSE, file);
@@ -74,7 +79,7 @@ static long open_image(const uint64_t key[KEY], struct image *image, struct aren
     long file = -ENOENT;
     for (int i = 0; i < 3 && FAILED(file); i++)
         if (places[i][0])
-            file = open_image_in(places[i], places[i] == run->shared ? 0 : (uint32_t)run->uid, key, image, arena);
+            file = open_image_in(places[i], places[i] == run->shared, key, image, arena);
     return file;
 }
 
@@ -91,82 +96,97 @@ bool lives(int32_t pid)
     return ended == 0; /* else it may be a zombie, which kill(2) would find */
 }
 
+static void refuse(struct seen_image *image, enum reason reason)
+{
+    uint32_t claimed = CLAIMED;
+    if (atomic_compare_exchange_strong(&image->state, &claimed, REFUSED))
+        image->reason = reason;
+}
+
 /* Have the supervisor make the image file; `file` is the ELF file. */
 static void ask(struct seen_image *image, long file)
 {
     struct timespec patience = {0, 100000000};
+    uint32_t state = atomic_load(&image->state), asked = ASKED;
     image->pid = (int32_t)call1(NR_GETPID, 0);
     image->fd = (int32_t)file;
-    atomic_store(&image->state, ASKED);
+    if ((state != CLAIMED && state != ASKED) || !atomic_compare_exchange_strong(&image->state, &state, ASKED))
+        return;
     wake_supervisor();
     while (atomic_load(&image->state) == ASKED && lives(run->supervisor))
         call6(NR_FUTEX, (long)&image->state, FUTEX_WAIT, ASKED, (long)&patience, 0, 0);
-    uint32_t asked = ASKED;
     if (atomic_compare_exchange_strong(&image->state, &asked, REFUSED))
         image->reason = NO_ANSWER;
 }
 
+/* Where two settle it, of two PID namespaces, they come to the same, with one place for counters. */
 static void count_sites(struct seen_image *seen, const struct image *image)
 {
-    uint32_t first = atomic_fetch_add(&run->counters_used, image->sites);
-    if (first + image->sites > COUNTERS || first + image->sites < first) {
-        seen->reason = NO_COUNTERS;
-        atomic_store(&seen->state, REFUSED);
+    uint32_t first = atomic_fetch_add(&run->counters_used, image->sites) + 1, none = 0;
+    if (first > COUNTERS || image->sites > COUNTERS - first) {
+        refuse(seen, NO_COUNTERS);
         return;
     }
-    seen->counters = first;
+    atomic_compare_exchange_strong(&seen->counters, &none, first);
     seen->watched = image->watched;
     seen->unwatched = image->unwatched;
     seen->watched_bytes = image->watched_bytes;
     atomic_store(&seen->state, image->sites || image->hook_count ? READY : NOTHING);
 }
 
-/* Only one process settles what becomes of a file; others wait for it, for as long as it may take. */
+/* One program of one process, and not the one that it executes next. */
+static uint64_t who_settles(void)
+{
+    return (uint64_t)begun << 32 | (uint32_t)call1(NR_GETPID, 0);
+}
+
+/* Whether another one still settles it: it may have been killed, or have executed another program. */
+static bool is_settled_by(uint64_t settler, uint64_t us)
+{
+    return settler == us || (settler && (uint32_t)settler != (uint32_t)us && lives((int32_t)settler));
+}
+
+static void find_or_ask(struct seen_image *seen, struct image *image, long *from, const char *path, struct arena *arena)
+{
+    *from = open_image(seen->key, image, arena);
+    if (FAILED(*from) && is_filtered) {
+        refuse(seen, IS_FILTERED);
+    } else if (FAILED(*from)) {
+        long file = call4(NR_OPENAT, AT_FDCWD, (long)path, O_RDONLY | O_CLOEXEC, 0);
+        if (FAILED(file)) {
+            refuse(seen, file == -EACCES ? NOT_READ : NOT_OPENED);
+            return;
+        }
+        if (is_plain(file, seen->key, &seen->watched_bytes))
+            atomic_store(&seen->state, NOTHING);
+        else
+            ask(seen, file);
+        call1(NR_CLOSE, file);
+        if (atomic_load(&seen->state) == CLAIMED)
+            *from = open_image(seen->key, image, arena);
+    }
+    if (!FAILED(*from))
+        count_sites(seen, image);
+    else
+        refuse(seen, NOT_OPENED);
+}
+
+/* Only one settles what becomes of a file; others wait for it, for as long as it may take. */
 static void settle(struct seen_image *seen, struct image *image, long *from, const char *path, struct arena *arena)
 {
-    if (seen->pid == 0 && atomic_load(&seen->state) == CLAIMED) {
-        int32_t nobody = 0, we = (int32_t)call1(NR_GETPID, 0);
-        if (__atomic_compare_exchange_n(&seen->pid, &nobody, we, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) {
-            *from = open_image(seen->key, image, arena);
-            if (FAILED(*from) && is_filtered) {
-                seen->reason = IS_FILTERED;
-                atomic_store(&seen->state, REFUSED);
+    struct timespec patience = {0, 100000000};
+    uint64_t us = who_settles();
+    for (uint32_t state; (state = atomic_load(&seen->state)) == CLAIMED || state == ASKED;) {
+        uint64_t settler = atomic_load(&seen->settler);
+        if (is_settled_by(settler, us)) {
+            if (is_filtered)
                 return;
-            }
-            if (FAILED(*from)) {
-                long file = call4(NR_OPENAT, AT_FDCWD, (long)path, O_RDONLY | O_CLOEXEC, 0);
-                if (!FAILED(file)) {
-                    if (is_plain(file, seen->key, &seen->watched_bytes))
-                        atomic_store(&seen->state, NOTHING);
-                    else
-                        ask(seen, file);
-                    call1(NR_CLOSE, file);
-                } else {
-                    seen->reason = file == -EACCES ? NOT_READ : NOT_OPENED;
-                    atomic_store(&seen->state, REFUSED);
-                }
-                if (atomic_load(&seen->state) == REFUSED)
-                    return;
-                if (atomic_load(&seen->state) != NOTHING)
-                    *from = open_image(seen->key, image, arena);
-            }
-            if (atomic_load(&seen->state) == NOTHING) {
-                ; /* it is plain */
-            } else if (FAILED(*from)) {
-                seen->reason = NOT_OPENED;
-                atomic_store(&seen->state, REFUSED);
-            } else {
-                count_sites(seen, image);
-            }
+            call6(NR_FUTEX, (long)&seen->state, FUTEX_WAIT, state, (long)&patience, 0, 0);
+        } else if (atomic_compare_exchange_strong(&seen->settler, &settler, us)) {
+            find_or_ask(seen, image, from, path, arena);
             call6(NR_FUTEX, (long)&seen->state, FUTEX_WAKE, 1 << 30, 0, 0, 0);
             return;
         }
-    }
-    struct timespec patience = {0, 100000000};
-    for (uint32_t state; (state = atomic_load(&seen->state)) == CLAIMED || state == ASKED;) {
-        if (call2(NR_KILL, seen->pid, 0) == -ESRCH)
-            return; /* it died before it knew */
-        call6(NR_FUTEX, (long)&seen->state, FUTEX_WAIT, state, (long)&patience, 0, 0);
     }
 }
 

@@ -65,6 +65,8 @@ static uint64_t plain_bytes(const uint8_t *file, uint64_t size)
             return 0;
         if (segment->type != PT_LOAD || !(segment->flags & PF_X))
             continue;
+        if (segment->flags & PF_W)
+            return 0;
         code += segment->file_size;
         for (; at < end; at++)
             if (may_matter(at, end))

@@ -9,7 +9,7 @@
 #include "image.h"
 
 #define RUN_MAGIC 0x31524e554b4c5053ULL
-enum { RUN_VERSION = 16, IMAGES = 2048, SAMPLES = 256, TASKS = 4096, SAMPLES_OF_SITE = 8, ESCAPES = 128, NAME = 168, MODULES = 128 };
+enum { RUN_VERSION = 17, IMAGES = 2048, SAMPLES = 256, TASKS = 4096, SAMPLES_OF_SITE = 8, ESCAPES = 128, NAME = 168, MODULES = 128 };
 enum { FINDS = 4096, PROGRAMS = 256, FIND_BEFORE = 40, DOORS = 16 };
 enum { STACK = 12288, REGISTERS = 17, CACHE = 200, COUNTERS = 1 << 18 };
 
@@ -21,7 +21,7 @@ enum state { FREE, CLAIMED, ASKED, READY, NOTHING, REFUSED };
 enum reason {
     NO_REASON, NO_ANSWER, NOT_OPENED, NOT_PLACED, CHANGED, NOT_MAPPED, NO_COUNTERS, IS_STATIC, IS_NARROW, IS_SECURE,
     OTHER_LINKER, NOT_READ, IS_MOVED, IS_FOREIGN, IS_FILTERED, IS_SHARED, IS_OWN, IS_EDITED, IS_HIDDEN, IS_ALONE,
-    IS_DISPATCHED,
+    IS_DISPATCHED, NO_HEADERS,
 };
 
 struct seen_image { /* one file that a process has mapped */
@@ -30,11 +30,12 @@ struct seen_image { /* one file that a process has mapped */
     uint64_t key[KEY];
     uint64_t low;                     /* its lowest address */
     _Atomic uint32_t mapped, patched; /* times */
-    uint32_t counters;                /* its first one */
-    int32_t pid, fd;                  /* who asks for it, by which descriptor */
+    _Atomic uint32_t counters;        /* its first one, 0 where it has none yet */
+    int32_t pid, fd;                  /* who asks for its image file, by which descriptor */
     uint32_t size;                    /* from its lowest to its highest address, bytes */
     uint32_t watched, unwatched;      /* its image file's */
     uint64_t watched_bytes;
+    _Atomic uint64_t settler;         /* who settles what becomes of it: one program of one process (who_settles()) */
     char name[NAME];
 };
 
@@ -95,7 +96,7 @@ struct door {
 struct run {
     uint64_t magic;
     uint32_t version, mode;
-    int32_t supervisor, uid;
+    int32_t supervisor, unused;
     _Atomic uint32_t asked;                       /* futex: something for the supervisor */
     _Atomic uint32_t processes;                   /* forks; entry.S knows where this is */
     _Atomic uint32_t programs;                    /* executed, with an agent that began */
@@ -112,7 +113,7 @@ struct run {
     char cache[CACHE], spare[CACHE], shared[CACHE];
     struct seen_image images[IMAGES];
     struct escape escapes[ESCAPES];
-    _Atomic uint64_t counters[COUNTERS];
+    _Atomic uint64_t counters[COUNTERS];          /* from the second on: `counters_used` of them */
     _Atomic uint8_t sampled[COUNTERS];            /* samples of each site */
     struct task tasks[TASKS];
     struct sample samples[SAMPLES];
