@@ -163,14 +163,14 @@ class Cache:
             if self._directory is None:
                 raise FileNotFoundError(2, os.strerror(2))
             if create:
-                os.makedirs(self._directory, mode=0o700, exist_ok=True)
+                _make_directory(self._directory)
             flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
             descriptor = os.open(self._directory, flags)
             status = os.fstat(descriptor)
             if status.st_uid != self._owner or status.st_mode & 0o022:
                 os.close(descriptor)
-                self._directory = None
-                raise PermissionError(1, os.strerror(1))
+                whose = "it is another user's" if status.st_uid != self._owner else "others may write there"
+                raise PermissionError(errno.EPERM, whose)
             self._descriptor = descriptor
         return self._descriptor
 
@@ -286,6 +286,19 @@ def kept(place: int) -> list[Kept]:
             if stat.S_ISREG(status.st_mode):
                 files.append(Kept(entry.name, status.st_size, status.st_mtime))
     return files
+
+
+def _make_directory(path: str) -> None:
+    """With its parents, as os.makedirs, but for what would lie in another user's directory. Raises OSError.
+
+    `sudo` keeps HOME: there root would make a directory that its user could then not write to.
+    """
+    above = path
+    while not os.path.lexists(above):
+        above = os.path.dirname(above) or "."
+    if above != path and os.stat(above).st_uid not in (os.geteuid(), 0):
+        raise PermissionError(errno.EPERM, f"{above} is another user's")
+    os.makedirs(path, mode=0o700, exist_ok=True)
 
 
 def shared_directory() -> str:

@@ -8,7 +8,7 @@ from splitlock.x86.flow import KEPT, changed, is_call, successors
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence, Set
+    from collections.abc import Collection, Sequence, Set
 
     from iced_x86 import Instruction
 
@@ -19,21 +19,18 @@ _BETWEEN = (Mnemonic.NOP, Mnemonic.INT3)  # what a compiler fills gaps with
 _IMMEDIATES = frozenset((OpKind.IMMEDIATE32, OpKind.IMMEDIATE32TO64, OpKind.IMMEDIATE64))
 
 
-def constants(code: Sequence[Instruction]) -> dict[int, State]:
+def constants(code: Sequence[Instruction], entered: Collection[int] = ()) -> dict[int, State]:
     """By address: the low 32 bits that registers may hold where the instruction there begins.
 
     `code`: a function's instructions, in order. What nothing in it leads to, such as a landing pad or a jump table's
-    case, is entered with nothing known.
+    case, is entered with nothing known, and so is what may be `entered` from outside of it.
     """
     by_address = {x.ip: x for x in code}
     factory = InstructionInfoFactory()
-    known: dict[int, State] = {}
+    known: dict[int, State] = {at: {} for at in entered if at in by_address}
     lost: dict[int, Set[int]] = {}
-    for first in code:
-        if first.ip in known or first.mnemonic in _BETWEEN:
-            continue
-        known[first.ip] = {}
-        waiting = [first.ip]
+
+    def follow(waiting: list[int]) -> None:
         while waiting:
             at = waiting.pop()
             x = by_address[at]
@@ -47,6 +44,12 @@ def constants(code: Sequence[Instruction]) -> dict[int, State]:
                 if merged != known.get(place):
                     known[place] = merged
                     waiting.append(place)
+
+    follow(list(known))
+    for first in code:
+        if first.ip not in known and first.mnemonic not in _BETWEEN:
+            known[first.ip] = {}
+            follow([first.ip])
     return known
 
 

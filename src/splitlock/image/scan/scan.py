@@ -71,6 +71,7 @@ class Scan:
         self.starts, self.ends = self._functions()
         self._lib.scan_ranges(handle, _place(self.starts), _place(self.ends), len(self.starts))
         self._offsets, self._branches = array("I"), array("Q")
+        self._is_named = False
 
     def ranges(self) -> list[tuple[int, int]]:
         """The functions, as (start, end), by address."""
@@ -182,8 +183,10 @@ class Scan:
     # -- entries -------------------------------------------------------------------------------
 
     def name(self) -> None:
-        """Find all code that code names: to be called once, before `into` and `leading_to`."""
-        _made(self._lib.scan_named(self._handle, self._fixed))
+        """Find all code that code names: to be called before `into` and `leading_to`, once or more."""
+        if not self._is_named:
+            _made(self._lib.scan_named(self._handle, self._fixed))
+        self._is_named = True
 
     def into(self, instructions: Iterable[int], between: Iterable[int]) -> set[int]:
         """Those addresses that may be entered from elsewhere: by a branch; `instructions` also as kept addresses."""

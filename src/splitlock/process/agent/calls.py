@@ -14,13 +14,14 @@ from typing import NamedTuple
 from iced_x86 import Decoder, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpKind, Register
 
 from splitlock.x86.constants import constants
-from splitlock.x86.flow import changed
+from splitlock.x86.flow import changed, successors
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from splitlock.image.elf import Elf
+    from splitlock.image.scan.scan import Scan
     from splitlock.x86.constants import State
 
 _SYSCALL = b"\x0f\x05"
@@ -28,8 +29,8 @@ _INT_80 = b"\xcd\x80"  # of i386
 #: by arch/x86/entry/syscalls/syscall_64.tbl; inside/calls.c knows the same ones
 WANTED = {
     9: "mmap", 10: "mprotect", 11: "munmap", 13: "rt_sigaction", 25: "mremap", 30: "shmat", 56: "clone", 57: "fork",
-    58: "vfork", 59: "execve", 157: "prctl", 231: "exit_group", 317: "seccomp", 322: "execveat", 329: "pkey_mprotect",
-    435: "clone3",
+    58: "vfork", 59: "execve", 135: "personality", 157: "prctl", 231: "exit_group", 317: "seccomp", 322: "execveat",
+    329: "pkey_mprotect", 435: "clone3",
 }  # fmt: skip
 #: Not seen, of forks only the number is lost, and what is unmapped is gone.
 _HARMLESS = frozenset((11, 56, 57, 58, 435))
@@ -78,13 +79,15 @@ def is_linker(elf: Elf) -> bool:
     return bool(elf.addresses([b"_rtld_global"]))
 
 
-def wanted_calls(elf: Elf, starts: Sequence[int], ends: Sequence[int]) -> Calls:
-    """By address. `starts`, `ends`: of the functions, sorted."""
+def wanted_calls(elf: Elf, scan: Scan) -> Calls:
+    """By address."""
     calls = Calls([], [])
     if is_linker(elf):  # what it maps it tells by la_objopen
         return calls
     names = elf.addresses([b"_exit", b"gnu_get_libc_version"])
+    starts, ends = scan.starts, scan.ends
     holding: set[int] = set()
+    outside: list[tuple[bytes, int, int]] = []
     for low, high in elf.code_ranges():
         code = elf.read(low, high - low)
         for pattern in (_SYSCALL, _INT_80):
@@ -93,10 +96,28 @@ def wanted_calls(elf: Elf, starts: Sequence[int], ends: Sequence[int]) -> Calls:
                 if i >= 0 and low + at < ends[i]:
                     holding.add(i)
                 elif pattern == _SYSCALL:
-                    _outside(code, at, low, calls)
-    for i in sorted(holding):
-        _Function(elf, starts[i], ends[i], names).find(calls)
+                    outside.append((code, at, low))
+    functions = [_Function(elf, starts[i], ends[i], names) for i in sorted(holding)]
+    functions = [function for function in functions if function.calls_kernel]
+    entered = _entered(scan, functions, outside)
+    for code, at, low in outside:
+        _outside(code, at, low, entered, calls)
+    for function in functions:
+        function.find(entered, calls)
     return calls
+
+
+def _entered(scan: Scan, functions: list[_Function], outside: list[tuple[bytes, int, int]]) -> set[int]:
+    """Where control comes from another function, or by a kept address: in functions, and right before `outside`.
+
+    A compiler's cold part goes back so to the middle of its function.
+    """
+    instructions = {low + i for _, at, low in outside for i in range(max(0, at - _NEAR), at + 1)}
+    instructions |= {address for function in functions for address in function.leading()}
+    if not instructions:
+        return set()
+    scan.name()
+    return scan.into(instructions, ())
 
 
 def _places(code: bytes, pattern: bytes) -> Iterator[int]:
@@ -106,15 +127,24 @@ def _places(code: bytes, pattern: bytes) -> Iterator[int]:
         at = code.find(pattern, at + 1)
 
 
-def _outside(code: bytes, at: int, low: int, calls: Calls) -> None:
+def _outside(code: bytes, at: int, low: int, entered: set[int], calls: Calls) -> None:
     """Outside of functions, where nobody knows where instructions begin. In glibc that is so at the end of clone(2)."""
     loads = list(_LOADS.finditer(code, max(0, at - _NEAR), at))
     wanted = [load for load in loads if int.from_bytes(load[1], "little") in WANTED]
     if wanted and wanted[-1].end() == at:
         load = wanted.pop()
         calls.seen.append(Call(Decoder(64, load[0], ip=low + load.start()).decode(), low + at))
-    if wanted or _computes_number(code, at):
+    places = [start for start in range(max(0, at - _NEAR), at + 1) if low + start in entered]
+    if wanted or _computes_number(code, at) or any(_brings_number(code, start, at) for start in places):
         calls.unseen.append(low + at)
+
+
+def _brings_number(code: bytes, start: int, at: int) -> bool:
+    """Whether there are instructions from where control comes to a call, none of which sets its number."""
+    way = [x.copy() for x in Decoder(64, code[start:at])]
+    factory = InstructionInfoFactory()
+    is_code = sum(x.len for x in way) == at - start and not any(x.is_invalid for x in way)
+    return is_code and not any(_RAX in changed(x, factory) or x.mnemonic == Mnemonic.SYSCALL for x in way)
 
 
 def _computes_number(code: bytes, at: int) -> bool:
@@ -134,25 +164,64 @@ class _Function:
 
     def __init__(self, elf: Elf, start: int, end: int, names: dict[bytes, int]) -> None:
         self._code: list[Instruction] = []
+        self._inner: dict[int, list[int]] = {}  # from where its own branches go there
+        self._calls: list[int] = []  # positions
         for x in Decoder(64, elf.read(start, end - start), ip=start):
             if x.is_invalid:
                 break
+            flow = x.flow_control
+            if flow in _BRANCHES:
+                self._inner.setdefault(x.near_branch_target, []).append(x.ip)
+            elif flow != FlowControl.NEXT and x.mnemonic in (Mnemonic.SYSCALL, Mnemonic.INT):
+                self._calls.append(len(self._code))
             self._code.append(x.copy())
-        self._entered = {x.near_branch_target for x in self._code if x.flow_control in _BRANCHES}
+        self._entered, self._outer = set(self._inner), set[int]()
         self._is_exit = start == names.get(b"_exit")
         # glibc reads the number of setuid(2) and its kin from memory (nptl/nptl_setxid.c), no other but syscall(2)'s
         self._is_libc = b"gnu_get_libc_version" in names
         self._values: dict[int, State] = {}
 
-    def find(self, calls: Calls) -> None:
-        """Add them."""
+    @property
+    def calls_kernel(self) -> bool:
+        """Whether there is a call at all."""
+        return bool(self._calls)
+
+    def leading(self) -> set[int]:
+        """Its instructions from which there are ways to a call on which no number is set, but for its first one.
+
+        Nor, where memory is asked for, are there rights: then all that may come before.
+        """
+        found: set[int] = set()
+        waiting = list(self._calls)
+        index: dict[int, int] = {}
+        while waiting:
+            position = waiting.pop()
+            if position in found:
+                continue
+            found.add(position)
+            at = self._code[position].ip
+            if at in self._inner and not index:
+                index = {x.ip: i for i, x in enumerate(self._code)}
+            before = [position - 1] if position and at in successors(self._code[position - 1]) else []
+            before += [index[source] for source in self._inner.get(at, ())]
+            for i in before:
+                x = self._code[i]
+                if not _is_number(x) or x.immediate(1) in _PROTECTS:
+                    waiting.append(i)
+        return {self._code[i].ip for i in found if i}
+
+    def find(self, entered: set[int], calls: Calls) -> None:
+        """Add them. `entered`: where control comes from elsewhere."""
+        self._outer = entered.intersection(range(self._code[0].ip + 1, self._code[-1].next_ip))
+        self._entered |= self._outer
         if self._is_exit and self._code and _is_load(self._code[0]):
             calls.seen.append(Call(self._code[0], self._code[0].next_ip, _EXIT_GROUP))
-        for before, x in zip([None, *self._code], self._code, strict=False):
-            if x.mnemonic == Mnemonic.INT and x.immediate(0) == _I386:
+        for i in self._calls:
+            x = self._code[i]
+            if x.mnemonic == Mnemonic.SYSCALL:
+                self._add(x.ip, self._code[i - 1] if i else None, calls)
+            elif x.immediate(0) == _I386:
                 calls.unseen.append(x.ip)
-            elif x.mnemonic == Mnemonic.SYSCALL:
-                self._add(x.ip, before, calls)
 
     def _add(self, at: int, before: Instruction | None, calls: Calls) -> None:
         numbers: frozenset[int] | None
@@ -180,7 +249,7 @@ class _Function:
         """What a register may hold; None: anything. A jump by a table may lead to any place."""
         if any(x.flow_control == FlowControl.INDIRECT_BRANCH for x in self._code):
             return None
-        self._values = self._values or constants(self._code)
+        self._values = self._values or constants(self._code, self._outer)
         return self._values.get(at, {}).get(register)
 
 

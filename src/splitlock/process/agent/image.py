@@ -121,7 +121,7 @@ def _make(elf: Elf, key: Key) -> tuple[Raw, Named]:
     size = max(0, sum(s.filesz for s in elf.executable()) - sum(u.size or 0 for u in unwatched))
     taken = {address for run in [*runs, *left] for address in range(run.start, run.start + run.size)}
     taken |= {address + i for address in islands.at.values() for i in range(JUMP)}
-    calls, unseen = wanted_calls(elf, text.scan.starts, text.scan.ends).without(taken)
+    calls, unseen = wanted_calls(elf, text.scan).without(taken)
     if unseen:
         where = "place" if len(unseen) == 1 else "places"
         what = f"calls the kernel at {len(unseen)} {where} of its own: programs and code so brought are not seen"

@@ -44,6 +44,7 @@ struct own {
         _Atomic uint64_t thread;
         uint64_t *lines;
     } rooms[ROOMS]; /* for environments */
+    _Atomic uint32_t made_lock; /* of made.c's ranges */
 };
 
 extern struct run *run;
@@ -108,8 +109,11 @@ void made_code(uint64_t start, uint64_t size);
 void note_made_bytes(uint64_t bytes);
 void code_goes(uint64_t start, uint64_t size);
 void code_ends(bool for_certain);
+void note_stack(const struct segment *segments, uint64_t count);
+void note_personality(uint64_t personality);
 
 /* copies.c */
+bool may_hold_copies(uint64_t start, uint64_t size);
 void restore_copies(uint64_t start, uint64_t size);
 bool is_patched(uint64_t start, uint64_t size);
 bool restore_mapping(uint64_t start, uint64_t size, int file, uint64_t offset);

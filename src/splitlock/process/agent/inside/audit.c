@@ -183,6 +183,7 @@ static int open_main(uint64_t bias)
         escaped(known ? known : "the program", NO_HEADERS);
         return -1;
     }
+    note_stack(main_segments, main_segment_count);
     if (FAILED(size))
         return watch_image(bias, executed, executed, low, high);
     note_program(name, has_scope);
@@ -209,6 +210,7 @@ static int open_image_of(struct map *map)
         return -1;
     }
     uint64_t count = headers.file.segment_count;
+    note_stack(headers.segments, count);
     reserve_for(map->name, headers.segments, count, map->dynamic, arguments, (char **)environment, executed);
     if (!span(headers.segments, count, &low, &high))
         return -1; /* it has no code */

@@ -7,10 +7,21 @@ uint32_t is_filtered, is_dispatched, asks_always;
 static void map_code(const struct frame *frame, uint64_t start)
 {
     note_mapping((int)frame->r8, frame->r10 & MAP_SHARED, frame->si);
-    if (frame->r10 & MAP_SHARED || call3(NR_MPROTECT, (long)start, (long)frame->si, PROT_READ | PROT_WRITE))
+    if (frame->r10 & MAP_SHARED || !may_hold_copies(start, frame->si) ||
+        call3(NR_MPROTECT, (long)start, (long)frame->si, (long)frame->dx | PROT_READ | PROT_WRITE))
         return;
     restore_copies(start, frame->si);
     call3(NR_MPROTECT, (long)start, (long)frame->si, (long)frame->dx);
+}
+
+/* The program gives memory that is not known yet the right to be executed. Copies of what we have patched get their own bytes
+ * back first. Other threads may be executing there already: no right that it has, and will have, is ever taken away. */
+static long protect(const struct frame *frame)
+{
+    long number = (long)frame->ax, start = (long)frame->di, size = (long)frame->si, rights = (long)frame->dx;
+    if (may_hold_copies(frame->di, frame->si) && !call4(number, start, size, rights | PROT_READ | PROT_WRITE, (long)frame->r10))
+        restore_copies(frame->di, frame->si);
+    return call4(number, start, size, rights, (long)frame->r10);
 }
 
 void on_call(struct frame *frame)
@@ -46,10 +57,10 @@ void on_call(struct frame *frame)
         if (!(frame->dx & PROT_EXEC))
             return;
         bool is_new = !ours && !is_made(frame->di, frame->si);
-        if (is_new && !call3(NR_MPROTECT, (long)frame->di, (long)frame->si, PROT_READ | PROT_WRITE))
-            restore_copies(frame->di, frame->si);
-        result = call4(number, (long)frame->di, (long)frame->si, (long)frame->dx, (long)frame->r10);
-        if (!result && is_new)
+        if (!is_new)
+            return;
+        result = protect(frame);
+        if (!result)
             made_code(frame->di, frame->si);
     } else {
         if (number == NR_MUNMAP)
@@ -58,6 +69,8 @@ void on_call(struct frame *frame)
             text_moves(frame->di, frame->si);
         else if (number == NR_PRCTL && frame->si) /* Syscall User Dispatch is switched on */
             hand_back_handlers();
+        else if (number == NR_PERSONALITY)
+            note_personality(frame->di);
         else if (number == NR_EXIT_GROUP)
             code_ends(true);
         return;

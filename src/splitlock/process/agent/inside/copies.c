@@ -59,13 +59,31 @@ bool is_patched(uint64_t start, uint64_t size)
     return false;
 }
 
-/* One patch, in the image itself, gives way to the file's own bytes. */
+/* Writes, where other threads may be executing: what they have fetched, they forget when the kernel takes the right to write away
+ * again, which interrupts them. */
+static void write_text(uint64_t at, const uint8_t *bytes, uint32_t size)
+{
+    uint64_t page = at & -(uint64_t)PAGE;
+    call3(NR_MPROTECT, (long)page, (long)(at + size - page), PROT_READ | PROT_WRITE | PROT_EXEC);
+    if (size == 2)
+        __atomic_store_n((uint16_t *)at, (uint16_t)(bytes[0] | bytes[1] << 8), __ATOMIC_RELEASE);
+    else
+        memcpy((void *)at, bytes, size);
+    call3(NR_MPROTECT, (long)page, (long)(at + size - page), PROT_READ | PROT_EXEC);
+}
+
+/* One patch, in the image itself, gives way to the file's own bytes. It is entered only at its start, where a thread waits while
+ * the rest is changed. */
 static void restore_patch(const struct arena *arena, const struct patch *patch)
 {
-    uint64_t at = patch->address + arena->bias, page = at & -(uint64_t)PAGE;
-    call3(NR_MPROTECT, (long)page, (long)(at + patch->size - page), PROT_READ | PROT_WRITE | PROT_EXEC);
-    memcpy((void *)at, (const uint8_t *)table(arena, patch->bytes) + patch->size, patch->size);
-    call3(NR_MPROTECT, (long)page, (long)(at + patch->size - page), PROT_READ | PROT_EXEC);
+    static const uint8_t wait_here[] = {0xeb, 0xfe};
+    uint64_t at = patch->address + arena->bias;
+    const uint8_t *own_bytes = (const uint8_t *)table(arena, patch->bytes) + patch->size;
+    if (patch->size > 2) {
+        write_text(at, wait_here, 2);
+        write_text(at + 2, own_bytes + 2, patch->size - 2);
+    }
+    write_text(at, own_bytes, 2);
 }
 
 /* The program's own instruction at an address is to be executed where it was, patched or not: this process is about to die. */
@@ -89,10 +107,12 @@ void text_changes(uint64_t start, uint64_t size)
         if (!arena->image || arena->closed || arena->high <= start || start + size <= arena->low)
             continue;
         const struct patch *patches = table(arena, arena->image->patches);
-        for (uint32_t i = 0; i < arena->image->patch_count; i++) {
-            uint64_t at = patches[i].address + arena->bias;
-            if (at + patches[i].size > start && at < start + size && is_there(arena, &patches[i]))
-                restore_patch(arena, &patches[i]);
+        for (uint32_t i = 0; i < 2 * arena->image->patch_count; i++) { /* short jumps before the islands that they lead to */
+            const struct patch *patch = &patches[i % arena->image->patch_count];
+            uint64_t at = patch->address + arena->bias;
+            bool is_turn = (patch->size == 2) == (i < arena->image->patch_count);
+            if (is_turn && at + patch->size > start && at < start + size && is_there(arena, patch))
+                restore_patch(arena, patch);
         }
         struct seen_image *seen = &run->images[arena->seen];
         if (!arena->is_changed)
@@ -120,34 +140,82 @@ static const struct patch *patch_by(const struct arena *arena, uint32_t displace
     return (const struct patch *)table(arena, image->patches) + jumps[low].address;
 }
 
-static void restore_at(const uint8_t *at, uint64_t start, uint64_t end)
+/* The arena, and its patch, that a jump belongs to which lies at another place than it was made for; or null. */
+static const struct arena *copied_from(const uint8_t *jump, const struct arena *from, const struct patch **patch)
 {
     uint32_t displacement;
-    memcpy(&displacement, at + 1, 4);
-    for (uint32_t a = 0, n = atomic_load(&arena_count); a < n; a++) {
-        const struct arena *arena = &arenas[a];
+    memcpy(&displacement, jump + 1, 4);
+    for (const struct arena *arena = from, *end = arenas + atomic_load(&arena_count); arena < end; arena++) {
         if (!arena->image)
             continue;
         uint32_t moved = (uint32_t)(arena->begin - arena->image->arena - arena->bias);
-        const struct patch *patch = patch_by(arena, displacement - moved);
-        if (patch && (uint64_t)at + patch->size <= end)
-            restore(arena, (uint64_t)at - patch->address, start, end);
+        if ((*patch = patch_by(arena, displacement - moved)))
+            return arena;
     }
+    return NULL;
 }
 
-/* Memory that can be written, and will be executable: is there a copy of what we have patched? Pages that nobody has
- * touched are not looked at: a program may ask for gigabytes. */
+static void restore_at(const uint8_t *at, uint64_t start, uint64_t end)
+{
+    const struct patch *patch;
+    for (const struct arena *arena = arenas; (arena = copied_from(at, arena, &patch)); arena++)
+        if ((uint64_t)at + patch->size <= end)
+            restore(arena, (uint64_t)at - patch->address, start, end);
+}
+
+/* Which pages anybody has touched: others are not looked at, a program may ask for gigabytes. */
+static bool ask_resident(uint64_t start, uint64_t pages, uint8_t resident[CHUNK])
+{
+    if (is_filtered) /* it may not be asked */
+        memset(resident, 1, CHUNK);
+    return is_filtered || !call3(NR_MINCORE, (long)start, (long)(pages * PAGE), (long)resident);
+}
+
+static uint64_t page_end(uint64_t address)
+{
+    return (address + PAGE - 1) & -(uint64_t)PAGE;
+}
+
+/* Whether there may be a copy of what we have patched in this memory, whatever its rights: they stay as they are. */
+bool may_hold_copies(uint64_t start, uint64_t size)
+{
+    uint8_t resident[CHUNK];
+    const struct patch *patch;
+    uint64_t end = page_end(start + size);
+    bool found = false;
+    start &= -(uint64_t)PAGE;
+    uint8_t *piece = (uint8_t *)call6(NR_MMAP, 0, 2 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (FAILED(piece))
+        return false;
+    long self = call1(NR_GETPID, 0);
+    for (uint64_t chunk = start; chunk < end && !found; chunk += CHUNK * PAGE) {
+        uint64_t pages = (end - chunk) / PAGE < CHUNK ? (end - chunk) / PAGE : CHUNK;
+        if (!ask_resident(chunk, pages, resident))
+            continue;
+        for (uint64_t page = 0; page < pages && !found; page++) {
+            if (!(resident[page] & 1))
+                continue;
+            uint64_t at = chunk + page * PAGE, left = end - at; /* a jump may reach into the next page */
+            struct iovec here = {piece, left < PAGE + 4 ? left : PAGE + 4}, there = {(const void *)at, here.size};
+            long got = call6(NR_PROCESS_VM_READV, self, (long)&here, 1, (long)&there, 1, 0);
+            found = FAILED(got); /* it may not be read as it is */
+            for (long i = 0; i < PAGE && i + 5 <= got && !found; i++)
+                found = piece[i] == JUMP && copied_from(piece + i, arenas, &patch);
+        }
+    }
+    call2(NR_MUNMAP, (long)piece, 2 * PAGE);
+    return found;
+}
+
+/* Memory that can be read and written, and will be executable: copies of what we have patched get their own bytes back. */
 void restore_copies(uint64_t start, uint64_t size)
 {
     uint8_t resident[CHUNK];
-    size += (start & (PAGE - 1)) + PAGE - 1;
+    uint64_t end = page_end(start + size);
     start &= -(uint64_t)PAGE;
-    uint64_t end = (start + size) & -(uint64_t)PAGE;
     for (uint64_t chunk = start; chunk < end; chunk += CHUNK * PAGE) {
         uint64_t pages = (end - chunk) / PAGE < CHUNK ? (end - chunk) / PAGE : CHUNK;
-        if (is_filtered) /* it may not be asked */
-            memset(resident, 1, sizeof resident);
-        else if (call3(NR_MINCORE, (long)chunk, (long)(pages * PAGE), (long)resident))
+        if (!ask_resident(chunk, pages, resident))
             continue;
         for (uint64_t page = 0; page < pages; page++)
             for (uint64_t at = chunk + page * PAGE; resident[page] & 1 && at < chunk + (page + 1) * PAGE && at + 5 <= end; at++)

@@ -11,7 +11,7 @@
 #include <stdint.h>
 
 #define IMAGE_MAGIC 0x31474d494c4c5053ULL /* "SPLLIMG1" */
-enum { IMAGE_VERSION = 23, KEY = 5, PAGE = 4096 };
+enum { IMAGE_VERSION = 24, KEY = 5, PAGE = 4096 };
 
 struct patch { /* `size` new bytes, then as many of the file's own; a jump's displacement is at 1 */
     uint64_t address;

@@ -2,20 +2,23 @@
  * instruction is kept for the report, before it is unmapped and at the program's end. */
 #include "agent.h"
 
-enum { RANGES = 256, MOST = 64 << 20, SPINS = 100000 };
+enum { RANGES = 1024, MOST = 64 << 20, SPINS = 100000, AT_ONCE = 16, READ_IMPLIES_EXEC = 0x400000, LINE = 512 };
 
-static struct {
+struct range {
     uint64_t start, end;
-} ranges[RANGES];
+};
+static struct range ranges[RANGES];
 _Atomic uint32_t range_count; /* entry.S asks for it before munmap */
-static _Atomic uint32_t locked;
+static _Atomic uint64_t besides; /* bytes of what is in no range */
+static uint64_t gaps;            /* bytes that are in one, and are no code */
 
-/* Not for ever: in a forked child nobody may be left to unlock it. */
+/* It lies where the kernel wipes it in a forked child: there nobody is left to unlock it. Held for short, but its holder may
+ * have to wait for a processor. */
 static bool lock(void)
 {
     for (int i = 0; i < SPINS; i++) {
         uint32_t open = 0;
-        if (atomic_compare_exchange_weak(&locked, &open, 1))
+        if (atomic_compare_exchange_weak(&own->made_lock, &open, 1))
             return true;
         __builtin_ia32_pause();
     }
@@ -24,15 +27,15 @@ static bool lock(void)
 
 static void unlock(void)
 {
-    atomic_store(&locked, 0);
+    atomic_store(&own->made_lock, 0);
 }
 
 static uint64_t total(void)
 {
-    uint64_t bytes = 0;
+    uint64_t bytes = atomic_load(&besides);
     for (uint32_t i = 0; i < range_count; i++)
         bytes += ranges[i].end - ranges[i].start;
-    return bytes;
+    return bytes > gaps ? bytes - gaps : 0;
 }
 
 /* Whether it has been known for some time. */
@@ -52,11 +55,50 @@ void note_made_bytes(uint64_t bytes)
         ;
 }
 
+/* Nobody will look at all of the code: how many locked instructions it holds is not known. */
+static void is_not_looked_at(void)
+{
+    atomic_store(&run->finds_used, FINDS + 1);
+}
+
+/* Code that no range can be kept of. */
+static void note_besides(uint64_t bytes)
+{
+    atomic_fetch_add(&besides, bytes);
+    is_not_looked_at();
+    note_made_bytes(total());
+}
+
+static uint64_t distance(const struct range *range, uint64_t start, uint64_t end)
+{
+    return range->start > end ? range->start - end : start > range->end ? start - range->end : 0;
+}
+
+/* Where there is no room for one more range, the nearest one takes in what lies between, too. */
+static void add(uint64_t start, uint64_t end)
+{
+    if (range_count < RANGES) {
+        ranges[range_count] = (struct range){start, end};
+        range_count++;
+        return;
+    }
+    struct range *nearest = ranges;
+    for (uint32_t i = 1; i < RANGES; i++)
+        if (distance(&ranges[i], start, end) < distance(nearest, start, end))
+            nearest = &ranges[i];
+    gaps += distance(nearest, start, end);
+    nearest->start = start < nearest->start ? start : nearest->start;
+    nearest->end = end > nearest->end ? end : nearest->end;
+    is_not_looked_at();
+}
+
 void made_code(uint64_t start, uint64_t size)
 {
     uint64_t end = (start + size + PAGE - 1) & -(uint64_t)PAGE;
-    if (!lock())
+    if (!lock()) {
+        note_besides(end - start);
         return;
+    }
     for (uint32_t i = 0; i < range_count; i++) /* take in what it touches */
         if (ranges[i].start <= end && start <= ranges[i].end) {
             start = ranges[i].start < start ? ranges[i].start : start;
@@ -65,11 +107,7 @@ void made_code(uint64_t start, uint64_t size)
             range_count--;
             i = -1U; /* from the beginning: it is larger now */
         }
-    if (range_count < RANGES) {
-        ranges[range_count].start = start;
-        ranges[range_count].end = end;
-        range_count++;
-    }
+    add(start, end);
     note_made_bytes(total());
     unlock();
 }
@@ -104,13 +142,17 @@ static void keep(const uint8_t *from, const uint8_t *end, const uint8_t *at)
 
 static void look(uint64_t start, uint64_t end)
 {
+    if (atomic_load(&run->finds_used) > FINDS)
+        return;
     if (is_filtered) {
-        atomic_store(&run->finds_used, FINDS + 1);
+        is_not_looked_at();
         return;
     }
     uint8_t *piece = (uint8_t *)call6(NR_MMAP, 0, 2 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (FAILED(piece))
+    if (FAILED(piece)) {
+        is_not_looked_at();
         return;
+    }
     for (uint64_t at = start; at < end && at - start < MOST; at += PAGE) {
         struct iovec here = {piece, 2 * PAGE}, there = {(const void *)at, end - at < 2 * PAGE ? end - at : 2 * PAGE};
         long size = call6(NR_PROCESS_VM_READV, call1(NR_GETPID, 0), (long)&here, 1, (long)&there, 1, 0);
@@ -129,7 +171,7 @@ void code_ends(bool for_certain)
 {
     if (is_filtered) { /* what is not looked at is not known */
         if (range_count)
-            atomic_store(&run->finds_used, FINDS + 1);
+            is_not_looked_at();
         return;
     }
     if (own->process && own->process != (uint64_t)call1(NR_GETPID, 0))
@@ -138,35 +180,115 @@ void code_ends(bool for_certain)
         code_goes(0, -1UL);
         return;
     }
-    if (!lock())
-        return;
-    for (uint32_t i = 0; i < range_count; i++)
-        look(ranges[i].start, ranges[i].end);
-    unlock();
+    for (uint32_t i = 0;; i++) {
+        if (!lock()) {
+            is_not_looked_at();
+            return;
+        }
+        struct range range = i < range_count ? ranges[i] : (struct range){0, 0};
+        unlock();
+        if (!range.end)
+            return;
+        look(range.start, range.end);
+    }
 }
 
-/* Memory goes away: look at what of it is code, and forget it. */
+/* Cut some of the memory from start to end out of the ranges; gives how many pieces, AT_ONCE where there may be more. */
+static int cut(uint64_t start, uint64_t end, struct range pieces[AT_ONCE])
+{
+    int count = 0;
+    for (uint32_t i = 0; i < range_count && count < AT_ONCE; i++) {
+        struct range range = ranges[i];
+        uint64_t low = range.start > start ? range.start : start, high = range.end < end ? range.end : end;
+        if (low >= high)
+            continue;
+        pieces[count++] = (struct range){low, high};
+        if (low > range.start) {
+            ranges[i].end = low;
+            if (high < range.end)
+                add(high, range.end);
+        } else if (high < range.end) {
+            ranges[i].start = high;
+        } else {
+            ranges[i--] = ranges[range_count - 1];
+            range_count--;
+        }
+    }
+    return count;
+}
+
+/* Memory goes away: forget what of it is code, and look at it. That takes long: nobody waits meanwhile. */
 void code_goes(uint64_t start, uint64_t size)
 {
     uint64_t end = size > -start ? -1UL : start + size;
-    if (!lock())
-        return;
-    for (uint32_t i = 0; i < range_count; i++) {
-        uint64_t low = ranges[i].start > start ? ranges[i].start : start, high = ranges[i].end < end ? ranges[i].end : end;
-        if (low >= high)
-            continue;
-        look(low, high);
-        if (low > ranges[i].start && high < ranges[i].end && range_count < RANGES) {
-            ranges[range_count].start = high;
-            ranges[range_count].end = ranges[i].end;
-            range_count++;
+    struct range pieces[AT_ONCE];
+    int count;
+    do {
+        if (!lock()) {
+            is_not_looked_at();
+            return;
         }
-        if (low > ranges[i].start)
-            ranges[i].end = low;
-        else if (high < ranges[i].end)
-            ranges[i].start = high;
-        else
-            ranges[i--] = ranges[--range_count];
-    }
-    unlock();
+        count = cut(start, end, pieces);
+        unlock();
+        for (int i = 0; i < count; i++)
+            look(pieces[i].start, pieces[i].end);
+    } while (count == AT_ONCE);
+}
+
+/* Bytes of mappings that can be written and executed, by /proc/self/maps: START-END PERMISSIONS ... */
+static uint64_t writable_code(void)
+{
+    char text[LINE];
+    uint64_t bytes = 0, at[2] = {0, 0};
+    long size, from = 0, file = call4(NR_OPENAT, AT_FDCWD, (long)"/proc/self/maps", O_RDONLY | O_CLOEXEC, 0);
+    int field = 0;
+    bool writes = false, executes = false;
+    for (; !FAILED(file) && (size = call4(NR_PREAD64, file, (long)text, sizeof text, from)) > 0; from += size)
+        for (char *c = text; c < text + size; c++) {
+            if (*c == '\n') {
+                bytes += writes && executes ? at[1] - at[0] : 0;
+                at[0] = at[1] = 0;
+                field = 0;
+                writes = executes = false;
+            } else if (*c == '-' && field == 0) {
+                field++;
+            } else if (*c == ' ') {
+                field++;
+            } else if (field < 2) {
+                at[field] = at[field] << 4 | (uint64_t)(*c <= '9' ? *c - '0' : *c - 'a' + 10);
+            } else if (field == 2) {
+                writes = writes || *c == 'w';
+                executes = executes || *c == 'x';
+            }
+        }
+    if (!FAILED(file))
+        call1(NR_CLOSE, file);
+    return bytes;
+}
+
+/* Memory that nobody has asked to execute can be executed: any of it may be code. */
+static void note_writable_code(void)
+{
+    uint64_t bytes = is_filtered ? PAGE : writable_code(), before = atomic_load(&besides);
+    bytes = bytes < PAGE ? PAGE : bytes; /* ld.so may be about to see to it */
+    note_besides(bytes > before ? bytes - before : 0);
+}
+
+/* The program, or a library, has these headers: without PT_GNU_STACK, or with PF_X there, the kernel or ld.so makes the stack
+ * executable. */
+void note_stack(const struct segment *segments, uint64_t count)
+{
+    bool executable = true;
+    for (uint64_t i = 0; i < count; i++)
+        if (segments[i].type == PT_GNU_STACK)
+            executable = segments[i].flags & PF_X;
+    if (executable)
+        note_writable_code();
+}
+
+/* The program sets its personality(2), or asks for it. No execution inherits this bit (arch/x86/kernel/process_64.c). */
+void note_personality(uint64_t personality)
+{
+    if ((uint32_t)personality != 0xffffffff && personality & READ_IMPLIES_EXEC)
+        note_writable_code();
 }
