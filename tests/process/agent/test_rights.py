@@ -7,7 +7,6 @@ from conftest import Run
 from process.agent.conftest import AsAlone, Compiled
 
 _JIT = "code made at run time (JIT)"
-PERSONALITY = pytest.mark.xfail(strict=True, reason="entry.S does not let personality(2) through to on_call")
 
 
 def _made(run: Run) -> list[dict[str, object]]:
@@ -46,7 +45,7 @@ def test_more_code_than_is_kept_count_of(as_alone: AsAlone, compiled: Compiled) 
         ("thread", ("-zexecstack",), ()),
         ("thread", (), ("-zexecstack",)),
         ("library", (), ("-zexecstack",)),
-        pytest.param("data", (), (), marks=PERSONALITY),
+        ("data", (), ()),
     ],
 )
 def test_memory_that_nobody_asked_to_execute(

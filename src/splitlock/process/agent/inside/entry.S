@@ -191,6 +191,8 @@ call_saved:
     je 11f
     cmp $329, %eax /* pkey_mprotect */
     je 11f
+    cmp $135, %eax /* personality */
+    je 2f
     cmp $157, %eax /* prctl */
     je 4f
     cmp $317, %eax /* seccomp */
