@@ -17,7 +17,7 @@ INSIDE = Path(AGENT).parent
 READ, SHMCTL = 0, 31  # arch/x86/entry/syscalls/syscall_64.tbl
 
 
-@pytest.mark.parametrize("what", ["sigaction", "map", "fixed", "attach", "filter", "forks"])
+@pytest.mark.parametrize("what", ["sigaction", "map", "fixed", "attach", "filter", "forks", "behind"])
 def test_calls_under_signals(as_alone: AsAlone, compiled: Compiled, what: str) -> None:
     run = as_alone([compiled("once"), what])
     assert run.out.startswith("wrong 0, memory more 0, attached 0, children that nobody wanted 0, filters ")

@@ -3,13 +3,15 @@
  * has come of them.
  *
  * WHAT: sigaction (which says what there was before), map (executable memory, unmapped again), fixed (a mapping where there must be
- * none), attach (executable shared memory), filter (seccomp filters, which add up), forks (4,000 children, by several calls).
+ * none), attach (executable shared memory), filter (seccomp filters, which add up), forks (4,000 children, by several calls),
+ * behind (a filter of its own, which forbids what the agent calls: from stacks that are aligned, and not).
  */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <sched.h>
+#include <stddef.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -94,6 +96,30 @@ static void install(int by_prctl)
     wrong += by_prctl ? prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) : syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &program);
 }
 
+__asm__(".text\n.globl protect, protect_lower\n"
+        ".type protect, @function\nprotect: .cfi_startproc\n mov $10, %eax\n syscall\n ret\n.cfi_endproc\n.size protect, . - protect\n"
+        ".type protect_lower, @function\nprotect_lower: .cfi_startproc\n push %rbx\n mov $10, %eax\n syscall\n pop %rbx\n ret\n"
+        ".cfi_endproc\n.size protect_lower, . - protect_lower\n");
+long protect(void *start, size_t size, int rights), protect_lower(void *start, size_t size, int rights);
+
+static void forbid(void)
+{
+    struct sock_filter code[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_process_vm_readv, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    struct sock_fprog program = {sizeof code / sizeof *code, code};
+    wrong += prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program);
+}
+
+static void behind(void)
+{
+    for (int i = 0; i < 100; i++)
+        wrong += protect(place, 4096, PROT_READ | PROT_EXEC) != 0 || protect_lower(place, 4096, PROT_READ | PROT_EXEC) != 0;
+}
+
 static void born(void)
 {
     static int turn;
@@ -118,6 +144,10 @@ int main(int argc, char **argv)
     segment = shmget(IPC_PRIVATE, 4096, 0700);
     prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
     long size = number_in("/proc/self/status", "VmSize:"), children = 0, filters = 0, reaped = 0;
+    if (!strcmp(what, "behind")) {
+        place = mmap(NULL, 4096, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        forbid();
+    }
     for (int i = 0; i < PERIODS; i++) {
         double until = seconds() + 0.05;
         int forks = !strcmp(what, "forks"), filter = !strcmp(what, "filter");
@@ -133,6 +163,8 @@ int main(int argc, char **argv)
                 map();
             else if (!strcmp(what, "fixed"))
                 fix();
+            else if (!strcmp(what, "behind"))
+                behind();
             else
                 attach();
         }
