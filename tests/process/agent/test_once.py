@@ -39,6 +39,12 @@ def test_children_that_share_memory(as_alone: AsAlone, compiled: Compiled, how: 
     as_alone([compiled("shared"), how], f"--split-lock-detect={mode}")
 
 
+@pytest.mark.parametrize("seed", [1, 2])
+def test_dispositions_in_fatal(as_alone: AsAlone, compiled: Compiled, seed: int) -> None:
+    """Where a handler of ours is there that the program has not set. More settings than the agent has entries for."""
+    as_alone([compiled("dispositions"), str(seed), "4000"], "--split-lock-detect=fatal")
+
+
 def test_clone3_with_arguments_anywhere(as_alone: AsAlone, compiled: Compiled) -> None:
     run = as_alone([compiled("births"), "bad"])
     assert run.report["watched"]["processes"] == 3

@@ -1,7 +1,7 @@
 /* signals.c: the program's handlers are called by ours, which sees to it that they find the program, not us.
  *
  * The kernel has `front` wherever the program has set a handler, by one of entry.S's entries, with all signals blocked and
- * otherwise the program's flags and restorer. Each entry stands for what a program may set, in `settings`. So which one is set
+ * otherwise the program's flags. Each entry stands for what a program may set, in `settings`. So which one is set
  * the kernel alone knows, for each process, and exchanges it at once, whoever shares memory with whom.
  * Where a signal may come: arena.py, entry.S. */
 #include "agent.h"
@@ -15,9 +15,9 @@ enum { CLONE_VM = 0x100, CLONE_THREAD = 0x10000 };
 static struct setting {
     _Atomic uint32_t state;
     uint32_t flags; /* those of OURS */
-    uint64_t handler, mask;
+    uint64_t handler, mask, restorer;
 } settings[ENTRIES];
-#define OURS (SA_SIGINFO | SA_NODEFER | SA_RESETHAND)
+#define OURS (SA_SIGINFO | SA_NODEFER | SA_RESETHAND | SA_RESTORER)
 
 _Atomic uint64_t ever_handled; /* by signal: the program, or we, have set a handler; entry.S looks at it */
 
@@ -38,10 +38,11 @@ static uint64_t entry_for(const struct action *action)
         struct setting *setting = &settings[i];
         uint32_t state = atomic_load(&setting->state);
         if (state == FREE && atomic_compare_exchange_strong(&setting->state, &state, CLAIMED)) {
-            setting->handler = action->handler, setting->mask = mask, setting->flags = flags;
+            setting->handler = action->handler, setting->mask = mask, setting->restorer = action->restorer, setting->flags = flags;
             atomic_store(&setting->state, state = READY);
         }
-        if (state == READY && setting->handler == action->handler && setting->mask == mask && setting->flags == flags)
+        if (state == READY && setting->handler == action->handler && setting->mask == mask &&
+            setting->restorer == action->restorer && setting->flags == flags)
             return (uint64_t)front_entries + i * ENTRY_SIZE;
     }
     return 0;
@@ -60,6 +61,7 @@ static void translate(struct action *action)
     const struct setting *setting = &settings[(action->handler - (uint64_t)front_entries) / ENTRY_SIZE];
     action->flags = (action->flags & ~OURS) | setting->flags;
     action->mask = setting->mask;
+    action->restorer = setting->restorer;
     action->handler = setting->handler;
 }
 
@@ -117,8 +119,8 @@ long set_action(int number, const struct action *action, struct action *old)
 /* In `fatal` a handler of ours is there even where the program has none, so that it does not die in an arena. */
 void watch_bus_errors(void)
 {
-    struct action ours = {0, SA_RESTORER, (uint64_t)own_restorer, 0};
-    ours.handler = entry_for(&ours), ours.flags |= SA_SIGINFO, ours.mask = -1UL;
+    struct action nothing = {0, 0, 0, 0};
+    struct action ours = {entry_for(&nothing), SA_SIGINFO | SA_RESTORER, (uint64_t)own_restorer, -1UL};
     atomic_fetch_or(&ever_handled, BIT(SIGBUS));
     call4(NR_RT_SIGACTION, SIGBUS, (long)&ours, 0, 8);
 }
