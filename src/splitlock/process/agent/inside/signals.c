@@ -48,7 +48,7 @@ static uint64_t entry_for(const struct action *action)
     return 0;
 }
 
-static bool is_ours(const struct action *action)
+static bool is_entry(const struct action *action)
 {
     return action->handler - (uint64_t)front_entries < ENTRIES * ENTRY_SIZE;
 }
@@ -56,7 +56,7 @@ static bool is_ours(const struct action *action)
 /* What the kernel has, as the program has set it. */
 static void translate(struct action *action)
 {
-    if (!is_ours(action))
+    if (!is_entry(action))
         return;
     const struct setting *setting = &settings[(action->handler - (uint64_t)front_entries) / ENTRY_SIZE];
     action->flags = (action->flags & ~OURS) | setting->flags;
@@ -132,7 +132,7 @@ void hand_back_handlers(void)
     char name[NAME] = "";
     struct action now;
     for (int number = 1; number <= SIGNALS; number++)
-        if (!call4(NR_RT_SIGACTION, number, 0, (long)&now, 8) && is_ours(&now)) {
+        if (!call4(NR_RT_SIGACTION, number, 0, (long)&now, 8) && is_entry(&now)) {
             translate(&now);
             call4(NR_RT_SIGACTION, number, (long)&now, 0, 8);
         }
