@@ -16,7 +16,7 @@ struct frame {
     uint64_t flags;  /* 136: of a hit as the slow path saved them */
     uint64_t mask;   /* 144 */
     uint64_t done;   /* 152: of a call: 1 when the agent has made it; of a hit its key */
-    uint64_t target; /* 160: of leave; of an execution what counts it; of a hit its place in the table of seen ones */
+    uint64_t target; /* 160: of leave; of an execution what counts it; of a call made in entry.S enum then; of a hit its place in the table of seen ones */
     uint64_t extra;  /* 168: of a hit the page, of leave what is popped */
 };
 
@@ -39,6 +39,7 @@ struct own {
     struct {
         _Atomic uint64_t thread;
         uint64_t mask;
+        _Atomic uint32_t tid; /* a child of vfork has its parent's thread pointer */
     } waiting[WAITING];
     struct {
         _Atomic uint64_t thread;
@@ -61,9 +62,12 @@ extern char audit_entry[ENTRY], run_entry[ENTRY]; /* our lines of the environmen
 /* entry.S */
 extern const char hit_entry[], hit_framed[], hit_unframed[], hit_end[];
 extern const char call_entry[], call_framed[], call_saved[], call_done[], call_unframed[], call_made[], call_finished[];
-extern const char call_returned[], call_returned_end[], call_end[], leave_entry[], leave_done[], leave_flags[], leave_unframed[], leave_popping[];
-extern const char leave_popping_flags[], leave_popped[], leave_end[], front_entry[], front_open[], front_unframed[], front_end[];
+extern const char call_noted[], call_aligned[], call_aligned_end[], front_entries[], front_entries_end[];
+extern const char call_returned[], call_returned_saved[], call_returned_end[], call_end[], leave_entry[], leave_done[], leave_flags[], leave_unframed[], leave_popping[];
+extern const char leave_popping_flags[], leave_popped[], leave_end[], front_open[], front_unframed[], front_end[];
 extern const char exec_open[], exec_end[], own_restorer[];
+enum { ENTRIES = 512, ENTRY_SIZE = 16 }; /* of front_entries */
+enum then { THEN_FILTERED = 1, THEN_COUNT, THEN_TELL }; /* what is to be done when a call made in entry.S has succeeded */
 long exec_call(const struct frame *frame, const uint64_t *environment);
 
 extern uint32_t asks_always; /* on_hit is called for each split lock, not only for a thread's first at a site */

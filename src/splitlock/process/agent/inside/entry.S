@@ -7,6 +7,12 @@
 #define FRAME 176
 #define NR_rt_sigprocmask 14
 #define SIG_SETMASK 2
+#define ENTRIES 512 /* agent.h has these, too */
+#define ENTRY_SIZE 16
+#define CLONE_VM 0x100
+#define CLONE_THREAD 0x10000
+#define THEN_COUNT 2 /* enum then, agent.h */
+#define THEN_TELL 3
 
     .text
     .globl hit_entry, hit_framed, hit_unframed, hit_end, call_entry, call_framed, call_saved, call_done
@@ -16,8 +22,10 @@
     .globl leave_popping, leave_popping_flags, leave_popped, leave_end, front_entry, front_open, front_unframed, front_end, own_restorer
     .hidden leave_popping, leave_popping_flags, leave_popped, leave_end, front_entry, front_open, front_unframed, front_end, own_restorer
 
-    .globl call_returned, call_returned_end, exec_call, exec_open, exec_end
-    .hidden call_returned, call_returned_end, exec_call, exec_open, exec_end
+    .globl call_noted, call_aligned, call_aligned_end, call_returned, call_returned_saved, call_returned_end, exec_call, exec_open, exec_end
+    .hidden call_noted, call_aligned, call_aligned_end, call_returned, call_returned_saved, call_returned_end, exec_call, exec_open, exec_end
+    .globl front_entries, front_entries_end
+    .hidden front_entries, front_entries_end
 
     .macro save_rest /* all but rax, rdx, rcx, rsp */
     mov %rbx, 24(%rsp)
@@ -167,8 +175,9 @@ call_framed:
 call_saved:
     lea FRAME+136(%rsp), %rcx
     mov %rcx, 56(%rsp)
-    movq $0, 152(%rsp)
     movq $0, 160(%rsp)
+    movq $0, 152(%rsp)
+call_noted: /* from here on 152(%rsp) says whether the call has been made */
     cmpl $0, is_dispatched(%rip)
     jne call_done
     cmp $13, %eax /* rt_sigaction */
@@ -198,7 +207,7 @@ call_saved:
     cmp $317, %eax /* seccomp */
     je 10f
     cmp $58, %eax /* vfork */
-    je 5f
+    je 16f
     cmp $57, %eax /* fork */
     je 5f
     cmp $56, %eax /* clone */
@@ -207,10 +216,43 @@ call_saved:
     jne call_done
     test %rdi, %rdi
     jz call_done
-    mov (%rdi), %rdi
-6:  test $0x10000, %edi /* CLONE_THREAD */
+    mov %rdi, %rcx /* struct clone_args may be anywhere; mostly it is on the page that rsp is on, which can be read */
+    xor 56(%rsp), %rcx
+    test $-4096, %rcx
+    jnz 7f
+    lea 7(%rdi), %rcx
+    xor %rdi, %rcx
+    test $-4096, %rcx
+    jnz 7f
+    mov (%rdi), %rcx
+    test $CLONE_THREAD, %ecx
     jnz call_done
-5:  mov run(%rip), %rcx
+    test $CLONE_VM, %ecx
+    jnz 16f
+7:  cmpl $0, is_filtered(%rip)
+    jne call_done
+    block_signals
+    in_c kind_of_clone3
+    mov %rax, %r12
+    unblock_signals
+    cmp $THEN_COUNT, %r12d
+    jb call_done
+    ja 16f
+    mov 32(%rsp), %rsi
+    mov 0(%rsp), %rax
+    jmp 5f
+/* A child with memory of its own and the same stack returns from here as well. So what fails is not counted. */
+6:  test $CLONE_THREAD, %edi
+    jnz call_done
+    test $CLONE_VM, %edi
+    jnz 16f
+    test %rsi, %rsi
+    jnz 16f
+5:  cmpl $0, is_filtered(%rip)
+    jne 16f
+    movq $THEN_COUNT, 160(%rsp)
+    jmp 12f
+16: mov run(%rip), %rcx
     lock incl 28(%rcx) /* struct run: processes */
     jmp call_done
 4:  cmp $59, %edi /* PR_SET_SYSCALL_USER_DISPATCH */
@@ -221,7 +263,7 @@ call_saved:
     jne 12f
     block_signals
     in_c is_hindered
-    movzbl %al, %r12d
+    movzbl %al, %r12d /* 1: THEN_FILTERED */
     unblock_signals
     mov %r12, 160(%rsp)
     mov 8(%rsp), %rdx
@@ -229,20 +271,54 @@ call_saved:
     mov 64(%rsp), %r8
     mov 80(%rsp), %r10
     mov 0(%rsp), %rax
-12: mov FRAME(%rsp), %rcx /* made here: behind it no other call may be allowed */
-    movslq 9(%rcx), %rdi /* the trampoline's jump to the instruction, which has two bytes */
-    lea 15(%rcx, %rdi), %rcx
+12: mov FRAME(%rsp), %rcx /* made here: behind a filter no other call may be allowed */
+    movslq 9(%rcx), %r11 /* the trampoline's jump to the instruction, which has two bytes */
+    lea 15(%rcx, %r11), %rcx
     mov %rcx, 128(%rsp)
     mov 40(%rsp), %rdi
+    .cfi_startproc /* where a debugger stops at a fork: as if this were called at the program's instruction */
+    .cfi_def_cfa rsp, FRAME + 136
+    .cfi_offset rip, 128 - FRAME - 136
+    .cfi_offset rbx, 24 - FRAME - 136
+    .cfi_offset rbp, 48 - FRAME - 136
+    .cfi_offset r12, 96 - FRAME - 136
+    .cfi_offset r13, 104 - FRAME - 136
+    .cfi_offset r14, 112 - FRAME - 136
+    .cfi_offset r15, 120 - FRAME - 136
     syscall
-call_returned:
+call_returned: /* until call_returned_end, signals.c does what is to be done then: finish_call() */
     mov %rax, 0(%rsp)
     movq $1, 152(%rsp)
-call_returned_end:
+call_returned_saved:
+    mov 160(%rsp), %rcx
+    cmp $THEN_TELL, %ecx
+    je 17f
+    cmp $THEN_COUNT, %ecx
+    je 18f
     test %rax, %rax
     js call_done /* a filter's listener is a descriptor */
-    mov 160(%rsp), %rax
-    or %eax, is_filtered(%rip)
+    or %ecx, is_filtered(%rip)
+    jmp call_done
+17: test %rax, %rax
+    jnz call_done
+    mov 8(%rsp), %rdx
+    test %rdx, %rdx
+    jz call_done
+    mov (%rdx), %rdx
+    lea front_entries(%rip), %rcx
+    sub %rcx, %rdx
+    cmp $ENTRIES * ENTRY_SIZE, %rdx
+    jae call_done
+    block_signals
+    in_c tell_action /* another thread has set a handler meanwhile */
+    unblock_signals
+    jmp call_done
+18: test %rax, %rax
+    jle call_done
+    mov run(%rip), %rcx
+    lock incl 28(%rcx)
+    .cfi_endproc
+call_returned_end:
     jmp call_done
 /* Of a signal for which the program has never set a handler: what there is now, or that there shall be none. posix_spawn(3)
  * asks and says so for every signal. What is to be set is read where it can be for certain: on the page that rsp is on. */
@@ -253,7 +329,7 @@ call_returned_end:
     bt %rdx, %rcx
     jc 2f
     test %rsi, %rsi
-    jz call_done
+    jz 19f
     mov %rsi, %rcx
     xor 56(%rsp), %rcx
     test $-4096, %rcx
@@ -264,7 +340,11 @@ call_returned_end:
     jnz 2f
     cmpq $1, (%rsi) /* SIG_DFL, SIG_IGN */
     ja 2f
-    jmp call_done
+19: cmpl $0, is_filtered(%rip)
+    jne call_done
+    mov 8(%rsp), %rdx
+    movq $THEN_TELL, 160(%rsp)
+    jmp 12b
 9:  cmpl $0, range_count(%rip)
     jne 2f
     jmp call_done
@@ -281,7 +361,14 @@ call_returned_end:
     in_c on_call
     unblock_signals
     jmp call_done
-13: in_c on_filtered_call
+13: mov %rsp, %rbx /* signals may come: until call_aligned_end they find the frame in rbx */
+    mov %rsp, %rdi
+call_aligned:
+    and $-16, %rsp
+    cld
+    call on_filtered_call
+    mov %rbx, %rsp
+call_aligned_end:
 call_done:
     cmpq $0, 152(%rsp)
     jne call_made
@@ -336,9 +423,23 @@ leave_popped:
     ret $136
 leave_end:
 
-/* What the kernel calls in place of the program's handlers, with all signals blocked. `front` gives the handler, or null
+/* What the kernel calls in place of the program's handlers, with all signals blocked: the entry says which handler it is
+ * (signals.c). */
+    .balign ENTRY_SIZE
+front_entries:
+    .set entry, 0
+    .rept ENTRIES
+    mov $entry, %eax
+    jmp front_entry
+    .balign ENTRY_SIZE
+    .set entry, entry + 1
+    .endr
+front_entries_end:
+
+/* `front` gives the handler, or null
  * when there is none to be called now, and whether it wants to hear of its return. */
 front_entry:
+    mov %eax, %r8d
     lea -56(%rsp), %rsp
     mov %rdi, 32(%rsp)
     mov %rsi, 40(%rsp)

@@ -1,17 +1,23 @@
 /* signals.c: the program's handlers are called by ours, which sees to it that they find the program, not us.
  *
- * The kernel has `front` (through entry.S) wherever the program has set a handler, with all signals blocked and otherwise the
- * program's flags; what the program set is in `actions`. Where a signal may come: arena.py, entry.S. */
+ * The kernel has `front` wherever the program has set a handler, by one of entry.S's entries, with all signals blocked and
+ * otherwise the program's flags. Each entry stands for what a program may set, in `settings`. So which one is set
+ * the kernel alone knows, for each process, and exchanges it at once, whoever shares memory with whom.
+ * Where a signal may come: arena.py, entry.S. */
 #include "agent.h"
 
 enum { FRAME = sizeof(struct frame), RED_ZONE = 128 };
+enum { CLONE_VM = 0x100, CLONE_THREAD = 0x10000 };
 #define BIT(number) (1UL << ((number) - 1))
 #define FAULTS (BIT(SIGILL) | BIT(SIGTRAP) | BIT(SIGBUS) | BIT(SIGFPE) | BIT(SIGSEGV) | BIT(SIGSYS))
 
-static struct {
-    _Atomic uint32_t version; /* odd: being written */
-    struct action action;
-} actions[SIGNALS + 1];
+/* Written once, and never waited for: a child may have been forked while another thread was writing one. */
+static struct setting {
+    _Atomic uint32_t state;
+    uint32_t flags; /* those of OURS */
+    uint64_t handler, mask, restorer;
+} settings[ENTRIES];
+#define OURS (SA_SIGINFO | SA_NODEFER | SA_RESETHAND | SA_RESTORER)
 
 _Atomic uint64_t ever_handled; /* by signal: the program, or we, have set a handler; entry.S looks at it */
 
@@ -23,74 +29,98 @@ struct verdict { /* for entry.S */
 _Static_assert(offsetof(struct verdict, handler) == 0 && offsetof(struct verdict, hears) == 8 &&
                offsetof(struct verdict, mask) == 16 && sizeof(struct verdict) <= 32, "entry.S: front_entry");
 
-static struct action action_of(int number)
+/* The entry for what the program sets; 0 where there is none left. */
+static uint64_t entry_for(const struct action *action)
 {
-    struct action action;
-    uint32_t version;
-    do {
-        while ((version = atomic_load(&actions[number].version)) & 1)
-            __builtin_ia32_pause();
-        action = actions[number].action;
-    } while (atomic_load(&actions[number].version) != version);
-    return action;
+    uint64_t mask = action->mask & ~(BIT(SIGKILL) | BIT(SIGSTOP)); /* kernel/signal.c, do_sigaction() */
+    uint32_t flags = (uint32_t)(action->flags & OURS);
+    for (uint32_t i = 0; i < ENTRIES; i++) {
+        struct setting *setting = &settings[i];
+        uint32_t state = atomic_load(&setting->state);
+        if (state == FREE && atomic_compare_exchange_strong(&setting->state, &state, CLAIMED)) {
+            setting->handler = action->handler, setting->mask = mask, setting->restorer = action->restorer, setting->flags = flags;
+            atomic_store(&setting->state, state = READY);
+        }
+        if (state == READY && setting->handler == action->handler && setting->mask == mask &&
+            setting->restorer == action->restorer && setting->flags == flags)
+            return (uint64_t)front_entries + i * ENTRY_SIZE;
+    }
+    return 0;
 }
 
-static void remember_action(int number, const struct action *action)
+static bool is_entry(const struct action *action)
 {
-    atomic_fetch_or(&ever_handled, BIT(number));
-    atomic_fetch_add(&actions[number].version, 1);
-    actions[number].action = *action;
-    atomic_fetch_add(&actions[number].version, 1);
+    return action->handler - (uint64_t)front_entries < ENTRIES * ENTRY_SIZE;
 }
 
-/* What the kernel drops of what is set (kernel/signal.c, do_sigaction()): two signals of a mask, and flags that it does not know. */
-static void forget_unknown(int number, struct action *action)
+/* What the kernel has, as the program has set it. */
+static void translate(struct action *action)
 {
-    struct action now;
-    if (!call4(NR_RT_SIGACTION, number, 0, (long)&now, 8) && now.handler == (uint64_t)front_entry)
-        action->flags &= now.flags | SA_SIGINFO | SA_RESETHAND;
-    action->mask &= ~(BIT(SIGKILL) | BIT(SIGSTOP));
-    remember_action(number, action);
+    if (!is_entry(action))
+        return;
+    const struct setting *setting = &settings[(action->handler - (uint64_t)front_entries) / ENTRY_SIZE];
+    action->flags = (action->flags & ~OURS) | setting->flags;
+    action->mask = setting->mask;
+    action->restorer = setting->restorer;
+    action->handler = setting->handler;
 }
 
-/* rt_sigaction(2) for the program. Children of vfork share our memory, not their dispositions: so an entry is never
- * cleared, and counts only where the kernel has our handler. */
+/* Here where the kernel has just written there. */
+void tell_action(const struct frame *frame)
+{
+    translate((struct action *)frame->dx);
+}
+
+static long read_own(void *to, uint64_t from, uint64_t size)
+{
+    struct iovec here = {to, size}, there = {(const void *)from, size};
+    return call6(NR_PROCESS_VM_READV, call1(NR_GETPID, 0), (long)&here, 1, (long)&there, 1, 0);
+}
+
+/* What clone3(2) is to bring: 0 for a thread, or nothing, since the kernel cannot read the arguments either; THEN_COUNT for a
+ * process that entry.S can make; else more. */
+long kind_of_clone3(const struct frame *frame)
+{
+    uint64_t arguments[8]; /* struct clone_args */
+    if (read_own(arguments, frame->di, sizeof arguments) != sizeof arguments || arguments[0] & CLONE_THREAD)
+        return 0;
+    return arguments[0] & CLONE_VM || arguments[5] ? THEN_COUNT + 1 : THEN_COUNT; /* 5: its stack */
+}
+
+/* rt_sigaction(2) for the program. */
 long set_action(int number, const struct action *action, struct action *old)
 {
-    struct action given, set, was = {0, 0, 0, 0};
-    bool sets_handler = false, is_number = number >= 1 && number <= SIGNALS;
-    if (is_number)
-        was = action_of(number);
-    if (is_number && action) {
-        struct iovec here = {&given, sizeof given}, there = {action, sizeof given};
-        long read = is_filtered ? -EPERM : call6(NR_PROCESS_VM_READV, call1(NR_GETPID, 0), (long)&here, 1, (long)&there, 1, 0);
+    struct action given, set;
+    if (number >= 1 && number <= SIGNALS && action) {
+        long read = is_filtered ? -EPERM : read_own(&given, (uint64_t)action, sizeof given);
         if (read == -EFAULT)
             return -EFAULT;
         if (read != sizeof given) /* a filter of the program's forbids it */
             given = *action;
-        sets_handler = given.handler > 1; /* else SIG_DFL, SIG_IGN */
-    }
-    /* A child of vfork shares our memory: what it sets counts for itself alone. */
-    bool keeps = number == SIGBUS && action && run->mode == FATAL && own->process == (uint64_t)call1(NR_GETPID, 0);
-    if (sets_handler || keeps) {
-        if (keeps && !sets_handler)
-            given.flags |= SA_RESTORER, given.restorer = (uint64_t)own_restorer;
-        remember_action(number, &given);
-        set = (struct action){(uint64_t)front_entry, (given.flags | SA_SIGINFO) & ~SA_RESETHAND, given.restorer, -1UL};
-        action = &set;
+        action = &given;
+        bool sets_handler = given.handler > 1; /* else SIG_DFL, SIG_IGN */
+        /* A child of vfork does without: an ignored signal is to be so in what it executes. */
+        bool keeps = number == SIGBUS && run->mode == FATAL && own->process == (uint64_t)call1(NR_GETPID, 0);
+        uint64_t entry = sets_handler || keeps ? entry_for(&given) : 0;
+        if (entry) { /* else the kernel calls the handler itself, which may find a thread in a trampoline */
+            if (!sets_handler)
+                given.flags |= SA_RESTORER, given.restorer = (uint64_t)own_restorer;
+            set = (struct action){entry, (given.flags | SA_SIGINFO) & ~SA_RESETHAND, given.restorer, -1UL};
+            action = &set;
+            atomic_fetch_or(&ever_handled, BIT(number));
+        }
     }
     long result = call4(NR_RT_SIGACTION, number, (long)action, (long)old, 8);
-    if (action == &set && (!result || result == -EFAULT))
-        forget_unknown(number, &given);
-    if (!result && old && old->handler == (uint64_t)front_entry)
-        *old = was;
+    if (!result && old)
+        translate(old);
     return result;
 }
 
 /* In `fatal` a handler of ours is there even where the program has none, so that it does not die in an arena. */
 void watch_bus_errors(void)
 {
-    struct action ours = {(uint64_t)front_entry, SA_SIGINFO | SA_RESTORER, (uint64_t)own_restorer, -1UL};
+    struct action nothing = {0, 0, 0, 0};
+    struct action ours = {entry_for(&nothing), SA_SIGINFO | SA_RESTORER, (uint64_t)own_restorer, -1UL};
     atomic_fetch_or(&ever_handled, BIT(SIGBUS));
     call4(NR_RT_SIGACTION, SIGBUS, (long)&ours, 0, 8);
 }
@@ -102,14 +132,20 @@ void hand_back_handlers(void)
     char name[NAME] = "";
     struct action now;
     for (int number = 1; number <= SIGNALS; number++)
-        if (!call4(NR_RT_SIGACTION, number, 0, (long)&now, 8) && now.handler == (uint64_t)front_entry) {
-            struct action action = action_of(number);
-            call4(NR_RT_SIGACTION, number, (long)&action, 0, 8);
+        if (!call4(NR_RT_SIGACTION, number, 0, (long)&now, 8) && is_entry(&now)) {
+            translate(&now);
+            call4(NR_RT_SIGACTION, number, (long)&now, 0, 8);
         }
     call2(NR_PRCTL, PR_GET_NAME, (long)name);
     if (!is_dispatched)
         escaped(name, IS_DISPATCHED);
     is_dispatched = is_filtered = 1;
+}
+
+static void forget(int waiting)
+{
+    atomic_store(&own->waiting[waiting].tid, 0);
+    atomic_store(&own->waiting[waiting].thread, 0);
 }
 
 static bool wait_until_out(struct context *context, int number, struct siginfo *info)
@@ -120,9 +156,10 @@ static bool wait_until_out(struct context *context, int number, struct siginfo *
         if (!__atomic_compare_exchange_n((uint64_t *)&own->waiting[i].thread, &nobody, thread, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
             continue;
         own->waiting[i].mask = context->mask;
+        atomic_store(&own->waiting[i].tid, (uint32_t)call1(NR_GETTID, 0));
         /* Blocked, it waits in the kernel, and comes when on_leave has the mask put back. */
         if (call4(NR_RT_TGSIGQUEUEINFO, call1(NR_GETPID, 0), call1(NR_GETTID, 0), number, (long)info)) {
-            atomic_store(&own->waiting[i].thread, 0);
+            forget(i);
             return false; /* the queue is full (RLIMIT_SIGPENDING): better now than never */
         }
         context->mask = -1UL & ~(FAULTS & ~BIT(number));
@@ -135,9 +172,9 @@ static bool forget_waiting(uint64_t *mask)
 {
     uint64_t thread = fs_base() | 1;
     for (int i = 0; i < WAITING; i++)
-        if (atomic_load(&own->waiting[i].thread) == thread) {
+        if (atomic_load(&own->waiting[i].thread) == thread && atomic_load(&own->waiting[i].tid) == (uint32_t)call1(NR_GETTID, 0)) {
             *mask = own->waiting[i].mask;
-            atomic_store(&own->waiting[i].thread, 0);
+            forget(i);
             return true;
         }
     return false;
@@ -188,11 +225,22 @@ static bool is_in_hit(const struct context *context)
     return return_to_twin(within(context->ip, hit_framed, hit_unframed) ? sp + FRAME / 8 : sp);
 }
 
+/* A call made in entry.S has returned: what entry.S would do next. It has not counted yet; all else may be done twice. */
+static void finish_call(const struct frame *frame, long result)
+{
+    if (frame->target == THEN_FILTERED && result >= 0)
+        is_filtered = 1;
+    else if (frame->target == THEN_COUNT && result > 0)
+        atomic_fetch_add(&run->processes, 1);
+    else if (frame->target == THEN_TELL && !result && frame->dx)
+        tell_action(frame);
+}
+
 /* In a call's: either it has not begun, or it is over. */
 static void end_call(struct context *context)
 {
-    uint64_t ip = context->ip, *sp = (uint64_t *)context->sp;
-    const struct frame *frame = (const struct frame *)sp;
+    uint64_t ip = context->ip, *sp = (uint64_t *)(within(ip, call_aligned, call_aligned_end) ? context->bx : context->sp);
+    struct frame *frame = (struct frame *)sp;
     if (ip == (uint64_t)call_entry || ip == (uint64_t)call_unframed) {
         context->sp += 8 + RED_ZONE;
         undo_call(context, *sp);
@@ -201,14 +249,14 @@ static void end_call(struct context *context)
         context->ip = *sp;
     } else {
         uint64_t back = sp[FRAME / 8];
-        bool returned = within(ip, call_returned, call_returned_end);
-        bool made = returned || (ip >= (uint64_t)call_done && frame->done);
-        uint64_t result = context->ax;
+        if (within(ip, call_returned, call_returned_saved))
+            frame->ax = context->ax, frame->done = 1;
+        if (within(ip, call_returned, call_returned_end))
+            finish_call(frame, (long)frame->ax);
+        bool made = ip >= (uint64_t)call_noted && frame->done;
         if (ip >= (uint64_t)call_saved)
             put_back(context, frame);
         context->sp = (uint64_t)sp + FRAME + 8 + RED_ZONE;
-        if (returned)
-            context->ax = result;
         if (made)
             context->ip = frame->ip;
         else
@@ -279,10 +327,10 @@ static bool fault_in_arena(struct context *context, const struct arena *arena)
 }
 
 /* The program has no handler: it dies, at its own instruction, as it would alone. */
-static void die_of(int number, struct siginfo *info, struct context *context, const struct arena *arena, bool fault)
+static void die_of(int number, struct siginfo *info, struct context *context, const struct arena *arena, bool fault, bool ignored)
 {
     struct action nothing = {0, 0, 0, 0};
-    if (!fault && action_of(number).handler == 1)
+    if (!fault && ignored)
         return; /* ignored */
     call4(NR_RT_SIGACTION, number, (long)&nothing, 0, 8);
     if (arena) {
@@ -293,8 +341,9 @@ static void die_of(int number, struct siginfo *info, struct context *context, co
     }
 }
 
-void front(int number, struct siginfo *info, struct context *context, struct verdict *verdict)
+void front(int number, struct siginfo *info, struct context *context, struct verdict *verdict, uint32_t entry)
 {
+    const struct setting *setting = &settings[entry];
     verdict->handler = 0;
     const struct arena *arena = arena_at(context->ip);
     bool fault = is_fault(number, info), hears = false;
@@ -328,17 +377,16 @@ void front(int number, struct siginfo *info, struct context *context, struct ver
     } else if (within(context->ip, exec_open, exec_end)) {
         undo_execution(context);
     }
-    struct action action = action_of(number);
-    if (action.handler <= 1) { /* ours is there in `fatal` alone */
-        die_of(number, info, context, fault ? arena : NULL, fault);
+    if (setting->handler <= 1) { /* ours is there in `fatal` alone */
+        die_of(number, info, context, fault ? arena : NULL, fault, setting->handler == 1);
         return;
     }
-    verdict->mask = context->mask | action.mask | (action.flags & SA_NODEFER ? 0 : BIT(number));
-    if (action.flags & SA_RESETHAND) {
+    verdict->mask = context->mask | setting->mask | (setting->flags & SA_NODEFER ? 0 : BIT(number));
+    if (setting->flags & SA_RESETHAND) {
         struct action nothing = {0, 0, 0, 0};
         call4(NR_RT_SIGACTION, number, (long)&nothing, 0, 8);
     }
-    verdict->handler = action.handler;
+    verdict->handler = setting->handler;
     verdict->hears = hears;
 }
 
