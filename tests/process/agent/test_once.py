@@ -11,7 +11,7 @@ import pytest
 from conftest import COMMAND
 from process.agent.conftest import AsAlone, Compiled
 
-from splitlock.process.agent.supervise import AGENT
+from splitlock.process.agent.judged import AGENT
 
 INSIDE = Path(AGENT).parent
 READ, SHMCTL = 0, 31  # arch/x86/entry/syscalls/syscall_64.tbl
