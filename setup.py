@@ -68,6 +68,7 @@ INSIDE = [
     "-nostdlib", "-mgeneral-regs-only", "-fno-stack-protector", "-fno-asynchronous-unwind-tables",
     "-fcf-protection=none", "-fno-tree-loop-distribute-patterns",
     "-Wl,-z,noexecstack,-z,now,-z,norelro,-z,noseparate-code,--hash-style=gnu,--build-id=none,-soname,agent.so",
+    "-s", # a breakpoint by name is meant for the program
     *sorted(path.name for path in (*AGENT.glob("*.c"), *AGENT.glob("*.S"))), "-o",
 ]  # fmt: skip
 FRONT = AGENT.parent / "front"

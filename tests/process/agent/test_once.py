@@ -68,7 +68,7 @@ def test_a_debugger_sees_who_forks(environment: dict[str, str], compiled: Compil
         argv = [*before, "gdb", "-batch", "-nx", "-ex", "set debuginfod enabled off", *steps]
         done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=60, check=False)
         frames.append(re.findall(r"^#\d+ .*?(\w+) \(", done.stdout, re.MULTILINE))
-    assert frames[1][1:] == frames[0]
+    assert frames[1] == frames[0]  # behind one of ours, which has no name
     assert frames[0][-1] == "main"
 
 
