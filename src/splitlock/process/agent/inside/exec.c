@@ -115,10 +115,12 @@ static bool is_alone(long file, const struct segment *section)
     return true;
 }
 
+enum { TOGETHER = 16 }; /* program headers that are read at a time */
+
 static enum reason judge_elf(long file, const char *head, long size)
 {
     struct elf elf;
-    struct segment segment, dynamic = {0};
+    struct segment segments[TOGETHER], dynamic = {0};
     enum reason reason = IS_STATIC;
     bool has_thread_data = false;
     if (head[4] != ELF64)
@@ -129,13 +131,16 @@ static enum reason judge_elf(long file, const char *head, long size)
     if (elf.machine != X86_64)
         return IS_UNKNOWN;
     for (unsigned i = 0; i < elf.segment_count; i++) {
-        if (call4(NR_PREAD64, file, (long)&segment, sizeof segment, (long)(elf.segments + i * sizeof segment)) != sizeof segment)
+        struct segment *segment = &segments[i % TOGETHER];
+        unsigned left = elf.segment_count - i, count = left < TOGETHER ? left : TOGETHER;
+        long bytes = (long)(count * sizeof *segment);
+        if (i % TOGETHER == 0 && call4(NR_PREAD64, file, (long)segments, bytes, (long)(elf.segments + i * sizeof *segment)) != bytes)
             return NOT_READ;
-        if (segment.type == PT_INTERP)
-            reason = judge_linker(file, &segment);
-        else if (segment.type == PT_DYNAMIC)
-            dynamic = segment;
-        has_thread_data = has_thread_data || segment.type == PT_TLS;
+        if (segment->type == PT_INTERP)
+            reason = judge_linker(file, segment);
+        else if (segment->type == PT_DYNAMIC)
+            dynamic = *segment;
+        has_thread_data = has_thread_data || segment->type == PT_TLS;
     }
     return !reason && has_thread_data && is_alone(file, &dynamic) ? IS_ALONE : reason;
 }
