@@ -104,9 +104,15 @@ def interrupted_at_work() -> None:
         raise KeyboardInterrupt
 
 
-def test_workers_are_ended_by_an_exception() -> None:
+@pytest.mark.parametrize("handler", [signal.SIG_DFL, signal.SIG_IGN, lambda *_: None], ids=["none", "ignored", "own"])
+def test_workers_are_ended_by_an_exception(handler: Any) -> None:
+    """Whatever the process that started them makes of SIGTERM."""
+    before = signal.signal(signal.SIGTERM, handler)
     begin = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
-        interrupted_at_work()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            interrupted_at_work()
+    finally:
+        signal.signal(signal.SIGTERM, before)
     assert time.monotonic() - begin < 20
     assert not multiprocessing.active_children()

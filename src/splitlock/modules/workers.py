@@ -56,8 +56,8 @@ class Workers(Executor):
     def __exit__(self, kind: object, *_: object) -> None:
         busy = list((self._pool._processes or {}).values()) if kind is not None else []
         self.shutdown(wait=kind is None, cancel_futures=True)
-        for process in busy:  # a package may keep one so for long
-            process.terminate()
+        for process in busy:  # a package may keep one so for long; a handler of SIGTERM that we had, so has it
+            process.kill()
             process.join()
 
 
