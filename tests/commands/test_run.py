@@ -296,3 +296,24 @@ def test_help_has_examples_and_fits(environment: dict[str, str]) -> None:
         assert max(map(len, done.stdout.splitlines())) <= 80
     assert _command(environment, "--version").stdout.split() == ["splitlock", splitlock.__version__]
     assert sys.version_info >= (3, 11)
+
+
+def test_an_old_report_is_not_this_runs(environment: dict[str, str], tmp_path: Path) -> None:
+    """-q leaves nothing to say: then the file holds nothing."""
+    for engine in ("agent", "ptrace"):
+        (tmp_path / "report").write_text("old\n")
+        words = [*COMMAND, "run", f"--engine={engine}", "-q", "-o", str(tmp_path / "report"), "--", "true"]
+        subprocess.run(words, env=environment, check=True)
+        assert (tmp_path / "report").read_text() == ""
+
+
+@pytest.mark.parametrize("engine", ["agent", "ptrace", "auto"])
+def test_what_is_missing_is_named(environment: dict[str, str], tmp_path: Path, engine: str) -> None:
+    (tmp_path / "script").write_text("#!/nosuch/interpreter\n")
+    (tmp_path / "script").chmod(0o755)
+    for name, said in ((str(tmp_path / "script"), "interpreter is not there"), ("", "the program's name is empty")):
+        words = [*COMMAND, "run", f"--engine={engine}", "--", name]
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 127
+        assert said in done.stderr
+        assert len(done.stderr.splitlines()) == 1

@@ -53,3 +53,14 @@ def report_options(
     parser.add_argument("-o", "--output", metavar="FILE", help=output)
     parser.add_argument("-q", "--quiet", action="store_true", help=quiet)
     parser.add_argument("-v", "--verbose", action="store_true", help=verbose)
+
+
+def jobs(text: str) -> int:
+    """A number of processes, as an option's value."""
+    from argparse import ArgumentTypeError
+
+    from splitlock.linux.text import number
+
+    if not 1 <= (number(text) or 0) <= 1024:
+        raise ArgumentTypeError(f"{text}: not a number of processes (1 to 1024)")
+    return int(text)

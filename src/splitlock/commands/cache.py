@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from splitlock.commands._options import report_options
+from splitlock.commands._options import jobs, report_options
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,17 +46,10 @@ def prepare_parser(parser: Parser) -> None:
     what.add_argument("paths", nargs="*", metavar="PATH", default=[], help="a program, a library or a directory")
     what.add_argument("--installed", action="store_true", help="all below /usr, /opt and the like")
     warm.add_argument(
-        "-j", "--jobs", metavar="N", type=_jobs, default=len(os.sched_getaffinity(0)), help="at a time (%(default)s)"
+        "-j", "--jobs", metavar="N", type=jobs, default=len(os.sched_getaffinity(0)), help="at a time (%(default)s)"
     )
     for made in (warm, command("status", "Tell where they are."), command("clear", "Remove them.")):
         report_options(made, "list all that could not be made ready")
-
-
-def _jobs(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError
-    return value
 
 
 def run(args: argparse.Namespace) -> int:

@@ -96,6 +96,8 @@ def run(args: argparse.Namespace) -> int:
     command = args.command[1:] if args.command[:1] == ["--"] else args.command
     if not command:
         raise SplitlockError("run: no program given (splitlock run [options] -- PROGRAM [ARGS...])")
+    if not command[0]:
+        raise SplitlockError("run: the program's name is empty; is a variable of the shell not set?", 127)
     policy = Policy.parse(args.split_lock_detect, args.mitigate)
     output = 2
     if args.joined and args.joined[2] >= 0:
@@ -149,8 +151,11 @@ def _ended(
         text, whole = _report(tracer, command, args, kept)
         if not _delivered(output if whole else 2, text, args.output or "standard error"):
             return 125
-    elif unmonitored and os.isatty(2):
-        _say(_coverage(tracer))
+    else:
+        if output != 2 and not _delivered(output, b"", args.output):  # an old report is not this run's
+            return 125
+        if unmonitored and os.isatty(2):
+            _say(_coverage(tracer))
     if found and args.error_exitcode is not None:
         return int(args.error_exitcode)
     if unmonitored and args.unmonitored_exitcode is not None:

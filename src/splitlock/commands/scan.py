@@ -10,7 +10,7 @@ import os
 import sys
 
 from splitlock._errors import SplitlockError
-from splitlock.commands._options import report_options
+from splitlock.commands._options import jobs, report_options
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def prepare_parser(parser: Parser) -> None:
         "Default: all but frequent (IRET, HLT, POPF). The policy looks for its own in any case",
     )
     parser.add_argument("--all", action="store_true", help="list clean files too")
-    parser.add_argument("-j", "--jobs", metavar="N", type=_jobs, help="processes (default: one a CPU)")
+    parser.add_argument("-j", "--jobs", metavar="N", type=jobs, help="processes (default: one a CPU)")
     parser.add_argument("--dask", metavar="ADDRESS", help="scan on a dask cluster, tcp://HOST:PORT")
     report_options(
         parser, "every finding, and each module's metadata", formats=("text", "json", "sarif"),
@@ -183,11 +183,3 @@ def _rendering(args: argparse.Namespace, job: Job, *, colour: bool) -> Rendering
     from splitlock.report.scan_text import Text
 
     return Text(args.policy, verbose=args.verbose, quiet=args.quiet, colour=colour)
-
-
-def _jobs(text: str) -> int:
-    from splitlock.linux.text import number
-
-    if not 1 <= (number(text) or 0) <= 1024:
-        raise argparse.ArgumentTypeError(f"{text}: not a number of processes (1 to 1024)")
-    return int(text)

@@ -242,7 +242,7 @@ class Cache:
         if self._directory is not None:
             self._warn(
                 f"cannot keep plans in {self._directory}: {trouble}; "
-                "every start will analyse again (XDG_CACHE_HOME names another place)"
+                "every start will analyse again; set XDG_CACHE_HOME to another directory"
             )
         self._directory = None
         if self._descriptor >= 0:

@@ -92,6 +92,8 @@ class Child:
 def not_started(program: str, number: int, text: str) -> SplitlockError:
     """What is to be said of a program that the kernel would not execute, by the error and its text."""
     if number in (errno.ENOENT, errno.ENOTDIR):
+        if "/" in program and os.path.exists(program):  # a script's, or the dynamic linker
+            return SplitlockError(f"{program}: what its file names as its interpreter is not there", 127)
         return SplitlockError(f"{program}: not found (give a path, or a name on PATH)", 127)
     if number in (errno.EACCES, errno.EISDIR, errno.ENOEXEC, errno.ELIBBAD):
         return SplitlockError(f"{program}: cannot execute: {text}", 126)
