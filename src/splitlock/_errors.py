@@ -29,6 +29,7 @@ _REMEDIES = {
     errno.ENOMEM: "raise the limits on memory (ulimit -v, -d)",
     errno.EFBIG: "raise the limit on files' sizes (ulimit -f)",
 }
+NO_MEMORY = f"out of memory; {_REMEDIES[errno.ENOMEM]}"
 
 
 def failure(error: BaseException) -> str:
@@ -37,7 +38,7 @@ def failure(error: BaseException) -> str:
     It imports nothing: often there is no memory left, or no descriptor.
     """
     if isinstance(error, MemoryError):
-        return f"out of memory; {_REMEDIES[errno.ENOMEM]}"
+        return NO_MEMORY
     if isinstance(error, OSError) and error.errno is not None:
         what = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
         remedy = _REMEDIES.get(error.errno)
@@ -48,13 +49,18 @@ def failure(error: BaseException) -> str:
 
 
 def reserves(number: int) -> list[bytearray]:
-    """Up to so many megabytes, each to be freed by a step down where there is no memory left; nothing touches them."""
+    """Some memory, and up to so many megabytes, each to be freed by a step down where there is none left.
+
+    Nothing touches them. The first is small, since what is left may be less than a megabyte.
+    """
     kept: list[bytearray] = []
     try:
-        while len(kept) < number:
+        kept.append(bytearray(1 << 16))
+        while len(kept) <= number:
             kept.append(bytearray(1 << 20))
     except MemoryError:
-        del kept[-1:]  # there is little already
+        if len(kept) > 1:  # there is little already
+            kept.pop()
     return kept
 
 

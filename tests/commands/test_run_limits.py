@@ -119,6 +119,21 @@ def test_every_tiny_limit_in_every_mode(
                 _check(where, program("sigbus"), tmp_path / "report", limit, value, mode, command, fresh)
 
 
+@pytest.mark.parametrize("mode", ["text", "json"])
+def test_memory_ends_while_the_program_runs(environment: dict[str, str], program: Program, mode: str) -> None:
+    """From nothing more to what a whole report takes, by kibibytes that nothing of ours is a multiple of."""
+    words = [*COMMAND, "run", "--split-lock-detect=fatal", "--format", mode, "--", "sh", "-c"]
+    taken = "$(sed -n 's/VmData:[^0-9]*\\([0-9]*\\).*/\\1/p' /proc/$PPID/status)"
+    whole = 0
+    for more in range(0, 5000, 211):
+        script = f"{program('sigbus')}; prlimit --pid $PPID --data=$((({taken} + {more}) * 1024)); exit 5"
+        done = subprocess.run([*words, script], env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 5, done.stderr
+        assert any(words in done.stderr for words in ("stopped before 1 split", '"hits": 1', "hits: 1")), done.stderr
+        whole += "cannot be made" not in done.stderr and "no report" not in done.stderr
+    assert 0 < whole < 24, "the limits meet both a whole report and a plainer one"
+
+
 def test_without_proc(environment: dict[str, str]) -> None:
     inside = f"mount -t tmpfs none /proc && exec {' '.join(COMMAND)} run"
     for options, status in (("--engine=ptrace", 125), ("", 5), ("--split-lock-detect=off", 5)):

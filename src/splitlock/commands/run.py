@@ -9,7 +9,7 @@ import stat
 import sys
 import time
 
-from splitlock._errors import SplitlockError, failure, reserves
+from splitlock._errors import NO_MEMORY, SplitlockError, failure, reserves
 from splitlock.commands._options import report_options
 
 TYPE_CHECKING = False
@@ -123,11 +123,13 @@ def run(args: argparse.Namespace) -> int:
 def _tell(
     tracer: Tracer | Supervisor, command: list[str], args: argparse.Namespace, output: int, kept: list[bytearray]
 ) -> int:
-    try:
-        return _ended(tracer, command, args, output, kept)
-    except MemoryError:
-        del kept[-1:]
-        return _ended(tracer, command, args, output, kept)
+    while True:
+        try:
+            return _ended(tracer, command, args, output, kept)
+        except MemoryError:
+            if not kept:
+                raise
+            kept.pop()
 
 
 def _trace(args: argparse.Namespace) -> int:
@@ -239,20 +241,28 @@ def _report(
     tracer: Tracer | Supervisor, command: list[str], args: argparse.Namespace, kept: list[bytearray]
 ) -> tuple[bytes, bool]:
     """The report, and whether it is the one that was asked for: without memory or descriptors it is a plainer one."""
-    why: BaseException
     try:
         return _render(tracer, command, args), True
-    except (Exception, KeyboardInterrupt) as error:
-        why = error
-    del kept[-1:]
-    try:
-        said = "interrupted" if isinstance(why, KeyboardInterrupt) else failure(why)
-        lines = [f"splitlock: the report cannot be made as asked for: {said}; what was found:"]
-        lines += [f"hits: {s.hits} at {s.name}+{s.address:#x}: {s.instruction}" for s in tracer.sites]
-        lines += [f"unmonitored: {name}: {reason}" for name, _, reason, _, _ in tracer.unmonitored()]
-        return "".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace"), False
     except MemoryError:
-        return b"splitlock: out of memory: no report\n", False
+        why = NO_MEMORY
+    except KeyboardInterrupt:
+        why = "interrupted"
+    except Exception as error:
+        why = failure(error)
+    while True:  # what the calls held is free again
+        try:
+            return _plain(tracer, why), False
+        except MemoryError:
+            if not kept:
+                return b"splitlock: out of memory: no report; hits: %d\n" % sum(s.hits for s in tracer.sites), False
+            kept.pop()
+
+
+def _plain(tracer: Tracer | Supervisor, why: str) -> bytes:
+    lines = [f"splitlock: the report cannot be made as asked for: {why}; what was found:"]
+    lines += [f"hits: {s.hits} at {s.name}+{s.address:#x}: {s.instruction}" for s in tracer.sites]
+    lines += [f"unmonitored: {name}: {reason}" for name, _, reason, _, _ in tracer.unmonitored()]
+    return "".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace")
 
 
 def _render(tracer: Tracer | Supervisor, command: list[str], args: argparse.Namespace) -> bytes:
