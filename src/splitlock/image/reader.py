@@ -1,15 +1,13 @@
 """The child that reads strangers' ELF files (image/child.py): what may it do, and how does it answer?
 
-It may read what it is given and what everybody may read. It cannot write files, start programs, gain privileges, or
-reach a network (image/cage.py). As root it becomes nobody. Its memory and the time for one answer are bounded. What it
-could not give up it says with each file that it opens. Where $DEBUGINFOD_URLS lets libdw's library fetch files, which
-needs sockets, threads and files to write, the filter is left out.
+It may read what it is given and what everybody may read (image/confined.py). The time for one answer is bounded. What
+it could not give up it says with each file that it opens. Where $DEBUGINFOD_URLS lets the library of libdw fetch files,
+which needs sockets, threads and files to write, the filter is left out.
 """
 
 from __future__ import annotations
 
 import bisect  # noqa: F401  # imported before root becomes nobody, who may not be let into where our files lie
-import ctypes
 import json
 import mmap  # noqa: F401
 import os
@@ -18,23 +16,18 @@ import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from splitlock.image import _libdw, cage, demangle
+from splitlock.image import _libdw, demangle
 from splitlock.image import elf as _elf  # noqa: F401
 from splitlock.image.child import AT_ONCE
+from splitlock.image.confined import confine, limit
 from splitlock.image.symbols import Names
 from splitlock.image.unwind import Session
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_NOBODY = 65534
-_MEMORY = 4 << 30  # bytes that it may allocate; a kernel's debug information takes some 0.1
-_MAPPED = 32 << 30  # bytes of files that it may have mapped: 64 images are kept open
-_OPEN = 1 << 16  # files that it may have open: an image of a process takes two
 _SECONDS = 60  # of processor time for one answer
 _UNWINDING = 10  # the same for a stack, which takes some milliseconds
-_PR_SET_NO_NEW_PRIVS, _CLONE_NEWNET = 38, 0x40000000
-_CAPABILITIES_3 = 0x20080522  # linux/capability.h: _LINUX_CAPABILITY_VERSION_3
 
 
 def main() -> None:
@@ -44,13 +37,14 @@ def main() -> None:
             demangle.demangle(name)
     _libdw.load()
     held = _libdw.Callback(lambda *_: 0)  # libffi's executable page for callbacks, which stays there as long as this
-    kept = _confine()
+    # Where $DEBUGINFOD_URLS is set, libdw's library writes files and begins threads.
+    kept = confine(free=bool(os.environ.get("DEBUGINFOD_URLS")))
     opened: dict[int, Names | Session] = {}
     with socket.socket(fileno=0) as parent:
         while (request := _request(parent)) is not None:
             words, gone, descriptors = request
             most = _UNWINDING if words[0] in ("images", "stack") else _SECONDS
-            _limit(resource.RLIMIT_CPU, int(sum(os.times()[:2])) + most)
+            limit(resource.RLIMIT_CPU, int(sum(os.times()[:2])) + most)
             for number in gone:
                 opened.pop(number).close()
             answer = json.dumps(_answer(opened, words, descriptors, kept)).encode()
@@ -104,49 +98,3 @@ def _request(parent: socket.socket) -> tuple[list[object], list[int], list[int]]
         packed += part
     *words, gone = json.loads(packed)
     return words, gone, descriptors
-
-
-def _confine() -> list[str]:
-    """Give up all that is not needed; gives what could not be: names of apart.KEPT."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    downloads = bool(os.environ.get("DEBUGINFOD_URLS"))  # then libdw's library writes files and begins threads
-    with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:  # where memory is short, this one goes first
-        file.write("1000")
-    apart = os.geteuid() != 0 or libc.unshare(_CLONE_NEWNET) == 0
-    if os.geteuid() == 0:
-        _become_nobody()
-    none = libc.capset(  # of root that could not become nobody
-        (ctypes.c_uint32 * 2)(_CAPABILITIES_3, 0), (ctypes.c_uint32 * 6)()
-    )
-    if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "no_new_privs")
-    for kind, most in (
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_DATA, _MEMORY),
-        (resource.RLIMIT_AS, _MAPPED),
-        *(() if downloads else ((resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_NPROC, 0))),
-    ):
-        _limit(kind, most, hard=True)
-    _limit(resource.RLIMIT_NOFILE, _OPEN)  # often less, for programs with select(2)
-    filtered = not downloads and cage.close(libc)
-    kept = {"root": 0 in os.getresuid(), "capabilities": none != 0, "calls": not filtered and not downloads,
-            "network": not apart and not filtered}  # fmt: skip
-    return [name for name, has in kept.items() if has]
-
-
-def _become_nobody() -> None:
-    """In a container, root may have no right to, and where it is root of a user namespace there may be no nobody."""
-    with suppress(OSError):
-        os.setgroups([])
-    with suppress(OSError):
-        os.setresgid(_NOBODY, _NOBODY, _NOBODY)
-    with suppress(OSError):
-        os.setresuid(_NOBODY, _NOBODY, _NOBODY)
-
-
-def _limit(kind: int, most: int, *, hard: bool = False) -> None:
-    """Lower a limit, or (not `hard`) set what may be raised again."""
-    highest = resource.getrlimit(kind)[1]
-    if highest != resource.RLIM_INFINITY:
-        most = min(most, highest)
-    resource.setrlimit(kind, (most, most if hard else highest))

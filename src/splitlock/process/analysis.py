@@ -1,8 +1,10 @@
-"""Work that takes seconds, in a process of its own: whoever waits for it can be called away, and cannot die of it."""
+"""Reading what strangers compiled, which may take seconds, in a process of its own.
+
+Whoever waits for it can be called away, cannot die of it, and keeps rights that the reader gives up.
+"""
 
 from __future__ import annotations
 
-import marshal
 import os
 import signal
 
@@ -14,10 +16,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import NoReturn
 
-    Result = tuple[object, ...]
+    #: Gives the result in bytes. It calls what it is given once all is loaded, before it looks at what others wrote;
+    #: with descriptors that are to stay open.
+    Make = Callable[[Callable[..., None]], bytes]
 
 _LOOK = 50  # milliseconds between two looks at what may call us away
 _PIECE = 1 << 20  # bytes read at a time
+_SECONDS = 900  # of processor time for one image; the largest browser's takes 20
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4
 _MADE, _FAILED, _REFUSED = b"\1", b"\0", b"\2"
 
@@ -26,13 +31,13 @@ class UnanalysedError(Exception):
     """There is no result; the words say why."""
 
 
-def here(make: Callable[[], Result]) -> Result:
-    """What `make` gives, made in this process, by which nobody is called away."""
-    return make()
+def here(make: Make) -> bytes:
+    """What `make` gives, made in this process, by which nobody is called away, and nothing given up."""
+    return make(lambda *kept: None)
 
 
-def apart(make: Callable[[], Result], called: Callable[[], str]) -> Result:
-    """What `make` gives (of the kinds that marshal takes), made in a child process.
+def apart(make: Make, called: Callable[[], str]) -> bytes:
+    """What `make` gives, made in a child process that gives up its rights (splitlock.image.confined).
 
     `called` is asked again and again meanwhile: words for what calls us away, or "". Raises UnanalysedError then, and
     where the child fails; OSError as `make` does. Without a process or descriptors for it, `make` works here, and
@@ -60,8 +65,7 @@ def apart(make: Callable[[], Result], called: Callable[[], str]) -> Result:
         os.kill(pid, signal.SIGKILL)  # it is done, or not wanted any more
         _, status = os.waitpid(pid, 0)
     if raw[:1] == _MADE:
-        result: Result = marshal.loads(memoryview(raw)[1:])
-        return result
+        return raw[1:]
     if raw[:1] == _REFUSED:
         raise OSError(int(raw[1:]), os.strerror(int(raw[1:])))
     if raw[:1] == _FAILED:
@@ -92,16 +96,15 @@ def _received(descriptor: int, called: Callable[[], str]) -> bytes:
             raise UnanalysedError(why)
 
 
-def _work(make: Callable[[], Result], descriptor: int, parent: int) -> NoReturn:
+def _work(make: Make, descriptor: int, parent: int) -> NoReturn:
     """In the child."""
     try:
         ptrace.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         ptrace.prctl(_PR_SET_DUMPABLE, 0)  # should a library abort for want of memory: no core file
         if os.getppid() != parent:
             os._exit(1)
-        _silence()
         try:
-            raw = _MADE + marshal.dumps(make())  # type: ignore[arg-type]  # only what marshal takes is in it
+            raw = _MADE + make(lambda *kept: _give_up(descriptor, *kept))
         except OSError as error:
             raw = _REFUSED + str(error.errno or 0).encode()
         except Exception as error:
@@ -113,9 +116,19 @@ def _work(make: Callable[[], Result], descriptor: int, parent: int) -> NoReturn:
         os._exit(0)
 
 
-def _silence() -> None:
-    """Nothing of what a library says when it fails goes between the program's lines."""
-    try:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    except OSError:
-        os.close(2)
+def _give_up(*kept: int) -> None:
+    """Rights, descriptors, and standard output: what a library says when it fails comes between nobody's lines."""
+    from resource import RLIMIT_CPU
+
+    from splitlock.image.confined import confine, limit
+
+    null = os.open(os.devnull, os.O_RDWR)
+    for number in range(3):
+        os.dup2(null, number)
+    above = 3
+    for number in sorted(kept):
+        os.closerange(above, number)
+        above = max(above, number + 1)
+    os.closerange(above, os.sysconf("SC_OPEN_MAX"))
+    confine()
+    limit(RLIMIT_CPU, _SECONDS, hard=True)

@@ -11,9 +11,7 @@ from splitlock.process.signals import ignores
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from splitlock.process.analysis import Result
+    from splitlock.process.analysis import Make
     from splitlock.process.task import Task
 
 _URGENT = {signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM}  # what ends a program that does not see to it
@@ -34,7 +32,7 @@ class Arrivals:
         if got is not None:
             self._pass_on(got)
 
-    def apart(self, make: Callable[[], Result]) -> Result:
+    def apart(self, make: Make) -> bytes:
         """What `make` gives, made in a process of its own (splitlock.process.analysis), while signals are passed on."""
         return apart(make, self.called)
 

@@ -14,13 +14,13 @@ import zlib
 from typing import NamedTuple
 
 from splitlock.process.analysis import UnanalysedError, here
-from splitlock.process.plan import VERSION, Plan, Sites, build, unnamed
+from splitlock.process.plan import VERSION, Cold, Hot, Plan, Sites, build, load, unnamed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from splitlock.process.analysis import Result
+    from splitlock.process.analysis import Make
 
     Key = tuple[int, ...]
 
@@ -45,7 +45,7 @@ class Cache:
         progress: Callable[[str], None] = lambda name: None,
         directory: str | None = None,
         owner: int | None = None,
-        work: Callable[[Callable[[], Result]], Result] = here,
+        work: Callable[[Make], bytes] = here,
     ) -> None:
         self._warn, self._progress, self._work = warn, progress, work
         self._plans: dict[Key, Plan] = {}
@@ -88,7 +88,7 @@ class Cache:
             if sites is None:
                 try:
                     if key_of(os.stat(path)) == key:
-                        sites = Sites(*self._work(lambda: _cold(path)))  # type: ignore[arg-type]
+                        sites = Sites(*_received(self._work(lambda give_up: _made(path, give_up)))[1])
                 except (OSError, UnanalysedError):
                     pass
             self._sites[key] = sites = sites or unnamed(self._plans[key])
@@ -104,28 +104,28 @@ class Cache:
     def _build(self, key: Key, path: str, name: str, keep: bool) -> Plan:
         self._progress(name)
         try:
-            hot, cold, trouble = self._work(lambda: self._make(key, path, keep))
+            raw = self._work(lambda give_up: self._make(key, path, keep, give_up))
         finally:
             self._progress("")
-        if cold is not None:
-            self._sites[key] = Sites(*cold)  # type: ignore[misc]
+        if not raw:  # another process made it while we waited
+            return self._hot(key) or self._build(key, path, name, False)
+        hot, cold = _received(raw)
+        trouble = ""
+        if keep and self._directory is not None:
+            trouble = self._store(key, "cold", cold) or self._store(key, "hot", hot)
+        if trouble or not keep:
+            self._sites[key] = Sites(*cold)
         if trouble:
-            self._give_up(str(trouble))
-        return Plan(hot)  # type: ignore[arg-type]
+            self._give_up(trouble)
+        return Plan(hot)
 
-    def _make(self, key: Key, path: str, keep: bool) -> Result:
-        """Analyse and store. Gives the hot half; the cold one where it is not stored; why, where that is a trouble."""
+    def _make(self, key: Key, path: str, keep: bool, give_up: Callable[..., None]) -> bytes:
+        """Both halves, as `_received` takes them; nothing where another process has made them meanwhile."""
         lock = self._lock(key) if keep else -1
         try:
-            made = self._hot(key) if lock >= 0 else None
-            if made is not None:  # another process made it while we waited
-                return made.values(), None, ""
-            plan, sites = build(_contents(path))
-            hot, cold = plan.values(), sites.values()
-            if not keep or self._directory is None:
-                return hot, cold, ""
-            trouble = self._store(key, "cold", cold) or self._store(key, "hot", hot)
-            return hot, cold if trouble else None, trouble
+            if lock >= 0 and self._hot(key) is not None:
+                return b""
+            return _made(path, lambda: give_up(*[lock] * (lock >= 0)))
         finally:
             if lock >= 0:
                 os.close(lock)
@@ -313,8 +313,24 @@ def shared_directory() -> str:
     return SHARED
 
 
-def _cold(path: str) -> Result:
-    return build(_contents(path))[1].values()
+def _made(path: str, give_up: Callable[[], None]) -> bytes:
+    import msgspec
+
+    load()
+    contents = _contents(path)
+    give_up()
+    plan, sites = build(contents)
+    return msgspec.msgpack.encode((plan.values(), sites.values()))
+
+
+def _received(raw: bytes) -> tuple[Hot, Cold]:
+    """Both halves of a plan. Whoever read a stranger's file has sent them: plain data, of the right shape."""
+    import msgspec
+
+    try:
+        return msgspec.msgpack.decode(raw, type=tuple[Hot, Cold])
+    except msgspec.DecodeError as error:
+        raise UnanalysedError(f"its reader answered nonsense: {error}") from None
 
 
 def _file(key: Key, half: str) -> str:

@@ -25,6 +25,12 @@ _HOT = (
     "watched", "unmonitored", "span", "segments", "sites", "arena", "code", "code_size", "asked", "trapped", "flag",
     "fields", "chunks", "traps",
 )  # fmt: skip
+#: What `Plan.values` and `Sites.values` give.
+Hot = tuple[
+    int, list[tuple[str, int, int | None]], tuple[int, int], list[tuple[int, int, int]], int, int, bytes, int, int, int,
+    int, list[int], list[tuple[int, bytes, list[int]]], dict[int, int],
+]  # fmt: skip
+Cold = tuple[list[tuple[int, int, int, str]], dict[int, int], dict[int, int], str | None, list[bytes]]
 
 
 class Plan:
@@ -133,6 +139,15 @@ def _empty(
     segments: list[tuple[int, int, int]],
 ) -> Plan:
     return Plan((watched, unmonitored, span, segments, 0, 0, b"", 0, 0, 0, 0, [], [], {}))
+
+
+def load() -> None:
+    """Import and load all that `build` needs."""
+    from splitlock.image import elf  # noqa: F401
+    from splitlock.image.scan.library import library
+    from splitlock.process import functions, outside, runs, trampoline  # noqa: F401
+
+    library()
 
 
 def build(data: Buffer) -> tuple[Plan, Sites]:

@@ -67,6 +67,16 @@ class Tables(NamedTuple):
     total: int
 
 
+def load() -> None:
+    """Import and load all that `make` needs."""
+    from splitlock.image import elf  # noqa: F401
+    from splitlock.image.scan.library import library
+    from splitlock.process import functions, outside, runs  # noqa: F401
+    from splitlock.process.agent import islands  # noqa: F401
+
+    library()
+
+
 def make(data: Buffer, key: Key) -> tuple[Raw, Named]:
     """The image file, and the names, of an ELF file's contents; of one that cannot be watched, without patches."""
     collects = gc.isenabled()

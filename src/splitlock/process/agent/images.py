@@ -7,6 +7,7 @@ from stat import S_ISREG
 
 from splitlock.process.agent.memory import NOTHING
 from splitlock.process.agent.named import VERSION, Named, Unwatched
+from splitlock.process.analysis import UnanalysedError, apart
 from splitlock.process.cache import SHARED, Cache, decode, encode, key_of, shared_directory
 
 TYPE_CHECKING = False
@@ -42,7 +43,11 @@ class Images:
             unwatched = [] if os.path.isfile(seen.name) else [Unwatched("no ELF image", seen.size, None)]
             self._named[seen.key] = Named(0, 0, unwatched, [], None)
             return False
-        raw, named = made(descriptor, seen.key)
+        try:
+            raw, named = made(descriptor, seen.key, lambda: "cut short" if self._abandoned else "")
+        except UnanalysedError as error:
+            self._named[seen.key] = Named(0, 0, [Unwatched(f"not analysed: {error}", seen.size, None)], [], None)
+            return False
         self._named[seen.key] = named
         return keep(seen.key, raw, named, self._cache) or self._keep_apart(seen.key, raw)
 
@@ -72,8 +77,6 @@ class Images:
         if seen.state == NOTHING and not seen.watched and not seen.unwatched:  # whoever has found that (inside/plain.c)
             return Named(0, seen.watched_bytes, [], [], None)
         named = self._named.get(seen.key) or self._load(seen.key)
-        if named is None and self._abandoned:
-            named = Named(0, 0, [Unwatched("not analysed: cut short", seen.size, None)], [], None)
         if named is None:
             self.make(seen)
             named = self._named[seen.key]
@@ -97,12 +100,28 @@ def shared_cache() -> Cache:
     return Cache(lambda text: None, directory=SHARED, owner=0)
 
 
-def made(descriptor: int, key: Key) -> tuple[Raw, Named]:
-    """The image file and the names of an opened file, which is closed. Raises OSError, MemoryError."""
-    from splitlock.process.agent.image import make  # and with it iced-x86
+def made(descriptor: int, key: Key, called: Callable[[], str] = lambda: "") -> tuple[Raw, Named]:
+    """The image file and the names of an opened file, which is closed, by a process that has no rights.
+
+    `called`: words for what calls us away, or "". Raises OSError, UnanalysedError.
+    """
+    import msgspec
+
+    from splitlock.process.agent import image  # and with it iced-x86
+
+    image.load()
+
+    def make(give_up: Callable[[], None]) -> bytes:
+        contents = file.read()
+        give_up()
+        return msgspec.msgpack.encode(image.make(contents, key))
 
     with os.fdopen(descriptor, "rb", buffering=0) as file:
-        return make(file.read(), key)
+        raw = apart(make, called)
+    try:
+        return msgspec.msgpack.decode(raw, type=tuple[bytes, Named])
+    except msgspec.DecodeError as error:
+        raise UnanalysedError(f"its reader answered nonsense: {error}") from None
 
 
 def keep(key: Key, raw: Raw, named: Named, cache: Cache, mode: int = 0o600) -> bool:

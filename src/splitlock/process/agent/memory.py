@@ -53,6 +53,7 @@ _DOORS_AT = _PROGRAMS_AT + PROGRAMS * _PROGRAM.size
 SIZE = _DOORS_AT + DOORS * _DOOR.size
 
 _IPC_PRIVATE, _IPC_CREAT, _IPC_RMID, _IPC_STAT = 0, 0o1000, 0, 2
+_DONTFORK = 10
 _FUTEX, _FUTEX_WAIT, _FUTEX_WAKE = 202, 0, 1
 _NATTCH_AT = 88  # in struct shmid_ds, bytes: arch/x86/include/uapi/asm/shmbuf.h, shm_nattch
 
@@ -222,6 +223,10 @@ class Memory:
     def spare(self, directory: str) -> None:
         """Where agents look for an image file that is not in the cache."""
         self._name(1, directory)
+
+    def keep_from_children(self) -> None:
+        """Processes forked from now on do not have it: what reads strangers' files cannot write there, nor counts."""
+        self._checked(self._libc.madvise(ctypes.c_void_p(self._address), ctypes.c_size_t(SIZE), _DONTFORK))
 
     def take_over(self) -> None:
         """This process answers from now on."""

@@ -174,6 +174,7 @@ class Supervisor:
         return lines
 
     def _start_serving(self) -> _thread.LockType:
+        self._memory.keep_from_children()
         done = _thread.allocate_lock()
         done.acquire()
         try:

@@ -46,6 +46,7 @@ def trace(memory: Memory, number: int, policy: Policy, quiet: bool, output: int)
 
     signal.pthread_sigmask(signal.SIG_BLOCK, WAITED)
     os.setsid()  # what a terminal sends is for the program
+    memory.keep_from_children()
     door = memory.door(number)
     memory.set_door(number, shared.THERE)
     if not _wait_until_allowed(memory, number, door.tid):

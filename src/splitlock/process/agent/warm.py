@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from splitlock._errors import failure
 from splitlock.process.agent.images import is_kept, keep, made
+from splitlock.process.analysis import UnanalysedError
 from splitlock.process.cache import key_of
 
 TYPE_CHECKING = False
@@ -132,7 +133,10 @@ def _make(path: str, key: Key, cache: Cache) -> str:
     if key_of(os.fstat(descriptor)) != key:
         return "it has become another file meanwhile"
     mode = 0o644 if cache.is_shared and _is_public(descriptor) else 0o600
-    raw, named = made(descriptor, key)
+    try:
+        raw, named = made(descriptor, key)
+    except UnanalysedError as error:
+        return str(error)
     return "" if keep(key, raw, named, cache, mode) else "the cache does not take it"
 
 
