@@ -31,15 +31,14 @@ Program = Callable[..., Path]
 SLOW = """
 import sys, time
 from splitlock.process import cache
-real, seconds, begun = cache._contents, float(sys.argv.pop(1)), sys.argv.pop(1)
+real, seconds, begun = cache.Cache._make, float(sys.argv.pop(1)), sys.argv.pop(1)
 sizes = [__import__("os").stat(path).st_size for path in sys.argv.pop(1).split(":") if path]
-def slow(path):
-    data = real(path)
-    if not sizes or len(data) in sizes:
+def slow(self, key, path, *rest):
+    if not sizes or key[2] in sizes:
         open(begun, "w").close()
         time.sleep(seconds)
-    return data
-cache._contents = slow
+    return real(self, key, path, *rest)
+cache.Cache._make = slow
 from splitlock._start import entry
 entry()
 """

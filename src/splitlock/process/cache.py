@@ -19,6 +19,7 @@ from splitlock.process.plan import VERSION, Cold, Hot, Plan, Sites, build, load,
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from io import FileIO
 
     from splitlock.process.analysis import Make
 
@@ -125,7 +126,7 @@ class Cache:
         try:
             if lock >= 0 and self._hot(key) is not None:
                 return b""
-            return _made(path, lambda: give_up(*[lock] * (lock >= 0)))
+            return _made(path, give_up, *[lock] * (lock >= 0))
         finally:
             if lock >= 0:
                 os.close(lock)
@@ -313,13 +314,13 @@ def shared_directory() -> str:
     return SHARED
 
 
-def _made(path: str, give_up: Callable[[], None]) -> bytes:
+def _made(path: str, give_up: Callable[..., None], *kept: int) -> bytes:
     import msgspec
 
     load()
-    contents = _contents(path)
-    give_up()
-    plan, sites = build(contents)
+    with open(path, "rb", buffering=0) as file:
+        give_up(file.fileno(), *kept)
+        plan, sites = build(contents(file))
     return msgspec.msgpack.encode((plan.values(), sites.values()))
 
 
@@ -359,11 +360,10 @@ def key_of(status: os.stat_result) -> Key:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def _contents(path: str) -> bytes:
+def contents(file: FileIO) -> bytes:
     """What an ELF file holds; of anything else (devices without end, heaps of other languages) the first bytes."""
-    with open(path, "rb", buffering=0) as file:
-        head = file.read(64)
-        return head + file.read() if head[:4] == b"\x7fELF" else head
+    head = file.read(64)
+    return head + file.read() if head[:4] == b"\x7fELF" else head
 
 
 def _directory() -> str:

@@ -8,7 +8,7 @@ from stat import S_ISREG
 from splitlock.process.agent.memory import NOTHING
 from splitlock.process.agent.named import VERSION, Named, Unwatched
 from splitlock.process.analysis import UnanalysedError, apart
-from splitlock.process.cache import SHARED, Cache, decode, encode, key_of, shared_directory
+from splitlock.process.cache import SHARED, Cache, contents, decode, encode, key_of, shared_directory
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,29 +27,38 @@ _BEGIN = 12  # bytes of an image file that hold its version
 class Images:
     """By key: device, inode, size, times."""
 
-    def __init__(self, cache: Cache, spare: Callable[[str], None]) -> None:
-        """`spare` is told of a directory of this run's own, when the cache takes nothing."""
-        self._cache, self._spare = cache, spare
+    def __init__(self, cache: Cache, spare: Callable[[str], None], beat: Callable[[], None]) -> None:
+        """`spare` is told of a directory of this run's own, when the cache takes nothing; `beat` that work goes on."""
+        self._cache, self._spare, self._beat = cache, spare, beat
         self._abandoned = False
         self._own: Cache | None = None
         self._shared = shared_cache() if shared_directory() else None
         self._own_place = ""
         self._named: dict[Key, Named] = {}
+        self._made: set[Key] = set()
 
     def make(self, seen: Seen) -> bool:
         """Make what an agent asks for; whether its image file is there now."""
+        if seen.key in self._made:  # whoever asks may not open it
+            return True
         descriptor = _open(seen)
         if descriptor < 0:
             unwatched = [] if os.path.isfile(seen.name) else [Unwatched("no ELF image", seen.size, None)]
             self._named[seen.key] = Named(0, 0, unwatched, [], None)
             return False
         try:
-            raw, named = made(descriptor, seen.key, lambda: "cut short" if self._abandoned else "")
+            raw, named = made(descriptor, seen.key, self._called)
         except UnanalysedError as error:
             self._named[seen.key] = Named(0, 0, [Unwatched(f"not analysed: {error}", seen.size, None)], [], None)
             return False
         self._named[seen.key] = named
-        return keep(seen.key, raw, named, self._cache) or self._keep_apart(seen.key, raw)
+        is_there = keep(seen.key, raw, named, self._cache) or self._keep_apart(seen.key, raw)
+        self._made.update([seen.key] * is_there)
+        return is_there
+
+    def _called(self) -> str:
+        self._beat()
+        return "cut short" if self._abandoned else ""
 
     def _keep_apart(self, key: Key, raw: Raw) -> bool:
         """The program maps patched text from files: for this run they are kept elsewhere."""
@@ -111,10 +120,9 @@ def made(descriptor: int, key: Key, called: Callable[[], str] = lambda: "") -> t
 
     image.load()
 
-    def make(give_up: Callable[[], None]) -> bytes:
-        contents = file.read()
-        give_up()
-        return msgspec.msgpack.encode(image.make(contents, key))
+    def make(give_up: Callable[..., None]) -> bytes:
+        give_up(file.fileno())
+        return msgspec.msgpack.encode(image.make(contents(file), key))
 
     with os.fdopen(descriptor, "rb", buffering=0) as file:
         raw = apart(make, called)

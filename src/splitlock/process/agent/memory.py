@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     Key = tuple[int, ...]
 
-MAGIC, VERSION = 0x31524E554B4C5053, 17
+MAGIC, VERSION = 0x31524E554B4C5053, 18
 FREE, CLAIMED, ASKED, READY, NOTHING, REFUSED = range(6)
 #: enum mode, by the names of `Policy`
 MODES = {"warn": 1, "fatal": 2, "ratelimit": 3, "mitigate": 4}
@@ -29,15 +29,15 @@ OF_SITE = 8  # samples of one site
 #: enum door_state
 SHUT, TAKEN, KNOCKED, THERE, ALLOWED, TRACED, UNABLE, FAILED_CALL = range(8)
 _NAME, _CACHE, _STACK = 168, 200, 12288
-_HEAD = struct.Struct("<QIIii11I5I2I2QQ")
-_IMAGE = struct.Struct(f"<II5QQIIIiiIIIQQ{_NAME}s")
+_HEAD = struct.Struct("<QIIiI11I5I2I2QQ")
+_IMAGE = struct.Struct(f"<II5QQIIIIiiIIIIQQ{_NAME}s")
 _ESCAPE = struct.Struct(f"<IIII{_NAME}s")
 _TASK = struct.Struct("<4Iii16s")
 _MODULE = struct.Struct("<QII")
 _SAMPLE = struct.Struct(f"<2Q17Q2Q{_NAME}sII")
 _FIND = struct.Struct("<BB62s")
 ASKED_AT = 24
-_SUPERVISOR_AT, _REPORTED_AT = 16, 88
+_SUPERVISOR_AT, _BEATS_AT, _REPORTED_AT = 16, 20, 88
 _CACHE_AT = _HEAD.size
 _IMAGES_AT = _CACHE_AT + 3 * _CACHE
 _ESCAPES_AT = _IMAGES_AT + IMAGES * _IMAGE.size
@@ -79,7 +79,8 @@ REASONS = (
 
 class Seen(NamedTuple):
     """A file that processes have mapped. `counters`: the number of its first one; `size`: from `low`, its lowest
-    address, to its highest, bytes; `watched`, `unwatched`, `watched_bytes`: its image file's (inside/image.h).
+    address, to its highest, bytes; `lost`: how often patched text became the program's own again; `watched`,
+    `unwatched`, `watched_bytes`: its image file's (inside/image.h).
     """
 
     number: int
@@ -89,6 +90,7 @@ class Seen(NamedTuple):
     low: int
     mapped: int
     patched: int
+    lost: int
     counters: int
     pid: int
     fd: int
@@ -241,6 +243,10 @@ class Memory:
         """Tell the front that all is said, and that our exit status is the run's."""
         self._put(_REPORTED_AT, 1)
 
+    def beat(self) -> None:
+        """Say that we are at work. Whoever waits for us gives up when we have not for ten seconds."""
+        self._put(_BEATS_AT, self._word(_BEATS_AT) + 1 & 0xFFFF_FFFF)
+
     def resign(self) -> None:
         """Answer nobody any more: agents take us for dead."""
         struct.pack_into("<i", self._view, _SUPERVISOR_AT, 0)
@@ -305,7 +311,8 @@ class Memory:
         """One of them, by its place."""
         fields = _IMAGE.unpack_from(self._view, _IMAGES_AT + number * _IMAGE.size)
         state, reason, *rest = fields
-        return Seen._make((number, state, reason, tuple(rest[:5]), *rest[5:15], _text(rest[16])))
+        key, about, name = tuple(rest[:5]), rest[5:15], rest[-1]
+        return Seen._make((number, state, reason, key, *about, rest[16], _text(name)))
 
     def counts(self, first: int, number: int) -> list[int]:
         """So many counters from one on."""

@@ -94,7 +94,7 @@ class Supervisor:
         self._left = 0
         self._pending: list[int] = []
         self._memory = self._new_memory() if memory is None else Memory(memory)
-        self._images = Images(self._cache, self._memory.spare)
+        self._images = Images(self._cache, self._memory.spare, self._memory.beat)
         self._samples = Samples(self._memory)
         self._tracers = Tracers(self._memory, policy, quiet, verbose)
 
@@ -237,6 +237,7 @@ class Supervisor:
         try:
             known = 0
             while not self._ended:
+                self._memory.beat()
                 known = self._memory.wait(known, 1000)
                 for image in self._memory.images():
                     if image.state == shared.ASKED:
@@ -314,7 +315,7 @@ class Supervisor:
                 self._unmonitored += [(name, True, u.reason, u.size, u.sites) for u in named.unwatched]
             elif not named.watched and named.unwatched:
                 self._unmonitored += [(name, True, u.reason, image.size, u.sites) for u in named.unwatched]
-            if image.patched < image.mapped and (image.patched or named.watched or not named.unwatched):
+            if (image.patched < image.mapped or image.lost) and (image.patched or named.watched or not named.unwatched):
                 reason = shared.REASONS[image.reason] or "not all of its mappings could be patched"
                 self._unmonitored.append((name, True, reason, image.size, named.watched))
             if image.state == shared.READY:
@@ -337,7 +338,7 @@ class Supervisor:
         for found in self._tracers.found():
             self._add(found)
             left -= 1
-        for _ in range(left):
+        for _ in range(min(left, shared.PROGRAMS)):  # whatever is written there
             self._unmonitored.append(("processes", False, _LOST, None, None))
 
     def _add(self, found: Found) -> None:

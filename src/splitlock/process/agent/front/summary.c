@@ -38,7 +38,7 @@ bool is_clean(const struct run *run, const struct place *place)
         const struct seen_image *image = &run->images[i];
         if (image->state == FREE)
             continue;
-        if ((image->state != READY && image->state != NOTHING) || !image->patched || image->patched != image->mapped || image->unwatched)
+        if ((image->state != READY && image->state != NOTHING) || !image->patched || image->patched != image->mapped || image->lost || image->unwatched)
             return false;
         size += image->watched_bytes;
     }

@@ -20,15 +20,20 @@ struct frame {
     uint64_t extra;  /* 168: of a hit the page, of leave what is popped */
 };
 
+struct span { /* of an image: addresses in the file's terms */
+    uint64_t low, high;
+    uint64_t text, text_end; /* where it is executable */
+};
+
 struct arena { /* of one image in this process */
     uint64_t begin, end; /* addresses; end: of the code */
     uint64_t bias;
     const struct image *image; /* null: has no arena */
     uint64_t low, high;        /* of the image, with the bias */
+    uint64_t text, text_end;   /* likewise */
     uint64_t file_device, file_inode; /* of the image file */
     uint32_t seen;             /* its number in the run's memory */
     uint32_t closed;
-    bool is_changed; /* some of its text is the program's own again */
 };
 
 /* wiped in a forked child */
@@ -82,7 +87,7 @@ const void *table(const struct arena *arena, uint32_t at);
 bool place(struct arena *arena, struct seen_image *seen, const struct image *image, long file);
 
 /* images.c */
-int watch_image(uint64_t bias, const char *path, const char *name, uint64_t low, uint64_t high);
+int watch_image(uint64_t bias, const char *path, const char *name, const struct span *span);
 void key_of(const struct stat *status, uint64_t key[KEY]);
 void note_mapping(int file, bool shared, uint64_t size);
 void note_program(const char *name, bool has_scope);
@@ -91,10 +96,13 @@ const struct copy *copy_at(const struct arena *arena, uint32_t offset);
 const struct resume *resume_at(const struct arena *arena, uint32_t address);
 const struct hook *hook_at(const struct arena *arena, uint32_t offset);
 void free_arenas(uint64_t low, uint64_t high);
-void text_moves(uint64_t start, uint64_t size);
-void text_changes(uint64_t start, uint64_t size);
 void wake_supervisor(void);
 bool lives(int32_t pid);
+enum { PATIENCE = 100, BRIEF = 10 }; /* tenths of seconds */
+struct waited { /* the supervisor's last beat, and how often it was asked for since */
+    uint32_t beats, times;
+};
+bool is_served(struct waited *waited);
 
 /* plain.c */
 bool is_plain(long file, const uint64_t key[KEY], uint64_t *code);
@@ -120,6 +128,8 @@ void note_personality(uint64_t personality);
 bool may_hold_copies(uint64_t start, uint64_t size);
 void restore_copies(uint64_t start, uint64_t size);
 bool is_patched(uint64_t start, uint64_t size);
+void text_changes(uint64_t start, uint64_t size);
+void text_moves(uint64_t start, uint64_t size);
 bool restore_mapping(uint64_t start, uint64_t size, int file, uint64_t offset);
 
 /* hit.c */

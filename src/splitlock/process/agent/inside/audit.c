@@ -116,20 +116,22 @@ EXPORTED unsigned la_version(unsigned version)
     return version < VERSION ? version : VERSION;
 }
 
-static bool span(const struct segment *segments, uint64_t count, uint64_t *low, uint64_t *high)
+/* False where it has no code. */
+static bool find_span(const struct segment *segments, uint64_t count, struct span *span)
 {
-    bool executable = false;
-    *low = -1UL, *high = 0;
+    *span = (struct span){-1UL, 0, -1UL, 0};
     for (uint64_t i = 0; i < count; i++) {
+        uint64_t start = segments[i].address, end = start + segments[i].memory_size;
         if (segments[i].type != PT_LOAD)
             continue;
-        if (segments[i].address < *low)
-            *low = segments[i].address;
-        if (segments[i].address + segments[i].memory_size > *high)
-            *high = segments[i].address + segments[i].memory_size;
-        executable = executable || segments[i].flags & PF_X;
+        span->low = start < span->low ? start : span->low;
+        span->high = end > span->high ? end : span->high;
+        if (!(segments[i].flags & PF_X))
+            continue;
+        span->text = start < span->text ? start : span->text;
+        span->text_end = end > span->text_end ? end : span->text_end;
     }
-    return executable && *low < *high;
+    return span->text < span->text_end;
 }
 
 enum { SEGMENTS = 24 };
@@ -171,7 +173,7 @@ static bool are_read(const struct map *map, struct headers *headers)
 /* The program; its bias is told by its own headers, where there are any. */
 static int open_main(uint64_t bias)
 {
-    uint64_t low, high;
+    struct span span;
     for (uint64_t i = 0; i < main_segment_count; i++)
         if (main_segments[i].type == PT_PHDR)
             bias = (uint64_t)main_segments - main_segments[i].address;
@@ -179,21 +181,21 @@ static int open_main(uint64_t bias)
     long size = call3(NR_READLINK, (long)"/proc/self/exe", (long)name, sizeof name - 1);
     name[FAILED(size) ? 0 : size] = 0;
     const char *known = FAILED(size) ? executed : name; /* no /proc */
-    if (!known || !main_segments || !span(main_segments, main_segment_count, &low, &high)) {
+    if (!known || !main_segments || !find_span(main_segments, main_segment_count, &span)) {
         escaped(known ? known : "the program", NO_HEADERS);
         return -1;
     }
     note_stack(main_segments, main_segment_count);
     if (FAILED(size))
-        return watch_image(bias, executed, executed, low, high);
+        return watch_image(bias, executed, executed, &span);
     note_program(name, has_scope);
-    return watch_image(bias, "/proc/self/exe", name, low, high);
+    return watch_image(bias, "/proc/self/exe", name, &span);
 }
 
 static int open_image_of(struct map *map)
 {
     struct headers headers;
-    uint64_t low, high;
+    struct span span;
     bool is_main = !map->name || !map->name[0];
     if (!is_main_known) { /* it is the first, but for audit modules that come behind us */
         is_main_known = true;
@@ -212,9 +214,9 @@ static int open_image_of(struct map *map)
     uint64_t count = headers.file.segment_count;
     note_stack(headers.segments, count);
     reserve_for(map->name, headers.segments, count, map->dynamic, arguments, (char **)environment, executed);
-    if (!span(headers.segments, count, &low, &high))
-        return -1; /* it has no code */
-    return watch_image(map->bias, map->name, map->name, low, high);
+    if (!find_span(headers.segments, count, &span))
+        return -1;
+    return watch_image(map->bias, map->name, map->name, &span);
 }
 
 EXPORTED unsigned la_objopen(struct map *map, long space, uint64_t *cookie)

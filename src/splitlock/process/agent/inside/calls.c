@@ -16,12 +16,33 @@ static void map_code(const struct frame *frame, uint64_t start)
 
 /* The program gives memory that is not known yet the right to be executed. Copies of what we have patched get their own bytes
  * back first. Other threads may be executing there already: no right that it has, and will have, is ever taken away. */
-static long protect(const struct frame *frame)
+static long protect(const struct frame *frame, uint64_t start, uint64_t size)
 {
-    long number = (long)frame->ax, start = (long)frame->di, size = (long)frame->si, rights = (long)frame->dx;
-    if (may_hold_copies(frame->di, frame->si) && !call4(number, start, size, rights | PROT_READ | PROT_WRITE, (long)frame->r10))
-        restore_copies(frame->di, frame->si);
-    return call4(number, start, size, rights, (long)frame->r10);
+    long number = (long)frame->ax, rights = (long)frame->dx, key = (long)frame->r10;
+    if (may_hold_copies(start, size) && !call4(number, (long)start, (long)size, rights | PROT_READ | PROT_WRITE, key))
+        restore_copies(start, size);
+    return call4(number, (long)start, (long)size, rights, key);
+}
+
+/* The same of what lies around text of ours, which stays as it is. */
+static void protect_besides(const struct frame *frame)
+{
+    uint64_t at = frame->di, end = at + frame->si;
+    while (at < end) {
+        uint64_t next = end, text_end = 0;
+        for (uint32_t i = 0, n = atomic_load(&arena_count); i < n; i++) {
+            uint64_t from = arenas[i].text & -(uint64_t)PAGE, to = (arenas[i].text_end + PAGE - 1) & -(uint64_t)PAGE;
+            if (arenas[i].closed || from >= end || to <= at)
+                continue;
+            if (from <= at)
+                text_end = to;
+            else if (from < next)
+                next = from;
+        }
+        if (!text_end && !is_made(at, next - at) && !protect(frame, at, next - at))
+            made_code(at, next - at);
+        at = text_end ? text_end : next;
+    }
 }
 
 void on_call(struct frame *frame)
@@ -56,10 +77,11 @@ void on_call(struct frame *frame)
         }
         if (!(frame->dx & PROT_EXEC))
             return;
-        bool is_new = !ours && !is_made(frame->di, frame->si);
-        if (!is_new)
+        if (ours)
+            protect_besides(frame);
+        if (ours || is_made(frame->di, frame->si))
             return;
-        result = protect(frame);
+        result = protect(frame, frame->di, frame->si);
         if (!result)
             made_code(frame->di, frame->si);
     } else {

@@ -61,15 +61,17 @@ bool is_patched(uint64_t start, uint64_t size)
 
 /* Writes, where other threads may be executing: what they have fetched, they forget when the kernel takes the right to write away
  * again, which interrupts them. */
-static void write_text(uint64_t at, const uint8_t *bytes, uint32_t size)
+static bool write_text(uint64_t at, const uint8_t *bytes, uint32_t size)
 {
     uint64_t page = at & -(uint64_t)PAGE;
-    call3(NR_MPROTECT, (long)page, (long)(at + size - page), PROT_READ | PROT_WRITE | PROT_EXEC);
+    if (call3(NR_MPROTECT, (long)page, (long)(at + size - page), PROT_READ | PROT_WRITE | PROT_EXEC))
+        return false; /* PR_SET_MDWE, SELinux's execmod */
     if (size == 2)
         __atomic_store_n((uint16_t *)at, (uint16_t)(bytes[0] | bytes[1] << 8), __ATOMIC_RELEASE);
     else
         memcpy((void *)at, bytes, size);
     call3(NR_MPROTECT, (long)page, (long)(at + size - page), PROT_READ | PROT_EXEC);
+    return true;
 }
 
 /* One patch, in the image itself, gives way to the file's own bytes. It is entered only at its start, where a thread waits while
@@ -79,10 +81,8 @@ static void restore_patch(const struct arena *arena, const struct patch *patch)
     static const uint8_t wait_here[] = {0xeb, 0xfe};
     uint64_t at = patch->address + arena->bias;
     const uint8_t *own_bytes = (const uint8_t *)table(arena, patch->bytes) + patch->size;
-    if (patch->size > 2) {
-        write_text(at, wait_here, 2);
-        write_text(at + 2, own_bytes + 2, patch->size - 2);
-    }
+    if (patch->size > 2 && (!write_text(at, wait_here, 2) || !write_text(at + 2, own_bytes + 2, patch->size - 2)))
+        return; /* it stays a jump */
     write_text(at, own_bytes, 2);
 }
 
@@ -99,26 +99,42 @@ void restore_site(const struct arena *arena, uint64_t address)
     }
 }
 
+/* Some of an image's text gets its own bytes back, for good. What the program has put in the place of one that it has closed is
+ * the program's. */
+static void give_back(const struct arena *arena, uint64_t start, uint64_t end, enum reason reason)
+{
+    const struct patch *patches = table(arena, arena->image->patches);
+    for (uint32_t i = 0; i < 2 * arena->image->patch_count; i++) { /* short jumps before the islands that they lead to */
+        const struct patch *patch = &patches[i % arena->image->patch_count];
+        uint64_t at = patch->address + arena->bias;
+        bool is_turn = (patch->size == 2) == (i < arena->image->patch_count);
+        if (is_turn && at + patch->size > start && at < end && is_there(arena, patch))
+            restore_patch(arena, patch);
+    }
+    struct seen_image *seen = &run->images[arena->seen];
+    seen->reason = reason;
+    atomic_fetch_add(&seen->lost, 1);
+}
+
 /* The program is about to change some of its text: what it reads there, and what it leaves, has to be its own. */
 void text_changes(uint64_t start, uint64_t size)
 {
     for (uint32_t a = 0, n = atomic_load(&arena_count); a < n; a++) {
+        const struct arena *arena = &arenas[a];
+        if (arena->image && !arena->closed && start < arena->high && arena->low < start + size)
+            give_back(arena, start, start + size, IS_EDITED);
+    }
+}
+
+/* The program moves memory (mremap): an image's text gets its own bytes back first, since its jumps would lead astray. */
+void text_moves(uint64_t start, uint64_t size)
+{
+    for (uint32_t a = 0, n = atomic_load(&arena_count); a < n; a++) {
         struct arena *arena = &arenas[a];
-        if (!arena->image || arena->closed || arena->high <= start || start + size <= arena->low)
+        if (!arena->image || arena->closed || arena->high <= start || start + size <= arena->low || !is_patched(arena->low, arena->high - arena->low))
             continue;
-        const struct patch *patches = table(arena, arena->image->patches);
-        for (uint32_t i = 0; i < 2 * arena->image->patch_count; i++) { /* short jumps before the islands that they lead to */
-            const struct patch *patch = &patches[i % arena->image->patch_count];
-            uint64_t at = patch->address + arena->bias;
-            bool is_turn = (patch->size == 2) == (i < arena->image->patch_count);
-            if (is_turn && at + patch->size > start && at < start + size && is_there(arena, patch))
-                restore_patch(arena, patch);
-        }
-        struct seen_image *seen = &run->images[arena->seen];
-        if (!arena->is_changed)
-            atomic_fetch_sub(&seen->patched, 1);
-        arena->is_changed = true;
-        seen->reason = IS_EDITED;
+        give_back(arena, arena->low, arena->high, IS_MOVED);
+        arena->closed = 3; /* the arena stays, for who is in it */
     }
 }
 

@@ -51,9 +51,10 @@ static bool is_trusted(const struct stat *status, bool roots)
 
 static long open_image_in(const char *directory, bool roots, const uint64_t key[KEY], struct image *image, struct arena *arena)
 {
-    char path[CACHE + 17 * KEY + 8], *to = path + strlen(directory);
+    char path[CACHE + 17 * KEY + 8], *to;
     struct stat status;
-    memcpy(path, directory, strlen(directory));
+    copy_text(path, directory, CACHE);
+    to = path + strlen(path);
     for (int i = 0; i < KEY; i++) {
         *to++ = i ? '-' : '/';
         put_hex(&to, key[i]);
@@ -96,6 +97,17 @@ bool lives(int32_t pid)
     return ended == 0; /* else it may be a zombie, which kill(2) would find */
 }
 
+/* Whether the supervisor still works, be it on what others wait for: asked again and again, each tenth of a second. Where it
+ * stands still, or has become another process, nobody waits for more than ten. */
+bool is_served(struct waited *waited)
+{
+    uint32_t beats = atomic_load(&run->beats);
+    if (beats != waited->beats)
+        *waited = (struct waited){beats, 0};
+    return waited->times++ < PATIENCE && lives(run->supervisor);
+}
+
+/* Nobody will watch it. */
 static void refuse(struct seen_image *image, enum reason reason)
 {
     uint32_t claimed = CLAIMED;
@@ -103,17 +115,25 @@ static void refuse(struct seen_image *image, enum reason reason)
         image->reason = reason;
 }
 
+/* This process cannot have it watched; the next one may be allowed more. */
+static void leave(struct seen_image *image, enum reason reason)
+{
+    image->reason = reason;
+    atomic_store(&image->settler, 0);
+}
+
 /* Have the supervisor make the image file; `file` is the ELF file. */
 static void ask(struct seen_image *image, long file)
 {
     struct timespec patience = {0, 100000000};
+    struct waited waited = {0, 0};
     uint32_t state = atomic_load(&image->state), asked = ASKED;
     image->pid = (int32_t)call1(NR_GETPID, 0);
     image->fd = (int32_t)file;
     if ((state != CLAIMED && state != ASKED) || !atomic_compare_exchange_strong(&image->state, &state, ASKED))
         return;
     wake_supervisor();
-    while (atomic_load(&image->state) == ASKED && lives(run->supervisor))
+    while (atomic_load(&image->state) == ASKED && is_served(&waited))
         call6(NR_FUTEX, (long)&image->state, FUTEX_WAIT, ASKED, (long)&patience, 0, 0);
     if (atomic_compare_exchange_strong(&image->state, &asked, REFUSED))
         image->reason = NO_ANSWER;
@@ -150,11 +170,12 @@ static void find_or_ask(struct seen_image *seen, struct image *image, long *from
 {
     *from = open_image(seen->key, image, arena);
     if (FAILED(*from) && is_filtered) {
-        refuse(seen, IS_FILTERED);
+        leave(seen, IS_FILTERED);
+        return;
     } else if (FAILED(*from)) {
         long file = call4(NR_OPENAT, AT_FDCWD, (long)path, O_RDONLY | O_CLOEXEC, 0);
         if (FAILED(file)) {
-            refuse(seen, file == -EACCES ? NOT_READ : NOT_OPENED);
+            leave(seen, file == -EACCES ? NOT_READ : NOT_OPENED);
             return;
         }
         if (is_plain(file, seen->key, &seen->watched_bytes))
@@ -167,18 +188,22 @@ static void find_or_ask(struct seen_image *seen, struct image *image, long *from
     }
     if (!FAILED(*from))
         count_sites(seen, image);
-    else
-        refuse(seen, NOT_OPENED);
+    else if (atomic_load(&seen->state) == CLAIMED)
+        leave(seen, NOT_OPENED);
 }
 
-/* Only one settles what becomes of a file; others wait for it, for as long as it may take. */
+/* Only one settles what becomes of a file; others wait for it, for as long as the supervisor works on it. Where it is there and
+ * nothing happens, its settler may be stopped: then two settle it. */
 static void settle(struct seen_image *seen, struct image *image, long *from, const char *path, struct arena *arena)
 {
     struct timespec patience = {0, 100000000};
+    struct waited asked = {0, 0};
     uint64_t us = who_settles();
+    int claimed = 0;
     for (uint32_t state; (state = atomic_load(&seen->state)) == CLAIMED || state == ASKED;) {
         uint64_t settler = atomic_load(&seen->settler);
-        if (is_settled_by(settler, us)) {
+        bool goes_on = state == ASKED ? is_served(&asked) : claimed++ < BRIEF;
+        if (goes_on && is_settled_by(settler, us)) {
             if (is_filtered)
                 return;
             call6(NR_FUTEX, (long)&seen->state, FUTEX_WAIT, state, (long)&patience, 0, 0);
@@ -215,8 +240,10 @@ void note_mapping(int file, bool shared, uint64_t mapped)
     while (count)
         link[at++] = digits[--count];
     long size = call3(NR_READLINK, (long)link, (long)name, sizeof name - 1);
-    if (FAILED(size) || call2(NR_FSTAT, file, (long)&status))
+    if (call2(NR_FSTAT, file, (long)&status))
         return;
+    if (FAILED(size)) /* no /proc here */
+        copy_text(name, "a file", sizeof name), size = (long)strlen(name);
     name[size] = 0;
     key_of(&status, key);
     struct seen_image *seen = find(key, name, 0, (uint32_t)mapped);
@@ -227,7 +254,7 @@ void note_mapping(int file, bool shared, uint64_t mapped)
 }
 
 /* A file has been mapped, none of its code has run: patch it. Gives the number of its arena, or -1. */
-int watch_image(uint64_t bias, const char *path, const char *name, uint64_t low, uint64_t high)
+int watch_image(uint64_t bias, const char *path, const char *name, const struct span *span)
 {
     struct stat status;
     struct image image;
@@ -238,8 +265,8 @@ int watch_image(uint64_t bias, const char *path, const char *name, uint64_t low,
     }
     uint64_t key[KEY];
     key_of(&status, key);
-    struct seen_image *seen = find(key, name, low, (uint32_t)(high - low));
-    free_arenas(low + bias, high + bias);
+    struct seen_image *seen = find(key, name, span->low, (uint32_t)(span->high - span->low));
+    free_arenas(span->low + bias, span->high + bias);
     uint32_t number = 0, count = atomic_load(&arena_count);
     while (number < count && !(arenas[number].closed == 2))
         number++;
@@ -252,8 +279,10 @@ int watch_image(uint64_t bias, const char *path, const char *name, uint64_t low,
     struct arena *arena = &arenas[number];
     memset(arena, 0, sizeof *arena);
     arena->bias = bias;
-    arena->low = low + bias;
-    arena->high = high + bias;
+    arena->low = span->low + bias;
+    arena->high = span->high + bias;
+    arena->text = span->text + bias;
+    arena->text_end = span->text_end + bias;
     arena->seen = (uint32_t)(seen - run->images);
     atomic_fetch_add(&seen->mapped, 1);
     settle(seen, &image, &file, path, arena);

@@ -70,7 +70,8 @@ static bool write_patches(const struct arena *arena, uint64_t moved)
             if (*(const uint8_t *)(patches[next].address + arena->bias) == JUMP) /* else it is one to an island */
                 add(patches[next].address + arena->bias + 1, moved);
         }
-        call3(NR_MPROTECT, (long)at, (long)texts[i].size, PROT_READ | PROT_EXEC);
+        if (call3(NR_MPROTECT, (long)at, (long)texts[i].size, PROT_READ | PROT_EXEC))
+            return false;
     }
     return true;
 }
@@ -81,7 +82,7 @@ static bool map_patches(const struct arena *arena, long file)
     for (uint32_t i = 0; i < arena->image->text_count; i++)
         if (FAILED(call6(NR_MMAP, (long)(texts[i].address + arena->bias), (long)texts[i].size, PROT_READ | PROT_EXEC,
                          MAP_PRIVATE | MAP_FIXED, file, (long)texts[i].at)))
-            return i != 0;
+            return false; /* what is mapped already works */
     return true;
 }
 
@@ -98,7 +99,10 @@ bool place(struct arena *arena, struct seen_image *seen, const struct image *ima
     arena->end = begin + image->code_size;
     uint64_t moved = begin - image->arena - arena->bias;
     enum reason reason = NO_REASON;
-    if (call3(NR_MPROTECT, (long)page, PAGE, PROT_READ | PROT_WRITE))
+    uint32_t counters = atomic_load(&seen->counters); /* others may write there what they like */
+    if (counters > COUNTERS || image->sites > COUNTERS - counters)
+        reason = NO_COUNTERS;
+    else if (call3(NR_MPROTECT, (long)page, PAGE, PROT_READ | PROT_WRITE))
         reason = NOT_PLACED;
     else if (!is_unchanged(arena))
         reason = CHANGED;
@@ -111,14 +115,14 @@ bool place(struct arena *arena, struct seen_image *seen, const struct image *ima
     page->hit = (uint64_t)hit_entry;
     page->call = (uint64_t)call_entry;
     page->leave = (uint64_t)leave_entry;
-    page->counters = (uint64_t)&run->counters[seen->counters];
+    page->counters = (uint64_t)&run->counters[counters];
     page->seen = (uint64_t)own->seen;
     page->id = (uint64_t)arena->seen << 20;
+    know_arena(arena);
     if (!(moved || is_traced ? write_patches(arena, moved) : map_patches(arena, file))) {
         seen->reason = NOT_MAPPED;
         return false; /* the arena stays: some of the text may be patched */
     }
-    know_arena(arena);
     return true;
 }
 
@@ -137,28 +141,5 @@ void free_arenas(uint64_t low, uint64_t high)
             call2(NR_MUNMAP, (long)begin, (long)total);
         }
         arenas[i].closed = 2;
-    }
-}
-
-/* The program moves memory (mremap): patched text gets its own bytes back first, since its jumps would lead astray. */
-void text_moves(uint64_t start, uint64_t size)
-{
-    for (uint32_t i = 0, n = atomic_load(&arena_count); i < n; i++) {
-        const struct image *image = arenas[i].image;
-        if (!image || arenas[i].high <= start || start + size <= arenas[i].low)
-            continue;
-        const struct patch *patches = table(&arenas[i], image->patches);
-        const struct text *texts = table(&arenas[i], image->texts);
-        for (uint32_t t = 0; t < image->text_count; t++)
-            call3(NR_MPROTECT, (long)(texts[t].address + arenas[i].bias), (long)texts[t].size, PROT_READ | PROT_WRITE | PROT_EXEC);
-        for (uint32_t p = 0; p < image->patch_count; p++)
-            memcpy((void *)(patches[p].address + arenas[i].bias),
-                   (const void *)(arenas[i].begin + patches[p].bytes + patches[p].size), patches[p].size);
-        for (uint32_t t = 0; t < image->text_count; t++)
-            call3(NR_MPROTECT, (long)(texts[t].address + arenas[i].bias), (long)texts[t].size, PROT_READ | PROT_EXEC);
-        struct seen_image *seen = &run->images[arenas[i].seen];
-        atomic_fetch_sub(&seen->patched, 1);
-        seen->reason = IS_MOVED;
-        arenas[i].closed = 3; /* its arena stays, for who is in it */
     }
 }

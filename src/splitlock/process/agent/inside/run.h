@@ -9,7 +9,7 @@
 #include "image.h"
 
 #define RUN_MAGIC 0x31524e554b4c5053ULL
-enum { RUN_VERSION = 17, IMAGES = 2048, SAMPLES = 256, TASKS = 4096, SAMPLES_OF_SITE = 8, ESCAPES = 128, NAME = 168, MODULES = 128 };
+enum { RUN_VERSION = 18, IMAGES = 2048, SAMPLES = 256, TASKS = 4096, SAMPLES_OF_SITE = 8, ESCAPES = 128, NAME = 168, MODULES = 128 };
 enum { FINDS = 4096, PROGRAMS = 256, FIND_BEFORE = 40, DOORS = 16 };
 enum { STACK = 12288, REGISTERS = 17, CACHE = 200, COUNTERS = 1 << 18 };
 
@@ -30,10 +30,12 @@ struct seen_image { /* one file that a process has mapped */
     uint64_t key[KEY];
     uint64_t low;                     /* its lowest address */
     _Atomic uint32_t mapped, patched; /* times */
+    _Atomic uint32_t lost;            /* times that text patched then became the program's own again */
     _Atomic uint32_t counters;        /* its first one, 0 where it has none yet */
     int32_t pid, fd;                  /* who asks for its image file, by which descriptor */
     uint32_t size;                    /* from its lowest to its highest address, bytes */
     uint32_t watched, unwatched;      /* its image file's */
+    uint32_t unused;
     uint64_t watched_bytes;
     _Atomic uint64_t settler;         /* who settles what becomes of it: one program of one process (who_settles()) */
     char name[NAME];
@@ -96,7 +98,8 @@ struct door {
 struct run {
     uint64_t magic;
     uint32_t version, mode;
-    int32_t supervisor, unused;
+    int32_t supervisor;
+    _Atomic uint32_t beats;                       /* goes on while the supervisor does: it may be stopped, or be another process by now */
     _Atomic uint32_t asked;                       /* futex: something for the supervisor */
     _Atomic uint32_t processes;                   /* forks; entry.S knows where this is */
     _Atomic uint32_t programs;                    /* executed, with an agent that began */

@@ -32,13 +32,12 @@ size_t strlen(const char *text)
     return size;
 }
 
-/* As strlcpy: cut where there is no room. */
+/* As strlcpy: cut where there is no room, of which no more is read: it may change meanwhile, and have no end. */
 void copy_text(char *to, const char *from, size_t room)
 {
-    size_t size = strlen(from);
-    if (size > room - 1)
-        size = room - 1;
-    memcpy(to, from, size);
+    size_t size = 0;
+    while (size < room - 1 && (to[size] = ((volatile const char *)from)[size]))
+        size++;
     to[size] = 0;
 }
 
