@@ -16,8 +16,7 @@ def test_copies_of_the_program(as_alone: AsAlone, compiled: Compiled, how: str, 
     as_alone([compiled("copied", "-rdynamic"), how, what])
 
 
-@UNSEEN
-@pytest.mark.parametrize("how", ["rwx", "shared"])
+@pytest.mark.parametrize("how", [pytest.param("rwx", marks=UNSEEN), "shared"])
 def test_copies_into_executable_memory(as_alone: AsAlone, compiled: Compiled, how: str) -> None:
     as_alone([compiled("copied", "-rdynamic"), how, "one"])
 

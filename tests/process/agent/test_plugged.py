@@ -58,12 +58,21 @@ def test_text_that_several_processes_edit(watch: Watch, plugged: str, plug: str,
     assert "text that the program makes writable" in told
 
 
-def test_text_that_may_not_be_written(as_alone: AsAlone, plugged: str, plug: str) -> None:
-    run = as_alone([plugged, "denies", plug])
+@pytest.mark.parametrize(("what", "said"), [("denies", "makes writable"), ("moves", "moved by the program")])
+def test_text_that_may_not_be_written_and_executed(
+    as_alone: AsAlone, plugged: str, plug: str, what: str, said: str
+) -> None:
+    run = as_alone([plugged, what, plug])
     if run.status == 77:
         pytest.skip("a kernel without PR_SET_MDWE")
     assert run.status == 0
-    assert "text that the program makes writable" in _told(run)
+    assert said in _told(run)
+
+
+def test_a_library_loaded_behind_a_filter_that_kills(as_alone: AsAlone, plugged: str, plug: str) -> None:
+    run = as_alone([plugged, "kills", plug])
+    assert run.out == "loaded\n"
+    assert "the program's own seccomp filter forbids" in _told(run)
 
 
 @pytest.mark.parametrize(("with_text", "of"), [(1, "text and data"), (0, "data alone")])

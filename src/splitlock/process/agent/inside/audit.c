@@ -207,6 +207,10 @@ static int open_image_of(struct map *map)
         return main_arena;
     if (is_ours(map->name) || begins(map->name, "linux-vdso"))
         return -1;
+    if (is_filtered) { /* none of our calls is safe */
+        escaped(map->name, IS_FILTERED);
+        return -1;
+    }
     if (!are_mapped(map, &headers) && !are_read(map, &headers)) {
         escaped(map->name, NO_HEADERS);
         return -1;

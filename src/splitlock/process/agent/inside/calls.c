@@ -7,7 +7,7 @@ uint32_t is_filtered, is_dispatched, asks_always;
 static void map_code(const struct frame *frame, uint64_t start)
 {
     note_mapping((int)frame->r8, frame->r10 & MAP_SHARED, frame->si);
-    if (frame->r10 & MAP_SHARED || !may_hold_copies(start, frame->si) ||
+    if (!may_hold_copies(start, frame->si) ||
         call3(NR_MPROTECT, (long)start, (long)frame->si, (long)frame->dx | PROT_READ | PROT_WRITE))
         return;
     restore_copies(start, frame->si);
