@@ -168,8 +168,10 @@ int memcmp(const void *one, const void *other, size_t size);
 size_t strlen(const char *text);
 void copy_text(char *to, const char *from, size_t room);
 bool begins(const char *text, const char *prefix);
-enum { PROC_FD = 32 };
-void name_descriptor(char to[PROC_FD], int descriptor);
+enum { DIGITS = 20, PROC_NAME = 40 };
+uint64_t number_in(const char *text);
+char *put_number(char *to, uint64_t value);
+void name_descriptor(char to[PROC_NAME], int descriptor);
 
 #pragma GCC visibility pop
 

@@ -23,14 +23,6 @@ static uint64_t main_segment_count;
 static bool is_main_known, has_scope;
 static int main_arena = -1;
 
-static int64_t number_in(const char *text)
-{
-    int64_t value = 0;
-    for (; *text >= '0' && *text <= '9'; text++)
-        value = value * 10 + *text - '0';
-    return value;
-}
-
 /* Whether a debugger is there already: it may have written breakpoints, which go with the pages that they are in. */
 static bool has_tracer(void)
 {
@@ -92,7 +84,7 @@ __attribute__((constructor)) static void begin(int argc, char **argv, char **lin
         return;
     copy_text(audit_entry, (char *)line[-2], sizeof audit_entry);
     copy_text(run_entry, (char *)line[-1], sizeof run_entry);
-    long at = call3(NR_SHMAT, number_in(run_entry + sizeof "SPLITLOCK_RUN=" - 1), 0, 0);
+    long at = call3(NR_SHMAT, (long)number_in(run_entry + sizeof "SPLITLOCK_RUN=" - 1), 0, 0);
     long pages = call6(NR_MMAP, 0, (sizeof *own + PAGE - 1) & -PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (FAILED(at) || FAILED(pages) || ((struct run *)at)->magic != RUN_MAGIC || ((struct run *)at)->version != RUN_VERSION)
         return;

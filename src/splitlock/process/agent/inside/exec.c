@@ -258,7 +258,7 @@ static uint64_t *room_of_thread(void)
 /* A file by its descriptor; one that reads nothing (O_PATH) is opened again, where /proc is there. */
 static enum reason judge_descriptor(int descriptor)
 {
-    char link[PROC_FD];
+    char link[PROC_NAME];
     enum reason reason = judge(descriptor);
     if (reason != NOT_READ)
         return reason;

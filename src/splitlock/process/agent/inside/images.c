@@ -233,12 +233,8 @@ void note_mapping(int file, bool shared, uint64_t mapped)
     }
     struct stat status;
     uint64_t key[KEY];
-    char link[32] = "/proc/self/fd/", name[NAME], digits[12];
-    int count = 0, at = 14;
-    for (unsigned rest = (unsigned)file; rest || !count; rest /= 10)
-        digits[count++] = (char)('0' + rest % 10);
-    while (count)
-        link[at++] = digits[--count];
+    char link[PROC_NAME], name[NAME];
+    name_descriptor(link, file);
     long size = call3(NR_READLINK, (long)link, (long)name, sizeof name - 1);
     if (call2(NR_FSTAT, file, (long)&status))
         return;

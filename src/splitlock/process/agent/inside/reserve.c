@@ -5,31 +5,11 @@
  * small the program dies. So it is executed anew before anything of it has run, with a larger one. */
 #include "agent.h"
 
-enum { DEFAULT = 512, MORE = 1024, ROUND = 4096, LINES = 1 << 20, DIGITS = 20 };
+enum { DEFAULT = 512, MORE = 1024, ROUND = 4096, LINES = 1 << 20 };
 static const char tunable[] = "GLIBC_TUNABLES=glibc.rtld.optional_static_tls=", marker[] = "SPLITLOCK_RESERVE=";
 
 static uint64_t needed, reserve = DEFAULT;
 static bool has_started;
-
-static uint64_t number_in(const char *text)
-{
-    uint64_t value = 0;
-    for (; *text >= '0' && *text <= '9'; text++)
-        value = value * 10 + (uint64_t)(*text - '0');
-    return value;
-}
-
-static void put_number(char *to, uint64_t value)
-{
-    char digits[DIGITS];
-    int count = 0;
-    do
-        digits[count++] = (char)('0' + value % 10);
-    while (value /= 10);
-    while (count)
-        *to++ = digits[--count];
-    *to = 0;
-}
 
 /* Two lines are before ours, which are the last: take note of them, and wipe them. `end` is behind the last. */
 bool take_out_reserve(char **end)

@@ -46,19 +46,33 @@ bool begins(const char *text, const char *prefix)
     return memcmp(text, prefix, strlen(prefix)) == 0;
 }
 
-/* Its place in /proc. */
-void name_descriptor(char to[PROC_FD], int descriptor)
+/* What the digits say that a text begins with. */
+uint64_t number_in(const char *text)
 {
-    static const char directory[] = "/proc/self/fd/";
-    char digits[12];
+    uint64_t value = 0;
+    for (; *text >= '0' && *text <= '9'; text++)
+        value = value * 10 + (uint64_t)(*text - '0');
+    return value;
+}
+
+/* Up to DIGITS of them and a zero; gives where that is. */
+char *put_number(char *to, uint64_t value)
+{
+    char digits[DIGITS];
     int count = 0;
-    unsigned rest = (unsigned)descriptor;
     do
-        digits[count++] = (char)('0' + rest % 10);
-    while (rest /= 10);
-    memcpy(to, directory, sizeof directory - 1);
-    to += sizeof directory - 1;
+        digits[count++] = (char)('0' + value % 10);
+    while (value /= 10);
     while (count)
         *to++ = digits[--count];
     *to = 0;
+    return to;
+}
+
+/* Its place in /proc. */
+void name_descriptor(char to[PROC_NAME], int descriptor)
+{
+    static const char directory[] = "/proc/self/fd/";
+    memcpy(to, directory, sizeof directory - 1);
+    put_number(to + sizeof directory - 1, (unsigned)descriptor);
 }
