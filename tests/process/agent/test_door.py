@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
@@ -12,6 +13,8 @@ from pathlib import Path
 import pytest
 from conftest import COMMAND, Run
 from process.agent.conftest import AsAlone, Compiled
+
+from splitlock.process.agent.judged import AGENT
 
 STATIC = "-static"
 HOWS = ["fork", "vfork", "spawn", "clone3", "thread", "fd", "empty", "at", "bare"]
@@ -185,3 +188,28 @@ def test_one_that_was_killed(watch: Callable[..., Run]) -> None:
     run = watch(["sh", "-c", f"busybox sh -c '{kill}; sleep 5' ; echo $?"])
     assert run.out == f"{128 + signal.SIGKILL}\n"
     assert [u["reason"][:35] for u in run.report["unmonitored"]] == ["what a tracer has found is lost: it"]
+
+
+@pytest.mark.parametrize("whose", ["stranger", "parent"])
+def test_nobody_asks_for_another(watch: Callable[..., Run], compiled: Compiled, whose: str) -> None:
+    """A worker that has given up its rights writes to the run's memory: the tracer, which has them, traces nobody."""
+    knocks = compiled("knocks", f"-I{Path(AGENT).parent}")
+    with subprocess.Popen(["sleep", "60"]) as stranger:
+        run = watch([knocks, stranger.pid if whose == "stranger" else whose])
+        assert stranger.poll() is None
+        stranger.kill()
+    assert (run.status, run.out) == (0, "0 0\n")
+
+
+@pytest.mark.parametrize("scope", [0, 1, 2])
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_whom_a_program_lets_trace_it(environment: dict[str, str], tmp_path: Path, scope: int) -> None:
+    """Only where Yama asks for it does the agent name a tracer: the kernel then forgets the program's own."""
+    yama = "/proc/sys/kernel/yama"
+    fake = f'mount -t tmpfs none /proc/sys/kernel; mkdir {yama}; echo {scope} >{yama}/ptrace_scope; exec "$@"'
+    trace = ["strace", "-f", "-o", str(tmp_path / "log"), "-e", "trace=prctl"]
+    words = [*COMMAND, "run", "-q", "--", "sh", "-c", "busybox true; exit 5"]
+    done = subprocess.run(["unshare", "-m", "sh", "-ec", fake, "sh", *trace, *words], env=environment, check=False)
+    assert done.returncode == 5
+    named = re.findall(r"PR_SET_PTRACER, ([1-9]\d*)", (tmp_path / "log").read_text())
+    assert len(named) == (scope == 1)

@@ -51,6 +51,7 @@ _PROGRAMS_AT = _FINDS_AT + FINDS * _FIND.size
 _DOOR = struct.Struct(f"<IiiI{_NAME}s")
 _DOORS_AT = _PROGRAMS_AT + PROGRAMS * _PROGRAM.size
 SIZE = _DOORS_AT + DOORS * _DOOR.size
+TRACER_AT = 8  # in a door: its tracer's process
 
 _IPC_PRIVATE, _IPC_CREAT, _IPC_RMID, _IPC_STAT = 0, 0o1000, 0, 2
 _DONTFORK = 10
@@ -335,14 +336,14 @@ class Memory:
 
     def door(self, number: int) -> Door:
         """One of them."""
-        state, tid, _, reason, name = _DOOR.unpack_from(self._view, _DOORS_AT + number * _DOOR.size)
+        state, tid, _, reason, name = _DOOR.unpack_from(self._view, door_at(number))
         return Door(number, state, tid, reason, _text(name))
 
     def set_door(self, number: int, state: int) -> None:
         """Tell who waits at a door; a tracer that is there says who it is."""
-        at = _DOORS_AT + number * _DOOR.size
+        at = door_at(number)
         if state == THERE:
-            self._put(at + 8, os.getpid())
+            self._put(at + TRACER_AT, os.getpid())
         self._put(at, state)
         self._libc.syscall(_FUTEX, ctypes.c_void_p(self._address + at), _FUTEX_WAKE, 1 << 30, None, None, 0)
 
@@ -367,6 +368,11 @@ class Memory:
 
     def _put(self, at: int, value: int) -> None:
         self._view[at : at + 4] = value.to_bytes(4, "little")
+
+
+def door_at(number: int) -> int:
+    """Where in the memory it is: its state, which an agent waits at."""
+    return _DOORS_AT + number * _DOOR.size
 
 
 def _text(raw: bytes) -> str:

@@ -11,6 +11,7 @@ import os
 import signal
 from typing import NamedTuple
 
+from splitlock.linux import proc
 from splitlock.process.agent import memory as shared
 from splitlock.process.hits import Sample, Site
 from splitlock.process.launch import WAITED
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 _POLL = 0.005  # seconds between looks at whether the thread has executed the program
 _PATIENCE = 10.0  # seconds that an agent may take to let us
+_FUTEX = "202"  # the system call, as /proc/TID/syscall has it
 
 
 class Found(NamedTuple):
@@ -53,11 +55,17 @@ def trace(memory: Memory, number: int, policy: Policy, quiet: bool, output: int)
         memory.set_door(number, shared.SHUT)
         return
     try:
-        ptrace.request(ptrace.SEIZE, door.tid, 0, ptrace.UNTIL_EXEC)
+        may = _wait_until_at_door(memory, number, door.tid)
+        if may:
+            ptrace.request(ptrace.SEIZE, door.tid, 0, ptrace.UNTIL_EXEC)
+            # Its number is nobody else's from now on. With our end we let go of it, should it be another's by now.
+            may = _wait_until_at_door(memory, number, door.tid)
     except ProcessLookupError:  # killed meanwhile
         memory.set_door(number, shared.SHUT)
         return
     except OSError:
+        may = False
+    if not may:
         memory.set_door(number, shared.UNABLE)
         return
     memory.set_door(number, shared.TRACED)
@@ -80,6 +88,37 @@ def _wait_until_allowed(memory: Memory, number: int, tid: int) -> bool:
         signal.sigtimedwait(WAITED, _POLL)
         waited += _POLL
     return memory.door(number).state == shared.ALLOWED
+
+
+def _wait_until_at_door(memory: Memory, number: int, tid: int) -> bool:
+    """Whether it is this thread that asks: all processes of the run may write to its memory, also those that have given
+    up our rights, and put another's number there. So the kernel is asked whether it waits at the door. An agent that
+    does looks up now and then.
+    """
+    waited = 0.0
+    while not (waits := _waits_at_door(memory, number, tid)):
+        if waited >= _PATIENCE or memory.door(number).state != shared.ALLOWED:
+            break
+        signal.sigtimedwait(WAITED, _POLL)
+        waited += _POLL
+    return waits
+
+
+def _waits_at_door(memory: Memory, number: int, tid: int) -> bool:
+    try:
+        with open(f"/proc/{tid}/syscall") as file:
+            words = file.read().split()
+        if words[0] != _FUTEX:
+            return False
+        address = int(words[1], 16)
+        mapping = next(mapping for mapping in proc.mappings(tid) if mapping.start <= address < mapping.end)
+        is_ours = mapping.path.startswith("/SYSV") and mapping.inode == memory.number
+        if not is_ours or mapping.offset + address - mapping.start != shared.door_at(number):
+            return False
+        with proc.Memory(tid) as its:  # another IPC namespace may have a segment of the same number
+            return its.read(address + shared.TRACER_AT, 4) == os.getpid().to_bytes(4, "little")
+    except (OSError, StopIteration):
+        return False
 
 
 def _wait_for_execution(memory: Memory, number: int, tid: int) -> int:

@@ -155,6 +155,11 @@ bool is_ours(const char *path);
 struct door *ask_for_tracer(const char *name, enum reason reason);
 void close_door(struct door *door);
 
+/* proc.c */
+enum { FIELD = 64 };
+bool find_field(int32_t pid, const char *name, char value[FIELD]);
+bool is_roots_or_ours(int32_t pid);
+
 /* reserve.c */
 bool take_out_reserve(char **end);
 void reserve_for(const char *library, const struct segment *segments, uint64_t count, const void *section, char **arguments,

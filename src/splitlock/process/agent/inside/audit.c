@@ -26,17 +26,8 @@ static int main_arena = -1;
 /* Whether a debugger is there already: it may have written breakpoints, which go with the pages that they are in. */
 static bool has_tracer(void)
 {
-    char text[1024];
-    long file = call4(NR_OPENAT, AT_FDCWD, (long)"/proc/self/status", O_RDONLY | O_CLOEXEC, 0), size;
-    if (FAILED(file))
-        return false;
-    size = call4(NR_PREAD64, file, (long)text, sizeof text - 1, 0);
-    call1(NR_CLOSE, file);
-    text[FAILED(size) ? 0 : size] = 0;
-    for (const char *at = text; *at; at++)
-        if (begins(at, "TracerPid:\t"))
-            return at[sizeof "TracerPid:\t" - 1] != '0';
-    return false;
+    char tracer[FIELD];
+    return find_field(0, "TracerPid:\t", tracer) && tracer[0] != '0';
 }
 
 /* Our lines are the last ones, two or four. The hole that they leave becomes entries of the auxiliary vector that say

@@ -17,6 +17,36 @@ static void tell(struct door *door, enum door_state state)
     call6(NR_FUTEX, (long)&door->state, FUTEX_WAKE, 1 << 30, 0, 0, 0);
 }
 
+/* Whether Yama keeps from us whom we have not named ourselves (Documentation/admin-guide/LSM/Yama.rst). Only then is a tracer
+ * named: whom the program has named before cannot be asked for, and is forgotten. */
+static bool must_name_tracer(void)
+{
+    char scope = 0;
+    long file = call4(NR_OPENAT, AT_FDCWD, (long)"/proc/sys/kernel/yama/ptrace_scope", O_RDONLY | O_CLOEXEC, 0);
+    if (FAILED(file))
+        return false;
+    call4(NR_PREAD64, file, (long)&scope, 1, 0);
+    call1(NR_CLOSE, file);
+    return scope == '1';
+}
+
+/* Whoever has the run's memory may have written who it is, a worker that has given up our rights among them. */
+static bool let(int32_t tracer)
+{
+    if (!must_name_tracer())
+        return true;
+    if (!is_roots_or_ours(tracer))
+        return false;
+    call2(NR_PRCTL, PR_SET_PTRACER, tracer);
+    return true;
+}
+
+static void let_nobody(void)
+{
+    if (must_name_tracer())
+        call2(NR_PRCTL, PR_SET_PTRACER, 0);
+}
+
 /* A tracer, which is told of what the thread executes; null where there is none to be had. */
 struct door *ask_for_tracer(const char *name, enum reason reason)
 {
@@ -32,14 +62,14 @@ struct door *ask_for_tracer(const char *name, enum reason reason)
         wake_supervisor();
         if (!wait_at(door, KNOCKED, &run->supervisor))
             return NULL;
-        if (atomic_load(&door->state) == THERE) {
-            call2(NR_PRCTL, PR_SET_PTRACER, door->tracer);
+        int32_t tracer = *(volatile int32_t *)&door->tracer;
+        if (atomic_load(&door->state) == THERE && let(tracer)) {
             tell(door, ALLOWED);
-            if (wait_at(door, ALLOWED, &door->tracer) && atomic_load(&door->state) == TRACED) {
+            if (wait_at(door, ALLOWED, &tracer) && atomic_load(&door->state) == TRACED) {
                 atomic_fetch_add(&run->traced, 1);
                 return door;
             }
-            call2(NR_PRCTL, PR_SET_PTRACER, 0);
+            let_nobody();
         }
         atomic_store(&door->state, SHUT);
         return NULL;
@@ -52,5 +82,5 @@ void close_door(struct door *door)
 {
     atomic_fetch_sub(&run->traced, 1);
     tell(door, FAILED_CALL);
-    call2(NR_PRCTL, PR_SET_PTRACER, 0);
+    let_nobody();
 }
