@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,3 +36,12 @@ def test_counts_are_of_the_library_that_is_there(watch: Callable[..., Run], comp
     run = watch([compiled("closing", "-DSPLIT=3"), *(each for o in others * 2 for each in (o, compiled("bump.so")))])
     assert run.status == 0, run.err
     assert sum(run.hits(compiled("bump.so")).values()) == run.report["hits"] == 24
+
+
+def test_one_that_is_called_as_the_kernels(as_alone: AsAlone, compiled: Compiled, tmp_path: Path) -> None:
+    """By a name that begins as the vDSO's does, which no file is."""
+    (tmp_path / "linux-vdso.d").mkdir()
+    shutil.copy(compiled("bump.so"), tmp_path / "linux-vdso.d")
+    program = compiled("stack", "-pthread")
+    run, without = (as_alone([program, "none", *more], cwd=tmp_path) for more in (["linux-vdso.d/bump.so"], []))
+    assert run.report["watched"]["sites"] == without.report["watched"]["sites"] + 1

@@ -3,7 +3,7 @@
 #include "agent.h"
 
 #define EXPORTED __attribute__((visibility("default")))
-enum { VERSION = 1, AT_PHDR = 3, AT_PHNUM = 5, AT_BASE = 7, AT_RANDOM = 25, AT_EXECFN = 31, AT_IGNORE = 1 };
+enum { VERSION = 1, AT_PHDR = 3, AT_PHNUM = 5, AT_BASE = 7, AT_RANDOM = 25, AT_EXECFN = 31, AT_SYSINFO_EHDR = 33, AT_IGNORE = 1 };
 
 struct map { /* struct link_map's public part, elf/link.h */
     uint64_t bias;
@@ -19,7 +19,7 @@ static uint64_t *environment;
 static char **arguments;
 static const char *executed; /* the program's name, as it was executed */
 static const struct segment *main_segments;
-static uint64_t main_segment_count;
+static uint64_t main_segment_count, kernels; /* `kernels`: where the vDSO lies, 0 where there is none */
 static bool is_main_known, has_scope;
 static int main_arena = -1;
 
@@ -68,6 +68,8 @@ __attribute__((constructor)) static void begin(int argc, char **argv, char **lin
             begun = *(const uint32_t *)entry[1];
         if (*entry == AT_EXECFN)
             executed = (const char *)entry[1];
+        if (*entry == AT_SYSINFO_EHDR)
+            kernels = entry[1];
         if (*entry == AT_PHNUM)
             main_segment_count = entry[1];
     }
@@ -188,7 +190,7 @@ static int open_image_of(struct map *map)
     }
     if (is_main)
         return main_arena;
-    if (is_ours(map->name) || begins(map->name, "linux-vdso"))
+    if (is_ours(map->name) || (kernels && map->bias == kernels))
         return -1;
     if (is_filtered) { /* none of our calls is safe */
         escaped(map->name, IS_FILTERED);
