@@ -242,8 +242,8 @@ int main(int argc, char **argv, char **environment)
     struct options options = {0};
     char cache[CACHE], said;
     int failed[2];
-    for (int i = 0; i < 3; i++) /* or what is opened next would take a closed one's place */
-        if (fcntl(i, F_GETFD) < 0 && open("/dev/null", O_RDWR) != i)
+    for (int i = 0; i < 3; i++) /* or what is opened next would take a closed one's place; whom we execute finds it closed */
+        if (fcntl(i, F_GETFD) < 0 && open("/dev/null", O_RDWR | O_CLOEXEC) != i)
             return 125;
     if (!find_python(&place))
         return 125;
