@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -171,12 +173,52 @@ def test_what_was_written_down_is_not_believed(
         assert executed("--", "true") == ["splitlock", "true", "0"]
 
 
+_STREAMS = """
+import os, sys
+found = []
+for descriptor in range(3):
+    try:
+        found.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+    except OSError:
+        found.append("closed")
+with open(sys.argv[1], "w") as file:
+    print(*found, file=file)
+sys.exit(6)
+"""
+
+
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
-def test_closed_streams(own: dict[str, str], closed: str) -> None:
-    """What the program opens does not become one of them, and the report goes nowhere else."""
-    script = f'"$@" run -- sh -c "ls -l /proc/self/fd | grep -c /dev/null >/dev/null; exit 6" {closed}'
-    done = subprocess.run(["sh", "-c", script, "sh", *COMMAND], env=own, capture_output=True, text=True, check=False)
-    assert done.returncode == 6
+@pytest.mark.parametrize("options", [[], ["-v"], ["-D"], ["--engine=ptrace"]], ids=["", "joined", "aside", "traced"])
+def test_closed_streams(own: dict[str, str], tmp_path: Path, closed: str, options: list[str]) -> None:
+    """The program finds them closed, and the report goes into nothing that has come in their place."""
+    found = []
+    for name, ours in (("alone", []), ("watched", [*COMMAND, "run", *options, "--"])):
+        script, file = f'"$@" {closed}; echo $?', tmp_path / name
+        words = ["sh", "-c", script, "sh", *ours, sys.executable, "-I", "-c", _STREAMS, str(file)]
+        with (tmp_path / "err").open("w") as err, (tmp_path / "in").open("w+") as given:
+            done = subprocess.run(
+                words, env=own, stdin=given, stdout=subprocess.PIPE, stderr=err, text=True, check=False
+            )
+        assert done.stdout == "6\n"
+        found.append(re.sub(r"pipe:\[\d+\]", "pipe", file.read_text()))
+    assert found[0] == found[1]
+    assert found[0].split().count("closed") == closed.count("&-")
+    until = time.monotonic() + 20
+    while "2>&-" not in closed and "split locks" not in (tmp_path / "err").read_text():  # with -D it comes behind
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def test_the_kernels_copy_of_the_environment(own: dict[str, str]) -> None:
+    """Behind it are zeros, where the agent's lines were."""
+    for env in (own, {**own, "LAST": "", "A" * 5000: "="}, {"XDG_CACHE_HOME": own["XDG_CACHE_HOME"]}):
+        words = ["cat", "/proc/self/environ"]
+        alone, ours = (
+            subprocess.run([*more, *words], env=env, capture_output=True, check=True).stdout
+            for more in ([], [*COMMAND, "run", "-q", "--"])
+        )
+        assert ours.rstrip(b"\0") == alone.rstrip(b"\0")
+        assert ours.startswith(alone)
 
 
 def test_what_is_ignored_stays_ignored(own: dict[str, str], as_alone: AsAlone) -> None:
