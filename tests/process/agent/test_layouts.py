@@ -6,6 +6,7 @@ entry.S's numbers are held by the agent's layout.c when it is compiled.
 
 from __future__ import annotations
 
+import re
 import struct
 import subprocess
 from pathlib import Path
@@ -49,6 +50,13 @@ def test_the_run(ours: Header) -> None:
     }  # fmt: skip
     assert places == {name: ours.offset("run", name) for name in places}
     assert ours.sizes["run"] == memory.SIZE
+
+
+def test_a_door(ours: Header) -> None:
+    assert of_format(memory._DOOR.format) == [(f.offset, f.size) for f in ours.fields["door"]]
+    assert ours.offset("door", "tracer") == memory.TRACER_AT
+    assert ours.offset("door", "state") == 0
+    assert memory.door_at(2) == ours.offset("run", "doors") + 2 * ours.sizes["door"]
 
 
 def test_the_directories(ours: Header) -> None:
@@ -114,6 +122,13 @@ def test_a_reason_says_what_its_number_means(ours: Header) -> None:
     for name, word in words.items():
         assert word in memory.REASONS[ours.enumerators[name]]
     assert len(memory.REASONS) == max(ours.enumerators[name] for name in words) + 1
+
+
+def test_no_number_is_there_for_nothing() -> None:
+    sources = "\n".join(file.read_text() for file in INSIDE.glob("*.[chS]"))
+    names = re.findall(r"\b([A-Z][A-Z0-9_]+) = ", (INSIDE / "kernel.h").read_text())
+    assert len(names) > 80
+    assert [name for name in names if len(re.findall(rf"\b{name}\b", sources)) < 2] == []
 
 
 # -- Linux's own ----------------------------------------------------------------------------------

@@ -64,7 +64,6 @@ struct page { /* the private one; entry.S and ../arena.py know these offsets */
     uint64_t counters;         /* of this image, in the run's memory */
     uint64_t seen;             /* table of (thread, site) */
     uint64_t id;               /* added to a site's number, makes it one of the whole run */
-    uint64_t processes;        /* address of the run's counter */
 };
 
 #endif
