@@ -159,6 +159,18 @@ void close_door(struct door *door);
 enum { FIELD = 64 };
 bool find_field(int32_t pid, const char *name, char value[FIELD]);
 bool is_roots_or_ours(int32_t pid);
+struct mapping {
+    uint64_t start, end;
+    bool writes, executes;
+    char *name; /* where to put it, NAME bytes: cut where there is no room; null where nobody wants it */
+};
+struct maps {
+    char *buffer;
+    long file, room, size, at;
+};
+bool open_maps(struct maps *maps, char *buffer, long room);
+bool next_mapping(struct maps *maps, struct mapping *mapping);
+void close_maps(const struct maps *maps);
 
 /* reserve.c */
 bool take_out_reserve(char **end);

@@ -13,40 +13,19 @@ static uint32_t copy_stack(uint8_t *to, uint64_t from)
     return to_page_end;
 }
 
-/* Which mapping the operand is in: the process may have ended when somebody else looks. A line of the kernel's is `START-END RIGHTS
- * OFFSET DEVICE INODE   NAME`. */
+/* Which mapping the operand is in: the process may have ended when somebody else looks. The sample's stack comes later. */
 static void find_mapping(struct sample *sample)
 {
-    uint64_t number = 0, start = 0;
-    uint32_t field = 0, length = 0;
-    bool is_here = false;
-    long size, file = call4(NR_OPENAT, AT_FDCWD, (long)"/proc/self/maps", O_RDONLY | O_CLOEXEC, 0);
-    if (FAILED(file))
+    struct maps maps;
+    struct mapping mapping = {.name = sample->mapping};
+    if (!open_maps(&maps, (char *)sample->stack, STACK))
         return;
-    while (!sample->mapped && (size = call3(NR_READ, file, (long)sample->stack, STACK)) > 0)
-        for (long i = 0; i < size && !sample->mapped; i++) {
-            char c = (char)sample->stack[i];
-            if (c == '\n') {
-                if (is_here) {
-                    sample->mapping[length] = 0;
-                    sample->mapped = start;
-                }
-                number = field = 0;
-            } else if (field == 0 && c == '-') {
-                start = number, number = 0, field = 1;
-            } else if (c == ' ' && field < 6) {
-                if (field == 1) {
-                    sample->mapped_end = number;
-                    is_here = start <= sample->operand && sample->operand < number;
-                }
-                field++;
-            } else if (field < 2) {
-                number = number << 4 | (uint64_t)(c <= '9' ? c - '0' : c - 'a' + 10);
-            } else if (is_here && field == 6 && length < NAME - 1 && (c != ' ' || length)) {
-                sample->mapping[length++] = c;
-            }
+    while (!sample->mapped && next_mapping(&maps, &mapping))
+        if (mapping.start <= sample->operand && sample->operand < mapping.end) {
+            sample->mapped = mapping.start;
+            sample->mapped_end = mapping.end;
         }
-    call1(NR_CLOSE, file);
+    close_maps(&maps);
 }
 
 static uint32_t copy_modules(struct module *modules)

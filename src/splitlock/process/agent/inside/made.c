@@ -235,34 +235,18 @@ void code_goes(uint64_t start, uint64_t size)
     } while (count == AT_ONCE);
 }
 
-/* Bytes of mappings that can be written and executed, by /proc/self/maps: START-END PERMISSIONS ... */
+/* Bytes of mappings that can be written and executed. */
 static uint64_t writable_code(void)
 {
     char text[LINE];
-    uint64_t bytes = 0, at[2] = {0, 0};
-    long size, from = 0, file = call4(NR_OPENAT, AT_FDCWD, (long)"/proc/self/maps", O_RDONLY | O_CLOEXEC, 0);
-    int field = 0;
-    bool writes = false, executes = false;
-    for (; !FAILED(file) && (size = call4(NR_PREAD64, file, (long)text, sizeof text, from)) > 0; from += size)
-        for (char *c = text; c < text + size; c++) {
-            if (*c == '\n') {
-                bytes += writes && executes ? at[1] - at[0] : 0;
-                at[0] = at[1] = 0;
-                field = 0;
-                writes = executes = false;
-            } else if (*c == '-' && field == 0) {
-                field++;
-            } else if (*c == ' ') {
-                field++;
-            } else if (field < 2) {
-                at[field] = at[field] << 4 | (uint64_t)(*c <= '9' ? *c - '0' : *c - 'a' + 10);
-            } else if (field == 2) {
-                writes = writes || *c == 'w';
-                executes = executes || *c == 'x';
-            }
-        }
-    if (!FAILED(file))
-        call1(NR_CLOSE, file);
+    uint64_t bytes = 0;
+    struct maps maps;
+    struct mapping mapping = {.name = NULL};
+    if (!open_maps(&maps, text, sizeof text))
+        return 0;
+    while (next_mapping(&maps, &mapping))
+        bytes += mapping.writes && mapping.executes ? mapping.end - mapping.start : 0;
+    close_maps(&maps);
     return bytes;
 }
 

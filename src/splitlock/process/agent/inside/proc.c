@@ -52,3 +52,61 @@ bool is_roots_or_ours(int32_t pid)
             return false;
     return its == 0 || its == us;
 }
+
+/* Our mappings, one after the other, through a buffer of the caller's. Whether they can be told. */
+bool open_maps(struct maps *maps, char *buffer, long room)
+{
+    *maps = (struct maps){.buffer = buffer, .room = room};
+    maps->file = call4(NR_OPENAT, AT_FDCWD, (long)"/proc/self/maps", O_RDONLY | O_CLOEXEC, 0);
+    return !FAILED(maps->file);
+}
+
+void close_maps(const struct maps *maps)
+{
+    call1(NR_CLOSE, maps->file);
+}
+
+static bool next_letter(struct maps *maps, char *letter)
+{
+    if (maps->at == maps->size) {
+        maps->size = call3(NR_READ, maps->file, (long)maps->buffer, maps->room);
+        maps->at = 0;
+        if (maps->size <= 0) {
+            maps->size = 0;
+            return false;
+        }
+    }
+    *letter = maps->buffer[maps->at++];
+    return true;
+}
+
+/* A line of the kernel's is `START-END RIGHTS OFFSET DEVICE INODE   NAME`. Whether there was one more. */
+bool next_mapping(struct maps *maps, struct mapping *mapping)
+{
+    uint64_t number = 0;
+    uint32_t field = 0, length = 0;
+    char c;
+    mapping->writes = mapping->executes = false;
+    while (next_letter(maps, &c)) {
+        if (c == '\n') {
+            if (mapping->name)
+                mapping->name[length] = 0;
+            return true;
+        }
+        if (field == 0 && c == '-') {
+            mapping->start = number, number = 0, field = 1;
+        } else if (c == ' ' && field < 6) {
+            if (field == 1)
+                mapping->end = number;
+            field++;
+        } else if (field < 2) {
+            number = number << 4 | (uint64_t)(c <= '9' ? c - '0' : c - 'a' + 10);
+        } else if (field == 2) {
+            mapping->writes = mapping->writes || c == 'w';
+            mapping->executes = mapping->executes || c == 'x';
+        } else if (field == 6 && mapping->name && length < NAME - 1 && (c != ' ' || length)) {
+            mapping->name[length++] = c;
+        }
+    }
+    return false;
+}
