@@ -62,7 +62,6 @@ enum { ENTRY = 512, IN_FILTER = 'f' }; /* at the end of our second line: the pro
 extern uint64_t linker; /* where ld.so lies */
 extern uint32_t begun; /* tells this program from another one of the same process: a random number */
 extern bool is_traced; /* patches are written, none of the program's pages replaced */
-extern char audit_entry[ENTRY], run_entry[ENTRY]; /* our lines of the environment */
 
 /* entry.S */
 extern const char hit_entry[], hit_framed[], hit_unframed[], hit_end[];
@@ -90,7 +89,6 @@ bool place(struct arena *arena, struct seen_image *seen, const struct image *ima
 int watch_image(uint64_t bias, const char *path, const char *name, const struct span *span);
 void key_of(const struct stat *status, uint64_t key[KEY]);
 void note_mapping(int file, bool shared, uint64_t size);
-void note_program(const char *name, bool has_scope);
 struct arena *arena_at(uint64_t address);
 const struct copy *copy_at(const struct arena *arena, uint32_t offset);
 const struct resume *resume_at(const struct arena *arena, uint32_t address);
@@ -145,7 +143,23 @@ void not_executed(const struct frame *frame);
 long set_action(int number, const struct action *action, struct action *old);
 void on_leave(struct frame *frame);
 void hand_back_handlers(void);
+
+/* judge.c */
+bool is_nowhere(long error);
+bool is_agent_visible(void);
+enum reason judge_target(const struct frame *frame, const char *path, bool at, const char **name);
+
+/* notes.c */
+struct escape *note_escape(const char *name, enum reason reason);
 void escaped(const char *name, enum reason reason);
+void note_program(const char *name, bool has_scope);
+
+/* lines.c */
+extern char audit_entry[ENTRY], run_entry[ENTRY]; /* our lines of the environment */
+enum { ON_STACK = 128 }; /* lines: the stack may be a signal handler's, and small */
+long copy_lines(uint64_t from, uint64_t **lines);
+bool is_anothers(const uint64_t *lines, long count);
+void add_our_lines(uint64_t *lines, long count);
 
 /* auditors.c */
 void note_auditors(char *const *environment);
