@@ -26,6 +26,7 @@ _FAULT_MASK = sum(1 << number - 1 for number in _FAULTS)
 _SI_TKILL = -6
 _AC = 1 << 18
 _MOST_STEPS = 400
+_LONGEST = 15  # bytes of an instruction
 
 
 class Signals:
@@ -67,7 +68,10 @@ class Signals:
     def returned(self, task: Task) -> None:
         """A system call stop of a task whose handler may return into a run: send it to the trampoline."""
         ptrace.get_registers(task.tid, self._registers)
-        if not self._redirect(task, self._registers, self._registers[ptrace.RIP], returning=True):
+        rip = self._registers[ptrace.RIP]
+        if not self._redirect(task, self._registers, rip, returning=True):
+            if rip == task.watch_return:  # where the run begins
+                task.watch_return = 0
             task.resume(0)
 
     def _redirect(
@@ -85,7 +89,7 @@ class Signals:
         registers[ptrace.RIP] = module.arena + at
         registers[ptrace.ORIG_RAX] = ptrace.U64
         ptrace.set_registers(task.tid, registers)
-        task.watch_return = False
+        task.watch_return = 0
         task.resume(0)
         return True
 
@@ -100,7 +104,8 @@ class Signals:
                 self._uncount(task.tid, module, address, registers)
             registers[ptrace.RIP] = address + module.bias
             ptrace.set_registers(task.tid, registers)
-            task.watch_return = task.watch_return or address in cold.resume
+            if any(address + n in cold.resume for n in range(_LONGEST + 1)):  # a handler may step over it
+                task.watch_return = registers[ptrace.RIP]
         task.resume(number)
 
     def _uncount(self, tid: int, module: Module, address: int, registers: ctypes.Array[ctypes.c_uint64]) -> None:

@@ -20,8 +20,9 @@ class Task:
         #: addresses of its entries in seen tables
         self.slots: list[int] = []
         self.warned = False
-        #: a handler may return into the middle of a run: stop at system calls until it has
-        self.watch_return = False
+        #: where it has faulted, if a handler may return from there into the middle of a run, else 0: it stops at system
+        #: calls until it has
+        self.watch_return = 0
         #: asked, and waits for its turn
         self.waiting = False
         #: (signal, its siginfo) that had to wait for a fault; stand-ins for them are on their way

@@ -467,11 +467,14 @@ front_open:
 front_unframed:
     jmp *%r11
 front_end:
+    .cfi_startproc /* an exception, or a debugger, finds its way through the handler to what was interrupted */
+    .cfi_def_cfa rsp, 64
 8:  call *%r11
     mov 48(%rsp), %rdi
     call back
 9:  lea 56(%rsp), %rsp
     ret
+    .cfi_endproc
 
 /* long exec_call(frame, environment): the execution that a frame asks for, with the program's signal mask, which the new program
  * inherits. A signal that comes meanwhile finds a call that has not begun. */

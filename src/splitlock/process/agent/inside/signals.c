@@ -308,7 +308,8 @@ static bool is_fault(int number, const struct siginfo *info)
     return BIT(number) & FAULTS && info->code > 0;
 }
 
-/* A moved instruction has faulted. Whether its address is one at which the program cannot go on by itself. */
+/* A moved instruction has faulted. Whether the program cannot go on by itself at its address, or at that of the next one: a
+ * handler may step over it. */
 static bool fault_in_arena(struct context *context, const struct arena *arena)
 {
     uint32_t offset = (uint32_t)(context->ip - arena->begin);
@@ -323,7 +324,7 @@ static bool fault_in_arena(struct context *context, const struct arena *arena)
         context->eflags &= ~(uint64_t)AC;
         __builtin_ia32_writeeflags_u64(__builtin_ia32_readeflags_u64() & ~(uint64_t)AC);
     }
-    return resume_at(arena, copy->address) != NULL;
+    return leads_into_run(arena, copy->address);
 }
 
 /* The program has no handler: it dies, at its own instruction, as it would alone. */
