@@ -16,7 +16,7 @@ struct frame {
     uint64_t flags;  /* 136: of a hit as the slow path saved them */
     uint64_t mask;   /* 144 */
     uint64_t done;   /* 152: of a call: 1 when the agent has made it; of a hit its key */
-    uint64_t target; /* 160: of leave; of an execution what counts it; of a call made in entry.S enum then; of a hit its place in the table of seen ones */
+    uint64_t target; /* 160: of leave; of an execution what counts it; of a call made in entry.S enum then */
     uint64_t extra;  /* 168: of a hit the page, of leave what is popped */
 };
 
@@ -37,10 +37,10 @@ struct arena { /* of one image in this process */
 };
 
 /* wiped in a forked child */
-enum { SEEN = 512, WAITING = 64, ROOMS = 64 };
+enum { WAITING = 64, ROOMS = 64 };
+enum { ROW = 8, SEEN_FEW = 6, SEEN_MORE = 9, SEEN_MANY = 14 }; /* of `seen`: keys in a row; bits of a row's number, by table */
 struct own {
     uint64_t process; /* whose it is; a child of vfork uses its parent's */
-    uint64_t seen[SEEN];
     struct {
         _Atomic uint64_t thread;
         uint64_t mask;
@@ -51,6 +51,9 @@ struct own {
         uint64_t *lines;
     } rooms[ROOMS]; /* for environments */
     _Atomic uint32_t made_lock; /* of made.c's ranges */
+    /* Threads at sites, by a key of both, never taken out. Only where a row of a table is full is one of the next table used: so a
+     * program that has few touches few pages, and ten thousand have room. It is too small for a huge page. */
+    _Alignas(64) _Atomic uint64_t seen[(1 << SEEN_FEW) + (1 << SEEN_MORE) + (1 << SEEN_MANY)][ROW];
 };
 
 extern struct run *run;

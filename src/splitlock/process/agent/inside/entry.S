@@ -13,6 +13,8 @@
 #define CLONE_THREAD 0x10000
 #define THEN_COUNT 2 /* enum then, agent.h */
 #define THEN_TELL 3
+#define GOLDEN 0x9E3779B97F4A7C15
+#define SEEN_BITS 6, 9, 14 /* struct own, agent.h; hit.c has the same search */
 
     .text
     .globl hit_entry, hit_framed, hit_unframed, hit_end, call_entry, call_framed, call_saved, call_done
@@ -103,21 +105,34 @@ hit_framed:
     lock incq (%r8, %rsi, 8)
     rdfsbase %r10
     add 40(%rax), %rsi
-    movabs $0x9E3779B97F4A7C15, %r9
-    imul %rsi, %r9
+    movabs $GOLDEN, %r8
+    mov %rsi, %r9
+    imul %r8, %r9
     xor %r10, %r9
     or $1, %r9
-    mov %r9, %r10
-    shr $40, %r10
-    and $511, %r10d
-    mov 32(%rax), %r11
-    lea (%r11, %r10, 8), %r11
     cmpl $0, is_filtered(%rip)
     jne 1f
-    cmp %r9, (%r11)
-    jne 2f
     cmpl $0, asks_always(%rip)
+    jne 2f
+    mov 32(%rax), %r11
+    imul %r9, %r8
+    .irp bits, SEEN_BITS
+    rol $\bits, %r8
+    mov %r8d, %r10d
+    and $(1 << \bits) - 1, %r10d
+    shl $6, %r10
+    .set place, 0
+    .rept 8
+    mov place(%r11, %r10), %rsi
+    cmp %r9, %rsi
     je 1f
+    test %rsi, %rsi
+    jz 2f
+    .set place, place + 8
+    .endr
+    add $64 << \bits, %r11
+    .endr
+    jmp 1f
 2:
     mov %rbx, 24(%rsp)
     mov %rdi, 40(%rsp)
@@ -138,7 +153,6 @@ hit_framed:
     mov %r8, 56(%rsp)
     mov %rdx, 128(%rsp)
     mov %r9, 152(%rsp)
-    mov %r11, 160(%rsp)
     mov %rax, 168(%rsp)
     mov %rcx, %r12
     block_signals

@@ -87,13 +87,41 @@ static void keep(const struct frame *frame, const struct page *page, uint32_t wh
     wake_supervisor();
 }
 
+/* Where the key of a thread at a site is, or is to be; null where there is no room for it. */
+static _Atomic uint64_t *place_of(uint64_t key)
+{
+    static const uint8_t tables[] = {SEEN_FEW, SEEN_MORE, SEEN_MANY};
+    _Atomic uint64_t(*table)[ROW] = own->seen;
+    uint64_t hash = key * 0x9E3779B97F4A7C15UL; /* thread pointers differ little */
+    for (uint32_t i = 0; i < sizeof tables; i++) {
+        hash = hash << tables[i] | hash >> (64 - tables[i]);
+        _Atomic uint64_t *row = table[hash & ((1U << tables[i]) - 1)];
+        for (uint32_t at = 0; at < ROW; at++)
+            if (atomic_load(&row[at]) == 0 || atomic_load(&row[at]) == key)
+                return &row[at];
+        table += 1U << tables[i];
+    }
+    return NULL;
+}
+
+/* Without room for it, it counts as known: else it would be counted each time. */
+static bool is_known(uint64_t key)
+{
+    for (;;) {
+        uint64_t found = 0;
+        _Atomic uint64_t *place = place_of(key);
+        if (!place || atomic_load(place) == key)
+            return true;
+        if (atomic_compare_exchange_strong(place, &found, key))
+            return false;
+    }
+}
+
 /* `what`: the site's number and, in the lowest byte, its operand's size, as the slow path has them. Leaves in `done`
  * whether the lock must not execute. */
 void on_hit(struct frame *frame, uint32_t what)
 {
-    bool known = *(uint64_t *)frame->target == frame->done; /* this thread at this site */
-    *(uint64_t *)frame->target = frame->done;
-    if (!known)
+    if (!is_known(frame->done))
         keep(frame, (const struct page *)frame->extra, what);
     frame->done = asks_always && is_forbidden();
 }

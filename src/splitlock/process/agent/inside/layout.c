@@ -37,5 +37,5 @@ AT(page, id, 40);
 
 AT(run, processes, 28);
 
-_Static_assert(SEEN == 512, "entry.S takes nine bits of a hash");
+_Static_assert(SEEN_FEW == 6 && SEEN_MORE == 9 && SEEN_MANY == 14 && ROW == 8, "entry.S: SEEN_BITS, and rows of 64 bytes");
 _Static_assert(NR_RT_SIGPROCMASK == 14 && SIG_SETMASK == 2, "entry.S has its own");
