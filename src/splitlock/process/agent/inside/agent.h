@@ -136,7 +136,7 @@ bool restore_mapping(uint64_t start, uint64_t size, int file, uint64_t offset);
 
 /* hit.c */
 void on_hit(struct frame *frame, uint32_t what);
-void watch_bus_errors(void);
+void meet_bus_error(uint64_t *mask);
 void restore_site(const struct arena *arena, uint64_t address);
 
 /* calls.c, exec.c, signals.c */

@@ -91,8 +91,6 @@ __attribute__((constructor)) static void begin(int argc, char **argv, char **lin
     own->process = (uint64_t)call1(NR_GETPID, 0);
     asks_always = run->mode != WARN;
     is_traced = has_tracer();
-    if (run->mode == FATAL)
-        watch_bus_errors();
     atomic_fetch_add(&run->programs, 1);
 }
 

@@ -124,4 +124,6 @@ void on_hit(struct frame *frame, uint32_t what)
     if (!is_known(frame->done))
         keep(frame, (const struct page *)frame->extra, what);
     frame->done = asks_always && is_forbidden();
+    if (frame->done)
+        meet_bus_error(&frame->mask);
 }

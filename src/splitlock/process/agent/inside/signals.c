@@ -98,13 +98,8 @@ long set_action(int number, const struct action *action, struct action *old)
         if (read != sizeof given) /* a filter of the program's forbids it */
             given = *action;
         action = &given;
-        bool sets_handler = given.handler > 1; /* else SIG_DFL, SIG_IGN */
-        /* A child of vfork does without: an ignored signal is to be so in what it executes. */
-        bool keeps = number == SIGBUS && run->mode == FATAL && own->process == (uint64_t)call1(NR_GETPID, 0);
-        uint64_t entry = sets_handler || keeps ? entry_for(&given) : 0;
+        uint64_t entry = given.handler > 1 ? entry_for(&given) : 0; /* not for SIG_DFL, SIG_IGN */
         if (entry) { /* else the kernel calls the handler itself, which may find a thread in a trampoline */
-            if (!sets_handler)
-                given.flags |= SA_RESTORER, given.restorer = (uint64_t)own_restorer;
             set = (struct action){entry, (given.flags | SA_SIGINFO) & ~SA_RESETHAND, given.restorer, -1UL};
             action = &set;
             atomic_fetch_or(&ever_handled, BIT(number));
@@ -116,13 +111,21 @@ long set_action(int number, const struct action *action, struct action *old)
     return result;
 }
 
-/* In `fatal` a handler of ours is there even where the program has none, so that it does not die in an arena. */
-void watch_bus_errors(void)
+/* In `fatal` a thread is about to get SIGBUS. Where the program has no handler for it, ignores or blocks it, it dies of it, and not in
+ * an arena: for that a handler of ours comes. Not before: what the program has set is what it finds, and what its children and
+ * what it executes inherit. */
+void meet_bus_error(uint64_t *mask)
 {
-    struct action nothing = {0, 0, 0, 0};
+    struct action now = {0, 0, 0, 0}, nothing = {0, 0, 0, 0};
+    call4(NR_RT_SIGACTION, SIGBUS, 0, (long)&now, 8);
+    if (now.handler > 1 && !(*mask & BIT(SIGBUS)))
+        return;
     struct action ours = {entry_for(&nothing), SA_SIGINFO | SA_RESTORER, (uint64_t)own_restorer, -1UL};
+    if (!ours.handler)
+        return;
     atomic_fetch_or(&ever_handled, BIT(SIGBUS));
     call4(NR_RT_SIGACTION, SIGBUS, (long)&ours, 0, 8);
+    *mask &= ~BIT(SIGBUS);
 }
 
 /* Syscall User Dispatch (prctl 59): each call of ours would be a SIGSYS for the program. So the kernel calls the program's
@@ -328,11 +331,9 @@ static bool fault_in_arena(struct context *context, const struct arena *arena)
 }
 
 /* The program has no handler: it dies, at its own instruction, as it would alone. */
-static void die_of(int number, struct siginfo *info, struct context *context, const struct arena *arena, bool fault, bool ignored)
+static void die_of(int number, struct siginfo *info, struct context *context, const struct arena *arena, bool fault)
 {
     struct action nothing = {0, 0, 0, 0};
-    if (!fault && ignored)
-        return; /* ignored */
     call4(NR_RT_SIGACTION, number, (long)&nothing, 0, 8);
     if (arena) {
         restore_site(arena, context->ip);
@@ -378,8 +379,8 @@ void front(int number, struct siginfo *info, struct context *context, struct ver
     } else if (within(context->ip, exec_open, exec_end)) {
         undo_execution(context);
     }
-    if (setting->handler <= 1) { /* ours is there in `fatal` alone */
-        die_of(number, info, context, fault ? arena : NULL, fault, setting->handler == 1);
+    if (!setting->handler) { /* meet_bus_error() */
+        die_of(number, info, context, fault ? arena : NULL, fault);
         return;
     }
     verdict->mask = context->mask | setting->mask | (setting->flags & SA_NODEFER ? 0 : BIT(number));
