@@ -17,8 +17,8 @@
 #define SEEN_BITS 6, 9, 14 /* struct own, agent.h; hit.c has the same search */
 
     .text
-    .globl hit_entry, hit_framed, hit_unframed, hit_end, call_entry, call_framed, call_saved, call_done
-    .hidden hit_entry, hit_framed, hit_unframed, hit_end, call_entry, call_framed, call_saved, call_done
+    .globl hit_entry, hit_framed, hit_pushed, hit_popped, hit_unframed, hit_end, call_entry, call_framed, call_saved, call_done
+    .hidden hit_entry, hit_framed, hit_pushed, hit_popped, hit_unframed, hit_end, call_entry, call_framed, call_saved, call_done
     .globl call_unframed, call_made, call_finished, call_end, leave_entry, leave_done, leave_flags, leave_unframed
     .hidden call_unframed, call_made, call_finished, call_end, leave_entry, leave_done, leave_flags, leave_unframed
     .globl leave_popping, leave_popping_flags, leave_popped, leave_end, front_entry, front_open, front_unframed, front_end, own_restorer
@@ -80,12 +80,16 @@
     syscall
     .endm
 
-    .macro in_c function
+    .macro in_c function /* flags stay, the direction among them; the function gets rsp */
     mov %rsp, %rbx
     mov %rsp, %rdi
     and $-16, %rsp
+    pushfq
+    lea -8(%rsp), %rsp
     cld
     call \function
+    lea 8(%rsp), %rsp
+    popfq
     mov %rbx, %rsp
     .endm
 
@@ -162,8 +166,10 @@ hit_framed:
     cmpq $0, 152(%rsp)
     je 3f
     pushfq /* fatal: the processor itself refuses the lock, by EFLAGS.AC */
+hit_pushed:
     orq $0x40000, (%rsp)
     popfq
+hit_popped:
 3:  mov 24(%rsp), %rbx
     mov 40(%rsp), %rdi
     mov 96(%rsp), %r12
@@ -379,8 +385,12 @@ call_returned_end:
     mov %rsp, %rdi
 call_aligned:
     and $-16, %rsp
+    pushfq
+    lea -8(%rsp), %rsp
     cld
     call on_filtered_call
+    lea 8(%rsp), %rsp
+    popfq
     mov %rbx, %rsp
 call_aligned_end:
 call_done:

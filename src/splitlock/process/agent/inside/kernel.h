@@ -106,8 +106,9 @@ enum { SIG_SETMASK = 2 };
 enum { SIGILL = 4, SIGTRAP = 5, SIGBUS = 7, SIGFPE = 8, SIGKILL = 9, SIGSTOP = 19, SIGSEGV = 11, SIGSYS = 31, SIGNALS = 64 };
 
 struct siginfo {
-    int32_t signo, error, code;
-    uint8_t rest[116];
+    int32_t signo, error, code, unused;
+    uint64_t address; /* of a fault, or of a call that a filter has refused (si_call_addr) */
+    uint8_t rest[104];
 };
 
 /* struct ucontext with struct sigcontext_64 inside (arch/x86/include/uapi/asm/sigcontext.h) */

@@ -224,7 +224,7 @@ static void undo_call(struct context *context, uint64_t back)
 /* The thread is in a hit's code. Whether it now goes on in the twin, and the signal has to wait. */
 static bool is_in_hit(const struct context *context)
 {
-    uint64_t *sp = (uint64_t *)context->sp;
+    uint64_t *sp = (uint64_t *)context->sp + (within(context->ip, hit_pushed, hit_popped) ? 1 : 0);
     return return_to_twin(within(context->ip, hit_framed, hit_unframed) ? sp + FRAME / 8 : sp);
 }
 
@@ -343,12 +343,35 @@ static void die_of(int number, struct siginfo *info, struct context *context, co
     }
 }
 
+/* As the kernel does before a handler that is to be called once: flags and mask stay. Unless another thread has just set
+ * something else: what it has set comes after. */
+static void reset_handler(int number, uint32_t entry)
+{
+    struct action now, reset, found;
+    uint64_t ours = (uint64_t)front_entries + entry * ENTRY_SIZE;
+    if (call4(NR_RT_SIGACTION, number, 0, (long)&now, 8) || now.handler != ours)
+        return;
+    reset = now;
+    translate(&reset);
+    reset.handler = 0;
+    if (!call4(NR_RT_SIGACTION, number, (long)&reset, (long)&found, 8) && found.handler != ours)
+        call4(NR_RT_SIGACTION, number, (long)&found, 0, 8);
+}
+
+/* What the kernel says of where the program was. */
+static void tell_address(int number, struct siginfo *info, uint64_t from, uint64_t to)
+{
+    if (BIT(number) & (BIT(SIGILL) | BIT(SIGTRAP) | BIT(SIGFPE) | BIT(SIGSYS)) && info->code > 0 && info->address == from)
+        info->address = to;
+}
+
 void front(int number, struct siginfo *info, struct context *context, struct verdict *verdict, uint32_t entry)
 {
     const struct setting *setting = &settings[entry];
     verdict->handler = 0;
     const struct arena *arena = arena_at(context->ip);
     bool fault = is_fault(number, info), hears = false;
+    uint64_t ip = context->ip;
     if (arena && fault) {
         hears = fault_in_arena(context, arena);
     } else if (arena) {
@@ -379,15 +402,15 @@ void front(int number, struct siginfo *info, struct context *context, struct ver
     } else if (within(context->ip, exec_open, exec_end)) {
         undo_execution(context);
     }
+    if (context->ip != ip)
+        tell_address(number, info, ip, context->ip);
     if (!setting->handler) { /* meet_bus_error() */
         die_of(number, info, context, fault ? arena : NULL, fault);
         return;
     }
     verdict->mask = context->mask | setting->mask | (setting->flags & SA_NODEFER ? 0 : BIT(number));
-    if (setting->flags & SA_RESETHAND) {
-        struct action nothing = {0, 0, 0, 0};
-        call4(NR_RT_SIGACTION, number, (long)&nothing, 0, 8);
-    }
+    if (setting->flags & SA_RESETHAND)
+        reset_handler(number, entry);
     verdict->handler = setting->handler;
     verdict->hears = hears;
 }
