@@ -78,6 +78,10 @@ class Space:
         self.exec_seen = False
         #: 32-bit code runs here
         self.narrow = False
+        #: where a static program's text is; empty where a dynamic linker is there (interpreters.py)
+        self.static_text: list[tuple[int, int]] = []
+        #: it has mapped a file of code itself, and such files are not executed, but translated
+        self.loads = self.interprets = False
 
     def fork(self) -> Space:
         """The child's copy."""
@@ -85,6 +89,7 @@ class Space:
         child.modules = [m.copy() for m in self.modules]
         child.gone = [m.copy() for m in self.gone]
         child.filtered, child.anonymous, child.narrow = self.filtered, self.anonymous, self.narrow
+        child.static_text, child.loads, child.interprets = self.static_text, self.loads, self.interprets
         return child
 
     def module_at(self, address: int) -> Module | None:

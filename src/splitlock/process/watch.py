@@ -9,6 +9,7 @@ from splitlock.linux.proc import Mapping, Memory, mappings
 from splitlock.process import elsewhere, inject, ptrace
 from splitlock.process.analysis import UnanalysedError
 from splitlock.process.inject import Refused
+from splitlock.process.interpreters import is_interpreted, text_without_linker
 from splitlock.process.space import Module, Space
 
 TYPE_CHECKING = False
@@ -26,6 +27,7 @@ _FAILED = ptrace.U64 - 4095  # results from here on are errors
 _PIECE = 1 << 20  # bytes read at a time
 _MOST_SCANNED = 64 << 20  # bytes of anonymous code looked at, at a program's end
 _MEMORY = ("/dev/zero (deleted)", "/SYSV")  # what the kernel calls shared anonymous memory, and System V segments
+_INTERPRETED = "mapped by the program itself, past the dynamic linker"  # as agent/memory.py's REASONS have it
 ANONYMOUS = "anonymous executable memory"
 OWN_FILTER = "the program's own seccomp filter forbids what patching needs"
 
@@ -61,6 +63,7 @@ class Watch:
             for path, reason in elsewhere.reasons(tid):
                 self.note(path, reason)
             found = mappings(tid)
+            space.static_text = text_without_linker(tid, found)
         except PermissionError as error:
             self.note(f"process {tid}", f"may not be read: {error.strerror}", image=False)
             return
@@ -103,7 +106,7 @@ class Watch:
         shared = "s" if asked[ptrace.R10] & _MAP_TYPE == _MAP_SHARED else "p"
         end = start + (asked[ptrace.RSI] + 4095 & ~4095)
         mapping = Mapping(start, end, "r-x" + shared, asked[ptrace.R9], 1, file[1])
-        self._file(tid, space, mapping, file[0], file[1], registers, stopped)
+        self._brought(tid, space, mapping, file[0], file[1], registers, stopped)
 
     def before_mprotect(self, tid: int, space: Space, registers: ctypes.Array[ctypes.c_uint64]) -> bool:
         """mprotect or pkey_mprotect is about to make a range executable: whether that is all there is to know.
@@ -132,7 +135,7 @@ class Watch:
                 if not m.inode or m.path.startswith(_MEMORY):
                     space.anonymous = True
                 elif not known:
-                    self._file(tid, space, m, _openable(tid, m), m.path, registers, stopped)
+                    self._brought(tid, space, m, _openable(tid, m), m.path, registers, stopped)
 
     def before_mremap(self, tid: int, space: Space, registers: ctypes.Array[ctypes.c_uint64]) -> None:
         """Memory is about to move: a watched image in it gets its own text back first, and is unmonitored then."""
@@ -177,6 +180,22 @@ class Watch:
         if size:
             whole = read >= size
             self.note(ANONYMOUS, "code made at run time (JIT)", size, sites if whole else None, image=False)
+
+    def _brought(
+        self,
+        tid: int,
+        space: Space,
+        mapping: Mapping,
+        path: str,
+        name: str,
+        registers: ctypes.Array[ctypes.c_uint64],
+        stopped: list[int],
+    ) -> None:
+        """An executable mapping of a file that the program has made."""
+        if is_interpreted(tid, space, registers[ptrace.RIP], path):
+            self.note(name, _INTERPRETED, mapping.end - mapping.start)
+        else:
+            self._file(tid, space, mapping, path, name, registers, stopped)
 
     def _file(
         self,
