@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _HEAD = VERSION.to_bytes(4, "little")
 _BEGIN = 12  # bytes of an image file that hold its version
+_HOOKS_AT = 140  # the number of calls in it that an agent sees: inside/image.h, hook_count
 
 
 class Images:
@@ -91,6 +92,13 @@ class Images:
             named = self._named[seen.key]
         self._named[seen.key] = named
         return named
+
+    def calls_kernel(self, seen: Seen) -> bool:
+        """Whether an image makes system calls that an agent has to see; where it has no image file, as a libc does."""
+        for cache in (self._cache, self._own, self._shared):
+            if cache is not None and (head := cache.read(seen.key, "image", _HOOKS_AT + 4)) is not None:
+                return any(head[_HOOKS_AT:])
+        return os.path.basename(seen.name).startswith("libc.")
 
     def _load(self, key: Key) -> Named | None:
         raw = self._cache.read(key, "names")

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 _HZ = 250  # jiffies a second of most distributions
 _ANALYSING = 0.2  # seconds that an analysis may still take then
 _LOST = "what a tracer has found is lost: it, or the process that started it, was killed"
+_UNSEEN = "; programs that it starts and code that it brings are not seen"  # where a libc, say, is not patched
 _PATIENCE = 1.0  # seconds for an agent to begin in what has been executed
 _ENDING = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
 _POLL_MS = 20  # between looks at whether a process is left, once the program itself has ended
@@ -313,11 +314,13 @@ class Supervisor:
                 self.watch.sizes[image.key] = named.size
                 self.watch.files[name] = image.key
                 self._unmonitored += [(name, True, u.reason, u.size, u.sites) for u in named.unwatched]
-            elif not named.watched and named.unwatched:
-                self._unmonitored += [(name, True, u.reason, image.size, u.sites) for u in named.unwatched]
-            if (image.patched < image.mapped or image.lost) and (image.patched or named.watched or not named.unwatched):
+            missed = image.patched < image.mapped or image.lost > 0
+            unseen = _UNSEEN if missed and self._images.calls_kernel(image) else ""
+            if not image.patched and not named.watched and named.unwatched:
+                self._unmonitored += [(name, True, u.reason + unseen, image.size, u.sites) for u in named.unwatched]
+            elif missed:
                 reason = shared.REASONS[image.reason] or "not all of its mappings could be patched"
-                self._unmonitored.append((name, True, reason, image.size, named.watched))
+                self._unmonitored.append((name, True, reason + unseen, image.size, named.watched))
             if image.state == shared.READY:
                 for number, count in enumerate(self._memory.counts(image.counters, len(named.sites))):
                     if count:
