@@ -197,3 +197,38 @@ def test_an_audit_module_that_the_program_itself_names(ends: Ends, environment: 
     assert done.returncode == 77
     assert "unmonitored: nothing" in done.stderr
     assert {str(module), str(program)} <= set(done.stderr.split())
+
+
+_LONGEST = """
+import os, subprocess
+low, high = 0, 1 << 22
+while low + 1 < high:
+    size = (low + high) // 2
+    words = ["x" * 100000] * (size // 100001) + ["x" * (size % 100001)]
+    try:
+        subprocess.run(["/bin/true", *words], check=True, close_fds=False)
+        low = size
+    except OSError:
+        high = size
+print(low)
+"""
+
+
+def test_the_longest_arguments(as_alone: AsAlone) -> None:
+    """As many bytes as alone, to the byte: where our lines leave no room the program is executed without them."""
+    run = as_alone(["/usr/bin/python3", "-c", _LONGEST])
+    assert int(run.out) > 1 << 20
+    assert "no room for the agent" in str(run.report["unmonitored"])
+
+
+def test_libc_itself(as_alone: AsAlone) -> None:
+    """It needs nothing but ld.so, which then ends by an assertion where there is an auditor."""
+    run = as_alone(["sh", "-c", "/lib/x86_64-linux-gnu/libc.so.6"])
+    assert "GNU C Library" in run.out
+
+
+def test_a_question_whether_one_may(as_alone: AsAlone, compiled: Compiled) -> None:
+    """AT_EXECVE_CHECK (Linux 6.14) executes nothing; older kernels refuse it."""
+    for target in ("/bin/true", "/nowhere"):
+        run = as_alone([compiled("asks"), target])
+        assert run.report["unmonitored"] == []

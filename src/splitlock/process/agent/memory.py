@@ -75,6 +75,7 @@ REASONS = (
     "executed, though there was nothing to execute a moment before",
     "watched by another splitlock: what it takes is in that report",
     "an audit module of the program's own: it and its C library are not watched",
+    "its arguments and environment leave no room for the agent's two lines",
 )  # fmt: skip
 
 

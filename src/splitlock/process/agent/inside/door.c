@@ -1,11 +1,13 @@
 /* door.c: a program that the agent cannot be brought into is about to be executed: a tracer is asked for (run.h, struct door). */
 #include "agent.h"
 
-/* Who is to answer may change while we wait: the front's Python takes over from it, or dies. */
-static bool wait_at(struct door *door, enum door_state state, const int32_t *for_whom)
+/* For the supervisor, or (`tracer`) for that: both may be stopped, or die. */
+static bool wait_at(struct door *door, enum door_state state, int32_t tracer)
 {
     struct timespec patience = {0, 100000000};
-    while (atomic_load(&door->state) == state && lives(*(volatile const int32_t *)for_whom))
+    struct waited waited = {0, 0};
+    int times = 0;
+    while (atomic_load(&door->state) == state && (tracer ? times++ < PATIENCE && lives(tracer) : is_served(&waited)))
         call6(NR_FUTEX, (long)&door->state, FUTEX_WAIT, state, (long)&patience, 0, 0);
     uint32_t still = state;
     return !atomic_compare_exchange_strong(&door->state, &still, SHUT); /* else nobody is there any more */
@@ -60,12 +62,12 @@ struct door *ask_for_tracer(const char *name, enum reason reason)
         copy_text(door->name, name, NAME);
         atomic_store(&door->state, KNOCKED);
         wake_supervisor();
-        if (!wait_at(door, KNOCKED, &run->supervisor))
+        if (!wait_at(door, KNOCKED, 0))
             return NULL;
         int32_t tracer = *(volatile int32_t *)&door->tracer;
         if (atomic_load(&door->state) == THERE && let(tracer)) {
             tell(door, ALLOWED);
-            if (wait_at(door, ALLOWED, &tracer) && atomic_load(&door->state) == TRACED) {
+            if (wait_at(door, ALLOWED, tracer) && atomic_load(&door->state) == TRACED) {
                 atomic_fetch_add(&run->traced, 1);
                 return door;
             }

@@ -6,7 +6,7 @@
 
 enum { ELF64 = 2, X86_64 = 62, PT_LOAD = 1, PT_DYNAMIC = 2, PT_INTERP = 3, PT_PHDR = 6, PT_TLS = 7, PT_GNU_STACK = 0x6474e551 };
 enum { PF_X = 1, PF_W = 2 };
-enum { DT_NEEDED = 1, DT_TEXTREL = 22, DT_FLAGS = 30, DF_TEXTREL = 4, DF_STATIC_TLS = 0x10 };
+enum { DT_NEEDED = 1, DT_STRTAB = 5, DT_TEXTREL = 22, DT_FLAGS = 30, DF_TEXTREL = 4, DF_STATIC_TLS = 0x10 };
 
 struct elf {
     uint8_t ident[16];

@@ -27,6 +27,8 @@ long execute(struct frame *frame)
     bool at = frame->ax == NR_EXECVEAT;
     const char *path = (const char *)(at ? frame->si : frame->di), *name = path;
     uint64_t on_stack[ON_STACK + 3], *lines = on_stack, from = at ? frame->r10 : frame->dx;
+    if (at && frame->r8 & AT_EXECVE_CHECK) /* it only asks whether it may */
+        return 0;
     enum reason reason = judge_target(frame, path, at, &name);
     if (reason == IS_FOREIGN) { /* the kernel refuses it: should it not, be it that a file has just come, that is told */
         reason = IS_SUDDEN;
@@ -46,7 +48,7 @@ long execute(struct frame *frame)
     frame->target = (uint64_t)&run->announced;
     long result = exec_call(frame, lines);
     not_executed(frame);
-    return result;
+    return result == -E2BIG ? execute_unwatched(frame, name, from, NO_ROOM) : result;
 }
 
 /* It failed, or a signal came before it began. */

@@ -22,28 +22,44 @@ static bool is_secure(long file, const struct stat *status)
         !FAILED(call4(NR_FGETXATTR, file, (long)"security.capability", (long)capability, sizeof capability));
 }
 
+static const char linker_name[] = "ld-linux-x86-64.so.2";
+
 static enum reason judge_linker(long file, const struct segment *segment)
 {
-    static const char linker[] = "ld-linux-x86-64.so.2";
-    char name[sizeof linker];
-    if (segment->file_size < sizeof linker ||
+    char name[sizeof linker_name];
+    if (segment->file_size < sizeof name ||
         call4(NR_PREAD64, file, (long)name, sizeof name, (long)(segment->offset + segment->file_size - sizeof name)) != sizeof name)
         return OTHER_LINKER;
-    return memcmp(name, linker, sizeof linker) ? OTHER_LINKER : NO_REASON;
+    return memcmp(name, linker_name, sizeof name) ? OTHER_LINKER : NO_REASON;
+}
+
+/* Whether a name in the dynamic section's table of strings is ld.so's. `lowest` is the segment with the headers, where the table is
+ * as well in what needs only ld.so: libc.so.6, which can be executed, and tells its version. */
+static bool is_linker_at(long file, const struct segment *lowest, uint64_t strings, uint64_t name)
+{
+    char text[sizeof linker_name];
+    long at = (long)(strings - lowest->address + lowest->offset + name);
+    return strings - lowest->address < lowest->file_size && call4(NR_PREAD64, file, (long)text, sizeof text, at) == sizeof text &&
+        !memcmp(text, linker_name, sizeof text);
 }
 
 /* Whether ld.so loads nothing but the program: with thread-local data, any auditor makes it fail then (an assertion in
  * elf/dl-tls.c, glibc 2.36). Go makes such programs. */
-static bool is_alone(long file, const struct segment *section)
+static bool is_alone(long file, const struct segment *section, const struct segment *lowest)
 {
     struct dynamic entry;
+    uint64_t needed = 0, count = 0, strings = 0;
     for (uint64_t at = 0; at < section->file_size; at += sizeof entry) {
         if (call4(NR_PREAD64, file, (long)&entry, sizeof entry, (long)(section->offset + at)) != sizeof entry || !entry.tag)
             break;
-        if (entry.tag == DT_NEEDED)
+        if (entry.tag == DT_STRTAB)
+            strings = entry.value;
+        if (entry.tag == DT_NEEDED && count++)
             return false;
+        if (entry.tag == DT_NEEDED)
+            needed = entry.value;
     }
-    return true;
+    return !count || is_linker_at(file, lowest, strings, needed);
 }
 
 enum { TOGETHER = 16 }; /* program headers that are read at a time */
@@ -51,7 +67,7 @@ enum { TOGETHER = 16 }; /* program headers that are read at a time */
 static enum reason judge_elf(long file, const char *head, long size)
 {
     struct elf elf;
-    struct segment segments[TOGETHER], dynamic = {0};
+    struct segment segments[TOGETHER], dynamic = {0}, lowest = {0};
     enum reason reason = IS_STATIC;
     bool has_thread_data = false;
     if (head[4] != ELF64)
@@ -71,9 +87,11 @@ static enum reason judge_elf(long file, const char *head, long size)
             reason = judge_linker(file, segment);
         else if (segment->type == PT_DYNAMIC)
             dynamic = *segment;
+        else if (segment->type == PT_LOAD && !lowest.type)
+            lowest = *segment;
         has_thread_data = has_thread_data || segment->type == PT_TLS;
     }
-    return !reason && has_thread_data && is_alone(file, &dynamic) ? IS_ALONE : reason;
+    return !reason && has_thread_data && is_alone(file, &dynamic, &lowest) ? IS_ALONE : reason;
 }
 
 /* Opened where it is a file: to open another thing may block, or be noticed. */
