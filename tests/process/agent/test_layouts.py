@@ -117,7 +117,7 @@ def test_a_reason_says_what_its_number_means(ours: Header) -> None:
         "IS_EDITED": "writable", "IS_HIDDEN": "another root",
         "IS_ALONE": "no library", "IS_DISPATCHED": "prctl 59", "NO_HEADERS": "headers lie",
         "IS_UNKNOWN": "binfmt_misc", "IS_SUDDEN": "a moment before", "IS_ANOTHERS": "another splitlock",
-        "IS_AUDITOR": "audit module",
+        "IS_AUDITOR": "audit module", "NO_ROOM": "no room for the agent",
     }  # fmt: skip
     for name, word in words.items():
         assert word in memory.REASONS[ours.enumerators[name]]
