@@ -52,6 +52,14 @@ def comm(tid: int) -> str:
         return "?"
 
 
+def program_of(tid: int) -> str:
+    """The path of the program that a task executes; its number where that is not known."""
+    try:
+        return os.readlink(f"/proc/{tid}/exe")
+    except OSError:
+        return f"process {tid}"
+
+
 def status(tid: int) -> dict[str, str]:
     """The fields of /proc/TID/status; none when it is gone."""
     try:

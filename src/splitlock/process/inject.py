@@ -148,7 +148,10 @@ def put_filter(tid: int, registers: Registers, stopped: list[int]) -> None:
     code = _FILTER_STUB + bytes(-len(_FILTER_STUB) % 8)
     fprog = at + len(code)  # struct sock_fprog: the number of instructions, and where they are
     code += (len(program) // 8).to_bytes(8, "little") + (fprog + 16).to_bytes(8, "little") + program
-    if not any(m.start <= at and at + len(code) <= m.end for m in mappings(tid)):
+    holder = next((m for m in mappings(tid) if m.start <= at < m.end), None)
+    if holder is None or "x" not in holder.permissions:  # a library's, executed as a program: it faults at once
+        raise Refused("where it begins there is no code")
+    if at + len(code) > holder.end:
         raise Refused("no room for a filter at the program's entry")
     values = {
         ptrace.RDI: 1, ptrace.RSI: 0, ptrace.RDX: fprog, ptrace.RBP: fprog, ptrace.R10: 0, ptrace.R8: 0,
@@ -156,7 +159,12 @@ def put_filter(tid: int, registers: Registers, stopped: list[int]) -> None:
     status, then = _execute(tid, at, code, values, registers, stopped)
     if status >> 16 != ptrace.EVENT_SECCOMP:
         error = ptrace.U64 + 1 - then[ptrace.RBX]
-        raise Refused(f"a filter is refused: {os.strerror(error) if error < 4096 else 'by another one'}")
+        if error < 4096:
+            raise Refused(f"a filter is refused: {os.strerror(error)}")
+        number = status >> 8 & 0x7F
+        if number == signal.SIGTRAP:
+            raise Refused("another seccomp filter answers in our filter's place")
+        raise Refused(f"its first instructions are not executed: {signal.strsignal(number)}")
 
 
 def write_text(tid: int, module: Module, start: int, end: int) -> None:

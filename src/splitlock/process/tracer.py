@@ -9,12 +9,13 @@ import sys
 import time
 
 from splitlock._errors import failure, reserves
-from splitlock.linux.proc import Memory, children, mappings, origin, status, tracer_of
+from splitlock.linux.proc import Memory, children, origin, program_of, tracer_of
 from splitlock.process import filter as calls
 from splitlock.process import inject, ptrace
 from splitlock.process.abi import MAGIC
 from splitlock.process.analysis import on_terminal
 from splitlock.process.arrivals import Arrivals
+from splitlock.process.births import CLONE_THREAD, CLONE_VM, clone_flags, space_of
 from splitlock.process.cache import Cache
 from splitlock.process.hits import Hits, Site
 from splitlock.process.inject import Refused, TaskGone
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 _STOPS = {signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
 _SYSCALL_STOP = 0x80  # set in the signal's number at a stop for a system call (PTRACE_O_TRACESYSGOOD)
-_CLONE_VM, _CLONE_THREAD = 0x100, 0x10000
 
 
 class Tracer:
@@ -102,7 +102,8 @@ class Tracer:
         except TaskGone as gone:
             self._ended(pid, gone.status)
         except (Refused, OSError) as error:
-            self.watch.note(f"process {pid}", f"could not be followed: {failure(error)}", image=False)
+            why = str(error) if isinstance(error, Refused) else failure(error)
+            self.watch.note(program_of(pid), f"could not be followed, nor what it starts: {why}")
             ptrace.request(ptrace.DETACH, pid)
         else:
             self._exec(task)
@@ -160,7 +161,7 @@ class Tracer:
                 elif task is None:  # a new task's first stop, before its parent's event
                     self._unclaimed[tid] = process = origin(tid)
                     if not any(t.pid == process for t in self._tasks.values()):
-                        self._adopt(tid, self._space_of(tid))  # the parent is dead already
+                        self._adopt(tid, space_of(tid, self._spaces()))  # the parent is dead already
                 else:
                     self._stopped(task, status)
             else:
@@ -299,9 +300,9 @@ class Tracer:
     def _forked(self, task: Task, event: int) -> None:
         child = ptrace.event_message(task.tid)
         ptrace.get_registers(task.tid, self._registers)
-        flags = self._clone_flags(task, child, event)
-        shared = flags & _CLONE_VM
-        pid = task.pid if flags & _CLONE_THREAD else child
+        flags = clone_flags(task, child, event, self._registers)
+        shared = flags & CLONE_VM
+        pid = task.pid if flags & CLONE_THREAD else child
         if pid == child:
             self.processes += 1
         space = task.space if shared else task.space.fork()
@@ -309,26 +310,6 @@ class Tracer:
         if child in self._unclaimed:
             del self._unclaimed[child]
             new.resume(0)
-
-    def _clone_flags(self, task: Task, child: int, event: int) -> int:
-        number = self._registers[ptrace.ORIG_RAX]
-        if task.space.narrow:
-            number = {120: calls.CLONE, 190: calls.VFORK, 435: calls.CLONE3}.get(number, number)
-        if number == calls.VFORK:
-            return _CLONE_VM
-        if number == calls.CLONE:
-            return self._registers[ptrace.RBX if task.space.narrow else ptrace.RDI]
-        if number == calls.CLONE3:
-            try:
-                memory = Memory(task.tid)
-            except PermissionError:  # a process that may not be dumped; its kinds of children can still be told
-                if origin(child) == task.pid and status(child)["Tgid"] == str(task.pid):
-                    return _CLONE_VM | _CLONE_THREAD
-                return _CLONE_VM if event == ptrace.EVENT_VFORK else 0
-            with memory:
-                at = self._registers[ptrace.RBX if task.space.narrow else ptrace.RDI]
-                return int.from_bytes(memory.read(at, 8), "little")
-        return 0
 
     def _exec(self, task: Task) -> None:
         former = ptrace.event_message(task.tid)
@@ -374,14 +355,9 @@ class Tracer:
         if self._unclaimed.pop(child, None) is not None:
             new.resume(0)
 
-    def _space_of(self, tid: int) -> Space:
-        """The address space that a new process is a copy of, when its parent is gone: the one with the same arenas."""
-        starts = {m.start for m in mappings(tid)}
-        for space in [*{id(t.space): t.space for t in self._tasks.values()}.values(), *reversed(self._ended_spaces)]:
-            arenas = {m.arena for m in space.modules if m.arena}
-            if arenas and arenas <= starts:
-                return space
-        return Space()
+    def _spaces(self) -> list[Space]:
+        """Those that there are, then the last few that were."""
+        return [*{id(t.space): t.space for t in self._tasks.values()}.values(), *reversed(self._ended_spaces)]
 
     def _ended(self, tid: int, status: int) -> None:
         if tid == self._main:

@@ -85,6 +85,17 @@ def test_where_ptrace_is_forbidden(watch: Callable[..., Run]) -> None:
     assert [u["reason"] for u in run.report["unmonitored"] if "busybox" in u["image"]] == ["a static program"]
 
 
+def test_a_library_that_is_executed(watch: Callable[..., Run], compiled: Compiled, tmp_path: Path) -> None:
+    """It begins where it has no code, and dies: that is no mistake of ours."""
+    library = tmp_path / "library"
+    library.write_bytes(compiled("bump.so", "-Wl,-e,0").read_bytes())
+    library.chmod(0o755)
+    run = watch(["sh", "-c", f"{library}; echo $?"], "-q")
+    assert run.out == f"{128 + signal.SIGSEGV}\n"
+    said = [u["reason"] for u in run.report["unmonitored"] if u.get("image") == str(library)]
+    assert said == ["could not be followed, nor what it starts: where it begins there is no code"]
+
+
 def _no_ptrace() -> None:
     """EPERM for ptrace(2), by a filter: load the number; equal? errno 1, else allow."""
     import ctypes
