@@ -45,3 +45,10 @@ def test_faults_that_are_mended(as_alone: AsAlone, compiled: Compiled, how: str)
     assert run.status == 0
     assert "unwound 1" in run.out
     assert "unwound 0" not in run.out
+
+
+@pytest.mark.parametrize("mode", ["warn", "fatal"])
+@pytest.mark.parametrize("how", ["suspend", "wait", "together"])
+def test_a_handlers_mask(as_alone: AsAlone, compiled: Compiled, how: str, mode: str) -> None:
+    """What was in force before may be a mask of sigsuspend's, which the kernel alone knows."""
+    assert as_alone([compiled("masks"), how], f"--split-lock-detect={mode}").status == 0

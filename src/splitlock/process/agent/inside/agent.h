@@ -69,7 +69,7 @@ extern bool is_traced; /* patches are written, none of the program's pages repla
 /* entry.S */
 extern const char hit_entry[], hit_framed[], hit_pushed[], hit_popped[], hit_unframed[], hit_end[];
 extern const char call_entry[], call_framed[], call_saved[], call_done[], call_unframed[], call_made[], call_finished[];
-extern const char call_noted[], call_aligned[], call_aligned_end[], front_entries[], front_entries_end[];
+extern const char call_noted[], call_aligned[], call_aligned_end[], front_entries[], front_entries_end[], front_saved[], front_blocked[];
 extern const char call_returned[], call_returned_saved[], call_returned_end[], call_end[], leave_entry[], leave_done[], leave_flags[], leave_unframed[], leave_popping[];
 extern const char leave_popping_flags[], leave_popped[], leave_end[], front_open[], front_unframed[], front_end[];
 extern const char exec_open[], exec_end[], own_restorer[];

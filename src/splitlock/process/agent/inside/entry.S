@@ -6,7 +6,12 @@
 
 #define FRAME 176
 #define NR_rt_sigprocmask 14
+#define SIG_BLOCK 0
 #define SIG_SETMASK 2
+#define CONTEXT_IP 168
+#define ARENA_SIZE 80
+#define SETTING_SHIFT 5
+#define SA_RESETHAND 0x80000000
 #define ENTRIES 512 /* agent.h has these, too */
 #define ENTRY_SIZE 16
 #define CLONE_VM 0x100
@@ -26,8 +31,9 @@
 
     .globl call_noted, call_aligned, call_aligned_end, call_returned, call_returned_saved, call_returned_end, exec_call, exec_open, exec_end
     .hidden call_noted, call_aligned, call_aligned_end, call_returned, call_returned_saved, call_returned_end, exec_call, exec_open, exec_end
-    .globl front_entries, front_entries_end
-    .hidden front_entries, front_entries_end
+    .globl front_entries, front_entries_end, front_saved, front_blocked
+    .hidden front_entries, front_entries_end, front_saved, front_blocked
+    .hidden __ehdr_start, etext /* the linker's: where the agent's code lies */
 
     .macro save_rest /* all but rax, rdx, rcx, rsp */
     mov %rbx, 24(%rsp)
@@ -447,28 +453,68 @@ leave_popped:
     ret $136
 leave_end:
 
-/* What the kernel calls in place of the program's handlers, with all signals blocked: the entry says which handler it is
- * (signals.c). */
+/* What the kernel calls in place of the program's handlers, with the mask that they are to have: it alone knows that one, since what
+ * was in force before may have been a mask of sigsuspend(2)'s. The entry says which handler it is (signals.c).
+ * Until front_blocked another signal may come: so nothing is changed by then but registers that the handler does not look at. */
     .balign ENTRY_SIZE
 front_entries:
     .set entry, 0
     .rept ENTRIES
-    mov $entry, %eax
+    mov $entry, %r8d
     jmp front_entry
     .balign ENTRY_SIZE
     .set entry, entry + 1
     .endr
 front_entries_end:
 
-/* `front` gives the handler, or null
- * when there is none to be called now, and whether it wants to hear of its return. */
+/* Mostly the signal came in the program's own code, and the handler finds all as the kernel has made it. */
 front_entry:
-    mov %eax, %r8d
-    lea -56(%rsp), %rsp
-    mov %rdi, 32(%rsp)
-    mov %rsi, 40(%rsp)
-    mov %rdx, 48(%rsp)
-    mov %rsp, %rcx /* struct verdict: handler, hears, mask */
+    mov %r8d, %r11d
+    shl $SETTING_SHIFT, %r11
+    lea settings(%rip), %rcx
+    add %rcx, %r11
+    cmpq $1, 8(%r11) /* struct setting: handler */
+    jbe 4f
+    cmpl $0, is_filtered(%rip)
+    jne 3f
+    testl $SA_RESETHAND, 4(%r11) /* flags */
+    jnz 4f
+    mov CONTEXT_IP(%rdx), %rcx
+    lea __ehdr_start(%rip), %r9
+    cmp %r9, %rcx
+    jb 1f
+    lea etext(%rip), %r9
+    cmp %r9, %rcx
+    jb 4f
+1:  lea arenas(%rip), %r9
+    mov arena_count(%rip), %r10d
+2:  dec %r10d
+    js 3f
+    cmp (%r9), %rcx /* struct arena: begin, end */
+    jb 5f
+    cmp 8(%r9), %rcx
+    jb 4f
+5:  add $ARENA_SIZE, %r9
+    jmp 2b
+3:  jmp *8(%r11)
+
+/* `front` gives the handler, or null when there is none to be called now, and whether it wants to hear of its return. */
+4:  mov %rdi, -24(%rsp)
+    mov %rsi, -16(%rsp)
+    mov %rdx, -8(%rsp)
+front_saved:
+    mov $NR_rt_sigprocmask, %eax
+    mov $SIG_BLOCK, %edi
+    lea all_signals(%rip), %rsi
+    lea -40(%rsp), %rdx
+    mov $8, %r10d
+    syscall
+front_blocked:
+    lea -56(%rsp), %rsp /* struct verdict: handler, hears, mask; then the arguments */
+    mov 32(%rsp), %rdi
+    mov 40(%rsp), %rsi
+    mov 48(%rsp), %rdx
+    mov %rsp, %rcx
     call front
     cmpq $0, (%rsp)
     je 9f

@@ -35,6 +35,12 @@ AT(page, counters, 24);
 AT(page, seen, 32);
 AT(page, id, 40);
 
+AT(arena, begin, 0);
+AT(arena, end, 8);
+_Static_assert(sizeof(struct arena) == 80, "entry.S: ARENA_SIZE");
+
+AT(context, ip, 168);
+
 AT(run, processes, 28);
 
 _Static_assert(SEEN_FEW == 6 && SEEN_MORE == 9 && SEEN_MANY == 14 && ROW == 8, "entry.S: SEEN_BITS, and rows of 64 bytes");

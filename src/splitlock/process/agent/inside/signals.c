@@ -1,7 +1,6 @@
 /* signals.c: the program's handlers are called by ours, which sees to it that they find the program, not us.
  *
- * The kernel has `front` wherever the program has set a handler, by one of entry.S's entries, with all signals blocked and
- * otherwise the program's flags. Each entry stands for what a program may set, in `settings`. So which one is set
+ * The kernel has `front` wherever the program has set a handler, by one of entry.S's entries, with the program's flags and mask. Each entry stands for what a program may set, in `settings`. So which one is set
  * the kernel alone knows, for each process, and exchanges it at once, whoever shares memory with whom.
  * Where a signal may come: arena.py, entry.S. */
 #include "agent.h"
@@ -12,11 +11,15 @@ enum { CLONE_VM = 0x100, CLONE_THREAD = 0x10000 };
 #define FAULTS (BIT(SIGILL) | BIT(SIGTRAP) | BIT(SIGBUS) | BIT(SIGFPE) | BIT(SIGSEGV) | BIT(SIGSYS))
 
 /* Written once, and never waited for: a child may have been forked while another thread was writing one. */
-static struct setting {
+struct setting {
     _Atomic uint32_t state;
     uint32_t flags; /* those of OURS */
     uint64_t handler, mask, restorer;
-} settings[ENTRIES];
+};
+extern struct setting settings[ENTRIES] __attribute__((visibility("hidden")));
+struct setting settings[ENTRIES]; /* entry.S looks at it */
+_Static_assert(offsetof(struct setting, flags) == 4 && offsetof(struct setting, handler) == 8 && sizeof(struct setting) == 32,
+               "entry.S: front_entry");
 #define OURS (SA_SIGINFO | SA_NODEFER | SA_RESETHAND | SA_RESTORER)
 
 _Atomic uint64_t ever_handled; /* by signal: the program, or we, have set a handler; entry.S looks at it */
@@ -24,8 +27,9 @@ _Atomic uint64_t ever_handled; /* by signal: the program, or we, have set a hand
 struct verdict { /* for entry.S */
     uint64_t handler; /* to call; 0: none now */
     uint64_t hears;   /* `back` is to be called after it */
-    uint64_t mask;    /* to be set before */
+    uint64_t mask;    /* to be set before: entry.S has it of the kernel */
 };
+void front(int number, struct siginfo *info, struct context *context, struct verdict *verdict, uint32_t entry);
 _Static_assert(offsetof(struct verdict, handler) == 0 && offsetof(struct verdict, hears) == 8 &&
                offsetof(struct verdict, mask) == 16 && sizeof(struct verdict) <= 32, "entry.S: front_entry");
 
@@ -100,7 +104,7 @@ long set_action(int number, const struct action *action, struct action *old)
         action = &given;
         uint64_t entry = given.handler > 1 ? entry_for(&given) : 0; /* not for SIG_DFL, SIG_IGN */
         if (entry) { /* else the kernel calls the handler itself, which may find a thread in a trampoline */
-            set = (struct action){entry, (given.flags | SA_SIGINFO) & ~SA_RESETHAND, given.restorer, -1UL};
+            set = (struct action){entry, (given.flags | SA_SIGINFO) & ~SA_RESETHAND, given.restorer, given.mask};
             action = &set;
             atomic_fetch_or(&ever_handled, BIT(number));
         }
@@ -151,6 +155,12 @@ static void forget(int waiting)
     atomic_store(&own->waiting[waiting].thread, 0);
 }
 
+/* Sent again, it waits in the kernel for as long as it is blocked. Else the queue is full (RLIMIT_SIGPENDING). */
+static bool send_again(int number, const struct siginfo *info)
+{
+    return !call4(NR_RT_TGSIGQUEUEINFO, call1(NR_GETPID, 0), call1(NR_GETTID, 0), number, (long)info);
+}
+
 static bool wait_until_out(struct context *context, int number, struct siginfo *info)
 {
     uint64_t thread = fs_base() | 1;
@@ -161,7 +171,7 @@ static bool wait_until_out(struct context *context, int number, struct siginfo *
         own->waiting[i].mask = context->mask;
         atomic_store(&own->waiting[i].tid, (uint32_t)call1(NR_GETTID, 0));
         /* Blocked, it waits in the kernel, and comes when on_leave has the mask put back. */
-        if (call4(NR_RT_TGSIGQUEUEINFO, call1(NR_GETPID, 0), call1(NR_GETTID, 0), number, (long)info)) {
+        if (!send_again(number, info)) {
             forget(i);
             return false; /* the queue is full (RLIMIT_SIGPENDING): better now than never */
         }
@@ -306,6 +316,29 @@ static void begin_handler(struct context *context)
     }
 }
 
+/* In front_entry, which another signal's handler had just come to: that has to be ready before ours can interrupt it. Whether it
+ * is; else it comes later, and so does ours. */
+static bool begin_front(struct context *context)
+{
+    uint64_t *sp = (uint64_t *)context->sp, ip = context->ip;
+    bool saved = within(ip, front_saved, front_blocked), enters = within(ip, front_entries, front_entries_end);
+    struct verdict verdict;
+    if (saved)
+        context->di = sp[-3], context->si = sp[-2], context->dx = sp[-1];
+    front((int)context->di, (struct siginfo *)context->si, (struct context *)context->dx, &verdict,
+          (uint32_t)(enters ? (ip - (uint64_t)front_entries) / ENTRY_SIZE : context->r8));
+    context->ip = verdict.handler, context->ax = 0;
+    if (!verdict.handler) {
+        context->ip = *sp, context->sp += 8;
+        return false;
+    }
+    if (verdict.hears) { /* as entry.S has it there */
+        sp -= 7, context->sp = (uint64_t)sp, context->ip = (uint64_t)front_open;
+        sp[0] = verdict.handler, sp[1] = 1, sp[4] = context->di, sp[5] = context->si, sp[6] = context->dx;
+    }
+    return true;
+}
+
 static bool is_fault(int number, const struct siginfo *info)
 {
     return BIT(number) & FAULTS && info->code > 0;
@@ -397,6 +430,11 @@ void front(int number, struct siginfo *info, struct context *context, struct ver
         end_call(context);
     } else if (within(context->ip, leave_done, leave_end)) {
         end_leave(context);
+    } else if (within(context->ip, front_entries, front_blocked)) {
+        if (!begin_front(context) && !fault && send_again(number, info)) {
+            context->mask = -1UL; /* the other's return has its own put back */
+            return;
+        }
     } else if (within(context->ip, front_open, front_end)) {
         begin_handler(context);
     } else if (within(context->ip, exec_open, exec_end)) {
@@ -408,7 +446,6 @@ void front(int number, struct siginfo *info, struct context *context, struct ver
         die_of(number, info, context, fault ? arena : NULL, fault);
         return;
     }
-    verdict->mask = context->mask | setting->mask | (setting->flags & SA_NODEFER ? 0 : BIT(number));
     if (setting->flags & SA_RESETHAND)
         reset_handler(number, entry);
     verdict->handler = setting->handler;
