@@ -9,7 +9,7 @@
 #define SIG_BLOCK 0
 #define SIG_SETMASK 2
 #define CONTEXT_IP 168
-#define ARENA_SIZE 80
+#define ARENA_SIZE 88
 #define SETTING_SHIFT 5
 #define SA_RESETHAND 0x80000000
 #define ENTRIES 512 /* agent.h has these, too */

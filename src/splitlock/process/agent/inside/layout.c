@@ -37,7 +37,7 @@ AT(page, id, 40);
 
 AT(arena, begin, 0);
 AT(arena, end, 8);
-_Static_assert(sizeof(struct arena) == 80, "entry.S: ARENA_SIZE");
+_Static_assert(sizeof(struct arena) == 88, "entry.S: ARENA_SIZE");
 
 AT(context, ip, 168);
 
