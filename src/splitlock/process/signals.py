@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from splitlock.process.task import Task
 
 _FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGTRAP}
+_AT_RIP = {signal.SIGILL, signal.SIGFPE}  # whose si_addr is the instruction's
 _SI_KERNEL = 0x80
+_BUS_ADRALN = 1
 _FAULT_MASK = sum(1 << number - 1 for number in _FAULTS)
 _SI_TKILL = -6
 _AC = 1 << 18
@@ -98,10 +100,14 @@ class Signals:
         at = registers[ptrace.RIP] - module.arena
         address = cold.copies.get(at)
         if address is not None:
-            if registers[ptrace.EFLAGS] & _AC and self._hits.policy.mode == "fatal":
-                registers[ptrace.EFLAGS] &= ~_AC
-            else:
+            info, fatal = ptrace.get_siginfo(task.tid), self._hits.policy.mode == "fatal"
+            if not (fatal and number == signal.SIGBUS and ptrace.si_code(info) == _BUS_ADRALN):  # else it was stopped
                 self._uncount(task.tid, module, address, registers)
+            if fatal:
+                registers[ptrace.EFLAGS] &= ~_AC
+            if number in _AT_RIP:
+                told = (address + module.bias).to_bytes(8, "little")
+                ptrace.set_siginfo(task.tid, ptrace.Siginfo.from_buffer_copy(info.raw[:16] + told + info.raw[24:]))
             registers[ptrace.RIP] = address + module.bias
             ptrace.set_registers(task.tid, registers)
             if any(address + n in cold.resume for n in range(_LONGEST + 1)):  # a handler may step over it

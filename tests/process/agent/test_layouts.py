@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from process.agent.layouts import Header, of_format
 
-from splitlock.process.agent import arena, image, memory, named
+from splitlock.process.agent import arena, image, memory, named, operands
 from splitlock.process.agent.judged import AGENT
 
 INSIDE = Path(AGENT).parent
@@ -31,7 +31,7 @@ def ours(tmp_path_factory: pytest.TempPathFactory) -> Header:
     [
         ("seen_image", memory._IMAGE), ("escape", memory._ESCAPE), ("task", memory._TASK), ("module", memory._MODULE),
         ("find", memory._FIND), ("image", image._HEAD), ("patch", image._PATCH), ("copy", image._PAIR),
-        ("hook", image._HOOK), ("text", image._TEXT),
+        ("hook", image._HOOK), ("text", image._TEXT), ("operand", operands.PACKED),
     ],
 )  # fmt: skip
 def test_a_structure_as_a_whole(ours: Header, name: str, format_: struct.Struct) -> None:
@@ -95,6 +95,8 @@ def test_the_private_page(ours: Header) -> None:
 def test_numbers_that_both_have(ours: Header, tmp_path: Path) -> None:
     known = ours.enumerators
     states = ("FREE", "CLAIMED", "ASKED", "READY", "NOTHING", "REFUSED")
+    how = (known["NO_REGISTER"], known["BY_IP"], known["BY_FS"], known["BY_GS"], known["IS_NARROW_ADDRESS"])
+    assert how == (operands._NONE, operands._IP, operands._FS, operands._GS, operands._NARROW)
     limits = ("IMAGES", "SAMPLES", "TASKS", "ESCAPES", "MODULES", "COUNTERS", "FINDS")
     assert [getattr(memory, name) for name in states + limits] == [known[name] for name in states + limits]
     assert (known["NAME"], known["CACHE"], known["STACK"]) == (memory._NAME, memory._CACHE, memory._STACK)

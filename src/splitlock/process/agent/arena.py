@@ -13,6 +13,7 @@ from typing import NamedTuple
 from iced_x86 import Code, FlowControl, Instruction, MemoryOperand, OpKind, Register
 
 from splitlock.process.agent.calls import Call
+from splitlock.process.agent.operands import Operand, operand_of
 from splitlock.process.agent.tails import Tails
 from splitlock.process.runs import Run
 from splitlock.process.trampoline import Trampolines
@@ -38,12 +39,14 @@ class Hook(NamedTuple):
 class Arena(Trampolines):
     """As Trampolines. `twin`: bytes from the code to its twin. `hooks`: of the calls."""
 
-    def __init__(self, runs: list[Run], calls: list[Call], below: int) -> None:
-        """Where it is meant to lie is known once `settle` was called."""
-        self.wanted, self._tables = calls, 0
+    def __init__(self, runs: list[Run], calls: list[Call], below: int, low: int) -> None:
+        """Where it is meant to lie is known once `settle` was called. `low`: the image's lowest address."""
+        self.wanted, self._tables, self._low = calls, 0, low
         self.hooks: list[Hook] = []
         self._to_page: list[tuple[int, int]] = []  # a displacement's offset, and the entry of the page that it names
         self.twin = 0
+        #: of the sites, by number
+        self.operands: list[Operand] = []
         self._tails = Tails(runs) if len(runs) <= _WITH_TAILS else None
         super().__init__(runs, below)
 
@@ -92,6 +95,10 @@ class Arena(Trampolines):
         self.twin = len(self.code) + 15 & ~15
         self.code += b"\xcc" * (self.twin - len(self.code))
         self._double()
+
+    def _slow(self, jump: int, prologue: bytes, x: Instruction, back: int) -> None:
+        self.operands.append(operand_of(x, len(self.sites), back, self._low))
+        super()._slow(jump, prologue, x, back)
 
     def _hook(self, call: Call) -> None:
         start = self.entry[call.start] = len(self.code)

@@ -13,6 +13,7 @@ from splitlock._errors import ImageError
 from splitlock.process.agent.arena import PAGE, Arena, can_leave
 from splitlock.process.agent.calls import is_linker, wanted_calls
 from splitlock.process.agent.named import VERSION, Named, SiteName, Unwatched
+from splitlock.process.agent.operands import PACKED
 from splitlock.process.runs import JUMP
 
 TYPE_CHECKING = False
@@ -64,6 +65,7 @@ class Tables(NamedTuple):
     hooks: int
     texts: int
     jumps: int
+    operands: int
     total: int
 
 
@@ -142,7 +144,7 @@ def _make(elf: Elf, key: Key) -> tuple[Raw, Named]:
         return _nothing(key, Named(decided, size, unwatched, [], elf.build_id()))
     below = elf.span()[0] - (_LINKERS_GAP if is_linker(elf) else 0)
     places = _places(runs, calls, islands)
-    arena = Arena(runs, calls, below)
+    arena = Arena(runs, calls, below, elf.span()[0])
     patches = _patches(elf, arena, places, islands)
     texts = list(_page_runs(elf, patches))
     tables = _tables(arena, patches, texts)
@@ -202,7 +204,7 @@ def _tables(arena: Arena, patches: list[_Patch], texts: list[tuple[int, int]]) -
     for size, count in (
         (_PATCH.size, len(patches)), (4, len(arena.fields)), (_PAIR.size, len(arena.copies)),
         (_PAIR.size, len(arena.resume)), (_HOOK.size, len(arena.hooks)), (_TEXT.size, len(texts)),
-        (_PAIR.size, len(patches)),
+        (_PAIR.size, len(patches)), (PACKED.size, len(arena.operands)),
     ):  # fmt: skip
         offsets.append(at)
         at = at + size * count + 7 & -8
@@ -225,11 +227,12 @@ def _write(
         MAGIC, VERSION, len(arena.sites), size, *key, arena.base, low, high, arena.code_size, tables.total, arena.twin,
         len(arena.check_code()), tables.patches, len(patches), tables.fields, len(arena.fields), tables.copies,
         len(arena.copies), tables.resumes, len(arena.resume), tables.hooks, len(arena.hooks), tables.texts, len(texts),
-        id_at, id_size, named.watched, len(named.unwatched), build_id, tables.jumps, len(jumps), 0, named.size,
+        id_at, id_size, named.watched, len(named.unwatched), build_id, tables.jumps, len(jumps), tables.operands,
+        named.size,
     )  # fmt: skip
     raw[: len(head)] = head
     code[arena.code_size : arena.code_size + len(head)] = head
-    data = tables.jumps + _PAIR.size * len(patches) + 7 & -8
+    data = tables.operands + PACKED.size * len(arena.operands) + 7 & -8
     for i, patch in enumerate(patches):
         _PATCH.pack_into(code, tables.patches + i * _PATCH.size, patch.address, len(patch.new), data)
         both = patch.new + patch.old
@@ -239,6 +242,8 @@ def _write(
     _put_pairs(code, tables.copies, ((offset, address - low) for offset, address in arena.copies.items()))
     _put_pairs(code, tables.resumes, ((address - low, offset) for address, offset in arena.resume.items()))
     _put_pairs(code, tables.jumps, jumps)
+    for i, operand in enumerate(sorted(arena.operands)):
+        PACKED.pack_into(code, tables.operands + i * PACKED.size, *operand)
     for i, hook in enumerate(arena.hooks):
         _HOOK.pack_into(code, tables.hooks + i * _HOOK.size, hook.start, hook.begin, hook.end, hook.address - low)
     for i, (address, of_text) in enumerate(texts):

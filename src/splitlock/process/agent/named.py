@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-VERSION = 24  # inside/image.h's IMAGE_VERSION; change it with whatever changes the image file or what is in it
+VERSION = 25  # inside/image.h's IMAGE_VERSION; change it with whatever changes the image file or what is in it
 
 
 class Unwatched(NamedTuple):

@@ -15,13 +15,14 @@
 enum { PAGE = 4096, SIZE = 8 }; /* SIZE: bytes of each instruction */
 static char *operand;
 static long rounds;
-static _Atomic long calls;
+static _Atomic long calls, stopped;
 static pthread_barrier_t barrier;
 
 static void step_over(int number, siginfo_t *info, void *context)
 {
-    (void)number, (void)info;
+    (void)info;
     calls++;
+    stopped += number == SIGBUS;
     ((ucontext_t *)context)->uc_mcontext.gregs[REG_RIP] += SIZE;
 }
 
@@ -58,6 +59,6 @@ int main(int argc, char **argv)
         pthread_join(threads[i], NULL);
     if (argc > 4 && system(argv[4]))
         return 2;
-    printf("%ld calls\n", calls);
+    printf("%ld calls, %ld for SIGBUS\n", calls, stopped);
     return 0;
 }

@@ -95,6 +95,7 @@ void note_mapping(int file, bool shared, uint64_t size);
 struct arena *arena_at(uint64_t address);
 const struct copy *copy_at(const struct arena *arena, uint32_t offset);
 const struct resume *resume_at(const struct arena *arena, uint32_t address);
+const struct operand *operand_at(const struct arena *arena, uint32_t offset);
 bool leads_into_run(const struct arena *arena, uint32_t address);
 const struct hook *hook_at(const struct arena *arena, uint32_t offset);
 void free_arenas(uint64_t low, uint64_t high);

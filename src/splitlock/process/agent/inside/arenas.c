@@ -58,6 +58,13 @@ const struct resume *resume_at(const struct arena *arena, uint32_t address)
     return found && *found == address ? (const struct resume *)found : NULL;
 }
 
+const struct operand *operand_at(const struct arena *arena, uint32_t offset)
+{
+    const struct image *image = arena->image;
+    const uint32_t *found = search(table(arena, image->operands), image->sites, sizeof(struct operand) / 4, offset);
+    return found && *found == offset ? (const struct operand *)found : NULL;
+}
+
 /* Whether one may get from an address into a run, past its start, by a step, or is there: an instruction has 15 bytes at most. */
 bool leads_into_run(const struct arena *arena, uint32_t address)
 {

@@ -11,7 +11,7 @@
 #include <stdint.h>
 
 #define IMAGE_MAGIC 0x31474d494c4c5053ULL /* "SPLLIMG1" */
-enum { IMAGE_VERSION = 24, KEY = 5, PAGE = 4096 };
+enum { IMAGE_VERSION = 25, KEY = 5, PAGE = 4096 };
 
 struct patch { /* `size` new bytes, then as many of the file's own; a jump's displacement is at 1 */
     uint64_t address;
@@ -32,6 +32,15 @@ struct hook { /* a call's code; rsp is 128 lower from `begin` to `end` */
 
 struct text { /* pages of patched text: address, size, and place in the image file */
     uint64_t address, size, at;
+};
+
+/* Where the operand of a site is, whose copy is at `offset`: its count is taken back where it has faulted. */
+enum { NO_REGISTER = 16, BY_IP = 17, BY_FS = 4, BY_GS = 8, IS_NARROW_ADDRESS = 16 };
+struct operand {
+    uint32_t offset, what;     /* what: its number, and in the lowest byte its size, as the slow path has them */
+    int32_t displacement;      /* counted from `low` where `base` is BY_IP */
+    uint8_t base, index, bits; /* registers as instructions number them; bits: one that moves a bit test's operand */
+    uint8_t how;               /* the index's scale, as a logarithm, and how the address is made of the sum */
 };
 
 enum { ID = 32 };
@@ -55,7 +64,7 @@ struct image {
     uint32_t watched, unwatched; /* locked instructions that are, those included that never split; stretches of code that are not */
     uint8_t id_bytes[ID];
     uint32_t jumps, jump_count; /* struct copy: a patch's displacement, by which they are sorted, and its number */
-    uint32_t unused;
+    uint32_t operands;         /* of the sites, by offset */
     uint64_t watched_bytes;
 };
 

@@ -76,6 +76,13 @@ static inline uint64_t fs_base(void)
     return base;
 }
 
+static inline uint64_t gs_base(void)
+{
+    uint64_t base;
+    __asm__ volatile("rdgsbase %0" : "=r"(base));
+    return base;
+}
+
 /* include/uapi/asm-generic/stat.h, arch/x86/include/uapi/asm/stat.h */
 struct stat {
     uint64_t dev, ino, nlink;
@@ -104,6 +111,7 @@ enum { AC = 1 << 18 }; /* of EFLAGS */
 #define SA_RESETHAND 0x80000000UL
 enum { SIG_SETMASK = 2 };
 enum { SIGILL = 4, SIGTRAP = 5, SIGBUS = 7, SIGFPE = 8, SIGKILL = 9, SIGSTOP = 19, SIGSEGV = 11, SIGSYS = 31, SIGNALS = 64 };
+enum { BUS_ADRALN = 1 };
 
 struct siginfo {
     int32_t signo, error, code, unused;
