@@ -11,7 +11,6 @@ from process.agent.conftest import AsAlone, Compiled
 
 ACTIONS = ["kill", "errno", "trap", "listen", "high", "all"]
 WHATS = ["hit", "handler", "bare handler", "make", "fork", "nothing"]
-FRONT = pytest.mark.xfail(strict=True, reason="what is called in place of a handler sets the signal mask by a call")
 
 
 @pytest.mark.parametrize("what", WHATS)
@@ -35,10 +34,11 @@ def test_inherited_over_exec(as_alone: AsAlone, compiled: Compiled, action: str)
     assert [u["reason"][:31] for u in run.report["unmonitored"]] == ["the program's own seccomp filte"]
 
 
-@FRONT
-def test_a_handler_from_before(as_alone: AsAlone, compiled: Compiled) -> None:
-    """The filter does not allow rt_sigprocmask."""
-    as_alone([compiled("filtered"), "kill", "earlier"])
+@pytest.mark.parametrize("what", ["earlier", "once", "failed once"])
+@pytest.mark.parametrize("action", ["kill", "strict"])
+def test_a_handler_from_before(as_alone: AsAlone, compiled: Compiled, action: str, what: str) -> None:
+    """The filter does not allow rt_sigprocmask. `once`: SA_RESETHAND; `failed`: a filter was refused before."""
+    assert as_alone([compiled("filtered"), action, what]).out == f"handled\n{what}\n"
 
 
 def test_made_code_is_named(as_alone: AsAlone, compiled: Compiled) -> None:

@@ -19,6 +19,7 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
+#include <sys/time.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -29,6 +30,11 @@ static volatile int handled;
 static void handle(int number)
 {
     handled += number;
+}
+
+static void say(int number)
+{
+    handled += write(1, "handled\n", 8) == 8 ? number : 0;
 }
 
 static void allow(struct sock_filter *code, unsigned *count, int number)
@@ -44,7 +50,9 @@ static const struct {
     {"hit", {0}},
     {"handler", {SYS_rt_sigaction, SYS_kill, SYS_getpid, SYS_gettid, SYS_tgkill, SYS_rt_sigprocmask, SYS_rt_sigreturn}},
     {"bare handler", {SYS_rt_sigaction, SYS_kill, SYS_rt_sigreturn}},
-    {"earlier", {SYS_kill, SYS_rt_sigreturn}},
+    {"earlier", {SYS_rt_sigreturn}},
+    {"once", {SYS_rt_sigreturn}},
+    {"failed once", {SYS_rt_sigreturn}},
     {"make", {SYS_mmap, SYS_mprotect, SYS_munmap}},
     {"fork", {SYS_clone, SYS_wait4, SYS_set_robust_list, SYS_gettid, SYS_rt_sigprocmask}},
     {"exec", {SYS_execve, SYS_brk, SYS_mmap, SYS_access, SYS_openat, SYS_newfstatat, SYS_fstat, SYS_lseek, SYS_close, SYS_pread64,
@@ -103,9 +111,10 @@ static int act(const char *what, char **argv)
         }
         return handled == 100 * SIGUSR1 && LINE(0) == 100;
     }
-    if (!strcmp(what, "earlier")) {
-        syscall(SYS_kill, atoi(argv[0]), SIGUSR1);
-        return handled == SIGUSR1;
+    if (!strcmp(what, "earlier") || strstr(what, "once")) { /* a timer's: strict allows no kill */
+        while (!handled)
+            __atomic_fetch_add(&LINE(0), 1, __ATOMIC_SEQ_CST);
+        return handled == SIGALRM;
     }
     if (!strcmp(what, "make")) {
         char *made = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -138,8 +147,16 @@ int main(int argc, char **argv)
 {
     char own[16], *pid[] = {own, NULL};
     sprintf(own, "%d", getpid());
-    if (argc > 2 && !strcmp(argv[2], "earlier"))
-        signal(SIGUSR1, handle);
+    if (argc > 2 && (!strcmp(argv[2], "earlier") || strstr(argv[2], "once"))) {
+        struct sigaction action = {.sa_handler = say, .sa_flags = strstr(argv[2], "once") ? (int)SA_RESETHAND : 0};
+        struct itimerval soon = {{0, 0}, {0, 100000}};
+        struct sock_filter none = BPF_STMT(BPF_LD | BPF_W | BPF_ABS, 3);
+        struct sock_fprog refused = {1, &none};
+        sigaction(SIGALRM, &action, NULL);
+        if (!strcmp(argv[2], "failed once") && !prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &refused))
+            return 2;
+        setitimer(ITIMER_REAL, &soon, NULL);
+    }
     if (argc < 3 || install(argv[1], argv[2]))
         return 2;
     bool good = act(argv[2], argc > 3 ? argv + 3 : pid);

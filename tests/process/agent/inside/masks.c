@@ -25,6 +25,7 @@ enum { TIMES = 300 };
 extern char __executable_start, etext;
 static volatile sig_atomic_t ticks[65];
 static volatile unsigned long outside, wrong_mask;
+static volatile bool works;
 static sigset_t all, none;
 
 static void show(const char *what, const sigset_t *set)
@@ -65,7 +66,9 @@ static void count(int number, siginfo_t *info, void *context)
     sigset_t now;
     int other = number == SIGUSR1 ? SIGUSR2 : SIGUSR1;
     ask_mask(&now);
-    outside += ip < (uint64_t)&__executable_start || ip >= (uint64_t)&etext;
+    static const unsigned char restorer[] = {0x48, 0xc7, 0xc0, 0x0f}; /* libc's, behind a handler */
+    bool returns = !memcmp((const void *)ip, restorer, sizeof restorer) || !memcmp((const char *)ip - 7, restorer, sizeof restorer);
+    outside += works && !returns && (ip < (uint64_t)&__executable_start || ip >= (uint64_t)&etext);
     wrong_mask += !holds(&now, number) || holds(&now, other) != holds(&before->uc_sigmask, other) ||
                   holds(&before->uc_sigmask, number) || info->si_signo != number;
     ticks[number]++;
@@ -120,13 +123,15 @@ static void together(void)
         }
         usleep(100000);
         kill(worker, SIGTERM);
-        while (waitpid(worker, &status, 0) < 0)
-            ;
+        waitpid(worker, &status, 0);
         printf("status %x\n", status);
         return;
     }
+    signal(SIGTERM, tick);
+    works = true;
     while (!ticks[SIGTERM]) /* aligned */
         __asm__ volatile("lock incl %0\n mov $1, %%eax\n lock xaddl %%eax, %0\n lock decl %0" : "+m"(counter) : : "rax", "cc");
+    works = false;
     printf("outside %lu, wrong %lu, some %d\n", outside, wrong_mask, ticks[SIGUSR1] > TIMES / 2 && ticks[SIGUSR2] > TIMES / 2);
     exit(0);
 }
@@ -137,7 +142,7 @@ int main(int argc, char **argv)
     sigemptyset(&none), sigemptyset(&all);
     sigaddset(&all, SIGUSR1), sigaddset(&all, SIGUSR2), sigaddset(&all, SIGALRM);
     if (argc > 1 && !strcmp(argv[1], "together")) {
-        handle(SIGUSR1, count, 0), handle(SIGUSR2, count, 0), signal(SIGTERM, tick);
+        handle(SIGUSR1, count, 0), handle(SIGUSR2, count, 0);
         together();
         return 0;
     }

@@ -147,6 +147,7 @@ long execute(struct frame *frame);
 void not_executed(const struct frame *frame);
 long set_action(int number, const struct action *action, struct action *old);
 void on_leave(struct frame *frame);
+void give_handlers(void);
 void hand_back_handlers(void);
 
 /* judge.c */

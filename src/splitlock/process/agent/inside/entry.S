@@ -322,8 +322,14 @@ call_returned_saved:
     cmp $THEN_COUNT, %ecx
     je 18f
     test %rax, %rax
-    js call_done /* a filter's listener is a descriptor */
+    js 20f /* a filter's listener is a descriptor */
     or %ecx, is_filtered(%rip)
+    jmp call_done
+20: test %ecx, %ecx /* THEN_FILTERED: the handlers were given up for it */
+    jz call_done
+    block_signals
+    in_c take_handlers
+    unblock_signals
     jmp call_done
 17: test %rax, %rax
     jnz call_done

@@ -99,11 +99,10 @@ static bool lets_through(const struct instruction *code, uint32_t length, uint32
     return action == RET_ALLOW || action == RET_LOG;
 }
 
-/* Whether the filter that a call of prctl(2) or seccomp(2) would install hinders us. */
-bool is_hindered(const struct frame *frame)
+static bool hinders(const struct frame *frame)
 {
     struct filter_program program = {0, NULL};
-    bool is_filter = frame->ax == NR_PRCTL ? frame->si == 2 : frame->di == 1; /* else it is strict, or installs nothing */
+    bool is_filter = frame->ax == NR_PRCTL ? frame->si == 2 : frame->di == 1; /* else it is strict */
     struct iovec here = {&program, sizeof program}, there = {(const void *)frame->dx, sizeof program};
     long self = call1(NR_GETPID, 0);
     if (!is_filter || call6(NR_PROCESS_VM_READV, self, (long)&here, 1, (long)&there, 1, 0) != sizeof program || program.length > MOST)
@@ -120,6 +119,17 @@ bool is_hindered(const struct frame *frame)
             good = lets_through(code, program.length, ours[i], rights);
     call2(NR_MUNMAP, (long)code, MOST * sizeof *code);
     return !good;
+}
+
+/* Whether what a call of prctl(2) or seccomp(2) would install hinders us. Then the kernel calls the program's handlers itself from
+ * now on, and they may find a thread in a trampoline: ours would make calls. */
+bool is_hindered(const struct frame *frame)
+{
+    bool installs = frame->ax == NR_PRCTL || frame->di <= 1; /* seccomp(2) else tells what there is */
+    if (!installs || !hinders(frame))
+        return false;
+    give_handlers();
+    return true;
 }
 
 /* A call behind a filter that hinders us: noted, with none of ours. */

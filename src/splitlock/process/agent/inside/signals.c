@@ -132,17 +132,33 @@ void meet_bus_error(uint64_t *mask)
     *mask &= ~BIT(SIGBUS);
 }
 
+/* The kernel has the program's handlers in place of ours. */
+void give_handlers(void)
+{
+    struct action now;
+    for (int number = 1; number <= SIGNALS; number++)
+        if (atomic_load(&ever_handled) & BIT(number) && !call4(NR_RT_SIGACTION, number, 0, (long)&now, 8) && is_entry(&now)) {
+            translate(&now);
+            call4(NR_RT_SIGACTION, number, (long)&now, 0, 8);
+        }
+}
+
+/* The filter that they were given up for was not installed. */
+void take_handlers(void)
+{
+    struct action now;
+    for (int number = 1; number <= SIGNALS; number++)
+        if (atomic_load(&ever_handled) & BIT(number) && !call4(NR_RT_SIGACTION, number, 0, (long)&now, 8) && !is_entry(&now) &&
+            (now.handler > 1 || number == SIGBUS))
+            set_action(number, &now, NULL);
+}
+
 /* Syscall User Dispatch (prctl 59): each call of ours would be a SIGSYS for the program. So the kernel calls the program's
  * handlers itself from now on, and they may find a thread in a trampoline. */
 void hand_back_handlers(void)
 {
     char name[NAME] = "";
-    struct action now;
-    for (int number = 1; number <= SIGNALS; number++)
-        if (!call4(NR_RT_SIGACTION, number, 0, (long)&now, 8) && is_entry(&now)) {
-            translate(&now);
-            call4(NR_RT_SIGACTION, number, (long)&now, 0, 8);
-        }
+    give_handlers();
     call2(NR_PRCTL, PR_GET_NAME, (long)name);
     if (!is_dispatched)
         escaped(name, IS_DISPATCHED);
@@ -243,6 +259,8 @@ static void finish_call(const struct frame *frame, long result)
 {
     if (frame->target == THEN_FILTERED && result >= 0)
         is_filtered = 1;
+    else if (frame->target == THEN_FILTERED)
+        take_handlers();
     else if (frame->target == THEN_COUNT && result > 0)
         atomic_fetch_add(&run->processes, 1);
     else if (frame->target == THEN_TELL && !result && frame->dx)
