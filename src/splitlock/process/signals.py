@@ -26,6 +26,7 @@ _SI_KERNEL = 0x80
 _BUS_ADRALN = 1
 _FAULT_MASK = sum(1 << number - 1 for number in _FAULTS)
 _SI_TKILL = -6
+_STEPS = {2, 3}  # TRAP_TRACE, TRAP_BRANCH
 _AC = 1 << 18
 _MOST_STEPS = 400
 _LONGEST = 15  # bytes of an instruction
@@ -61,6 +62,8 @@ class Signals:
                 return None
         if module is None:
             task.resume(number)
+        elif number == signal.SIGTRAP and ptrace.si_code(ptrace.get_siginfo(tid)) > 0:
+            self._trap(task, module, registers)
         elif number in _FAULTS and ptrace.si_code(ptrace.get_siginfo(tid)) > 0:
             self._fault(task, module, number, registers)
         else:
@@ -113,6 +116,20 @@ class Signals:
             if any(address + n in cold.resume for n in range(_LONGEST + 1)):  # a handler may step over it
                 task.watch_return = registers[ptrace.RIP]
         task.resume(number)
+
+    def _trap(self, task: Task, module: Module, registers: ctypes.Array[ctypes.c_uint64]) -> None:
+        """A program that steps itself (EFLAGS.TF): it sees the steps that end where it has an instruction itself."""
+        cold = self._hits.cache.sites(module.key, module.name)
+        at = registers[ptrace.RIP] - module.arena
+        address = next((address for address, offset in cold.resume.items() if offset == at), None)
+        if address is not None:
+            registers[ptrace.RIP] = address + module.bias
+            ptrace.set_registers(task.tid, registers)
+            task.watch_return = True
+        elif ptrace.si_code(ptrace.get_siginfo(task.tid)) in _STEPS:
+            task.resume(0)
+            return
+        task.resume(signal.SIGTRAP)
 
     def _uncount(self, tid: int, module: Module, address: int, registers: ctypes.Array[ctypes.c_uint64]) -> None:
         """A site that was counted has not executed: it faulted, and will be counted again if retried."""

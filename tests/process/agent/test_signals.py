@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Callable
+
 import pytest
+from conftest import Run
 from process.agent.conftest import AsAlone, Compiled
 
 KINDS = {
@@ -52,3 +56,17 @@ def test_faults_that_are_mended(as_alone: AsAlone, compiled: Compiled, how: str)
 def test_a_handlers_mask(as_alone: AsAlone, compiled: Compiled, how: str, mode: str) -> None:
     """What was in force before may be a mask of sigsuspend's, which the kernel alone knows."""
     assert as_alone([compiled("masks"), how], f"--split-lock-detect={mode}").status == 0
+
+
+@pytest.mark.parametrize("engine", ["agent", "ptrace"])
+@pytest.mark.parametrize("how", ["all", "set"])
+def test_a_program_that_steps_itself(as_alone: AsAlone, compiled: Compiled, how: str) -> None:
+    """It sees the same steps, none of ours."""
+    assert as_alone([compiled("steps"), how]).out.endswith("outside 0\n")
+
+
+def test_steps_to_a_split_lock(watch: Callable[..., Run], compiled: Compiled) -> None:
+    """Our own code is stepped through, too; `fatal`: the lock itself does not execute."""
+    run = watch([compiled("steps"), "hit"], "--split-lock-detect=fatal")
+    assert run.status == 128 + signal.SIGBUS
+    assert run.report["hits"] == 1

@@ -72,6 +72,7 @@ extern const char call_entry[], call_framed[], call_saved[], call_done[], call_u
 extern const char call_noted[], call_aligned[], call_aligned_end[], front_entries[], front_entries_end[], front_saved[], front_blocked[];
 extern const char call_returned[], call_returned_saved[], call_returned_end[], call_end[], leave_entry[], leave_done[], leave_flags[], leave_unframed[], leave_popping[];
 extern const char leave_popping_flags[], leave_popped[], leave_end[], front_open[], front_unframed[], front_end[];
+extern const char __ehdr_start[], etext[]; /* of the agent, the linker's */
 extern const char exec_open[], exec_end[], own_restorer[];
 enum { ENTRIES = 512, ENTRY_SIZE = 16 }; /* of front_entries */
 enum then { THEN_FILTERED = 1, THEN_COUNT, THEN_TELL }; /* what is to be done when a call made in entry.S has succeeded */

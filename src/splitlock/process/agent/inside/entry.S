@@ -1,7 +1,7 @@
 /* entry.S: where the program's code enters the agent, and how it gets back. See arena.py for who jumps here.
  *
  * The program's stack is used, below its red zone. A signal may come between any two instructions: what signals.c has to
- * do then, it tells by the labels. C code runs with all signals blocked. Offsets are struct frame's (agent.h) and
+ * do then, it tells by the labels. C code runs with all signals blocked, but for SIGTRAP of single steps. Offsets are struct frame's (agent.h) and
  * struct page's (image.h). */
 
 #define FRAME 176
@@ -71,7 +71,7 @@
     .macro block_signals
     mov $NR_rt_sigprocmask, %eax
     mov $SIG_SETMASK, %edi
-    lea all_signals(%rip), %rsi
+    lea all_but_steps(%rip), %rsi
     lea 144(%rsp), %rdx
     mov $8, %r10d
     syscall
@@ -579,7 +579,7 @@ exec_open:
     mov %rax, %r13
     mov $NR_rt_sigprocmask, %eax
     mov $SIG_SETMASK, %edi
-    lea all_signals(%rip), %rsi
+    lea all_but_steps(%rip), %rsi
     xor %edx, %edx
     mov $8, %r10d
     syscall
@@ -599,5 +599,7 @@ own_restorer:
     .align 8
 all_signals:
     .quad -1
+all_but_steps: /* SIGTRAP: a program that steps itself would be killed in here if it were blocked */
+    .quad ~(1 << 4)
 
     .section .note.GNU-stack, "", @progbits

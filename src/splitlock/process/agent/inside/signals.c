@@ -8,6 +8,8 @@
 enum { FRAME = sizeof(struct frame), RED_ZONE = 128 };
 enum { CLONE_VM = 0x100, CLONE_THREAD = 0x10000 };
 #define BIT(number) (1UL << ((number) - 1))
+#define BLOCKED (~(BIT(SIGTRAP) | BIT(SIGKILL) | BIT(SIGSTOP))) /* entry.S: all_but_steps */
+enum { TRAP_TRACE = 2, TRAP_BRANCH };
 #define FAULTS (BIT(SIGILL) | BIT(SIGTRAP) | BIT(SIGBUS) | BIT(SIGFPE) | BIT(SIGSEGV) | BIT(SIGSYS))
 
 /* Written once, and never waited for: a child may have been forked while another thread was writing one. */
@@ -362,6 +364,45 @@ static bool is_fault(int number, const struct siginfo *info)
     return BIT(number) & FAULTS && info->code > 0;
 }
 
+/* SIGTRAP behind an instruction that has been executed (EFLAGS.TF, a watchpoint), not at one that could not be. */
+static bool is_trap(int number, const struct siginfo *info)
+{
+    return number == SIGTRAP && info->code > 0;
+}
+
+static bool is_step(const struct siginfo *info)
+{
+    return info->code == TRAP_TRACE || info->code == TRAP_BRANCH;
+}
+
+static bool is_start_of_run(const struct arena *arena, uint32_t address)
+{
+    const struct patch *patches = table(arena, arena->image->patches);
+    for (uint32_t i = 0; i < arena->image->patch_count; i++)
+        if (patches[i].address == arena->image->low + address)
+            return true;
+    return false;
+}
+
+/* Whether the thread stands where the program has an instruction, which it has not seen yet: rip is set to its address. Not at a
+ * run's first one, where it has seen the jump, and not behind a site's test. */
+static bool show_trap(struct context *context, const struct arena *arena, bool *hears)
+{
+    uint32_t offset = (uint32_t)(context->ip - arena->begin);
+    const struct resume *resumes = table(arena, arena->image->resumes);
+    for (uint32_t i = 0; i < arena->image->resume_count; i++)
+        if (resumes[i].offset == offset) {
+            context->ip = arena->image->low + resumes[i].address + arena->bias;
+            *hears = true; /* the program's own place for it holds a jump */
+            return true;
+        }
+    const struct copy *copy = offset < arena->image->twin ? copy_at(arena, offset) : NULL;
+    if (!copy || resume_at(arena, copy->address) || is_start_of_run(arena, copy->address))
+        return false;
+    context->ip = arena->image->low + copy->address + arena->bias;
+    return true;
+}
+
 static uint64_t register_of(const struct context *context, uint32_t number)
 {
     const uint64_t values[] = {context->ax, context->cx, context->dx, context->bx, context->sp, context->bp, context->si, context->di,
@@ -460,7 +501,16 @@ void front(int number, struct siginfo *info, struct context *context, struct ver
     const struct arena *arena = arena_at(context->ip);
     bool fault = is_fault(number, info), hears = false;
     uint64_t ip = context->ip;
-    if (arena && fault) {
+    if (is_trap(number, info)) {
+        bool shown = arena && show_trap(context, arena, &hears);
+        bool ours = arena || within(context->ip, __ehdr_start, etext);
+        if (ours && !shown && is_step(info))
+            return; /* the next step follows */
+    } else if (number == SIGTRAP && context->mask == BLOCKED && within(context->ip, __ehdr_start, etext)) {
+        context->mask = -1UL; /* it was let in for steps alone; entry.S has the mask put back */
+        if (send_again(number, info))
+            return;
+    } else if (arena && fault) {
         hears = fault_in_arena(number, info, context, arena);
     } else if (arena) {
         uint32_t offset = (uint32_t)(context->ip - arena->begin);
