@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     Environment = Mapping[str, str] | Mapping[bytes, bytes]
 
+#: errors of execve(2) that say nothing of the program's file; 0: what failed was ours
+_NOT_ITS_FAULT = {0, errno.E2BIG, errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE}
 _SAID = 1024  # bytes that the child may say when it cannot start the program
 #: signals that we block, and wait for; but for SIGCHLD they go on to the program
 WAITED = {
@@ -95,9 +97,9 @@ def not_started(program: str, number: int, text: str) -> SplitlockError:
         if "/" in program and os.path.exists(program):  # a script's, or the dynamic linker
             return SplitlockError(f"{program}: what its file names as its interpreter is not there", 127)
         return SplitlockError(f"{program}: not found (give a path, or a name on PATH)", 127)
-    if number in (errno.EACCES, errno.EISDIR, errno.ENOEXEC, errno.ELIBBAD):
-        return SplitlockError(f"{program}: cannot execute: {text}", 126)
-    return SplitlockError(f"{program}: cannot start: {text}")
+    if number in _NOT_ITS_FAULT:
+        return SplitlockError(f"{program}: cannot start: {text}")
+    return SplitlockError(f"{program}: cannot execute: {text}", 126)
 
 
 def become(argv: Sequence[str], env: Environment) -> OSError:
@@ -122,9 +124,8 @@ def _become(
             signal.pthread_sigmask(signal.SIG_UNBLOCK, unblock)
             if watched:
                 seccomp.install()
-            raise become(argv, env)
-    except OSError as failed:
-        os.write(error, f"{failed.errno} {failed.strerror}".encode()[:_SAID])
+            why = become(argv, env)
+            os.write(error, f"{why.errno or 0} {why.strerror or why}".encode()[:_SAID])
     except BaseException as failed:  # nothing of ours may run on in the child
         os.write(error, f"0 {failure(failed)}".encode()[:_SAID])
     finally:
