@@ -68,6 +68,8 @@ class Space:
         self.live: set[int] = set()
         #: the program has a seccomp filter of its own: no system calls of ours any more
         self.filtered = False
+        #: a task of it is in seccomp's strict mode (strict.py)
+        self.strict = False
         #: executable memory that belongs to no file was seen
         self.anonymous = False
         #: some site has been hit, so there are counters to read

@@ -11,7 +11,7 @@ import time
 from splitlock._errors import failure, reserves
 from splitlock.linux.proc import Memory, children, origin, program_of, tracer_of
 from splitlock.process import filter as calls
-from splitlock.process import inject, ptrace
+from splitlock.process import inject, ptrace, strict
 from splitlock.process.abi import MAGIC
 from splitlock.process.analysis import on_terminal
 from splitlock.process.arrivals import Arrivals
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 _STOPS = {signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
 _SYSCALL_STOP = 0x80  # set in the signal's number at a stop for a system call (PTRACE_O_TRACESYSGOOD)
+NOT_STRICT = "it has no strict seccomp mode, which it asked for (prctl 22): the tracer's filter keeps it out"
 
 
 class Tracer:
@@ -222,7 +223,9 @@ class Tracer:
         registers = self._registers
         ptrace.get_registers(task.tid, registers)
         number, space = registers[ptrace.ORIG_RAX], task.space
-        if number == MAGIC:
+        if space.strict and ptrace.event_message(task.tid) == strict.MARK:
+            strict.punish(task, space.tasks == {task.tid}, registers)
+        elif number == MAGIC:
             module = space.arena_at(registers[ptrace.RIP])
             if module and registers[ptrace.RIP] == module.arena + module.plan.asked:
                 self._ask(task, module)
@@ -233,8 +236,13 @@ class Tracer:
                 space.snapshot(task.tid)
             self.watch.scan_anonymous(task.tid, space)
         elif number in (calls.PRCTL, calls.SECCOMP):
-            self._finish_call(task)
-            if registers[ptrace.RAX] == 0:
+            if strict.is_asked(task.tid, registers):
+                space.strict = strict.put(task, registers)
+                if not space.strict:
+                    self.watch.note(program_of(task.tid), NOT_STRICT)
+            else:
+                self._finish_call(task)
+            if space.strict or registers[ptrace.RAX] == 0:
                 self._own_filter(task)
         elif number == calls.MREMAP:
             self.watch.before_mremap(task.tid, space, registers)
