@@ -120,3 +120,18 @@ def test_names_that_a_terminal_would_obey(
     run = watch([named], "--split-lock-detect=fatal")
     assert "\x1b" not in run.err
     assert "traps: k\\n\\x1b[31mfake[" in run.err
+
+
+@pytest.mark.parametrize("command", [COMMAND, SPLITLOCK], ids=["front", "python"])
+def test_who_cannot_begin_is_waited_for_once(environment: dict[str, str], command: list[str]) -> None:
+    """By whoever has begun the run: not by Python again, behind the front."""
+    if os.geteuid():
+        pytest.skip("needs root: another IPC namespace")
+    words = [*command, "run", "--engine=agent", "--", "unshare", "-i", "true"]
+    took = []
+    for _ in range(4):
+        begin = time.monotonic()
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, check=True, timeout=60)
+        took.append(time.monotonic() - begin)
+        assert "1 ran unwatched" in done.stderr
+    assert min(took) < 1.9, took

@@ -155,10 +155,7 @@ class Supervisor:
             said = pipe.read()
         if not said:  # it has been killed; the program goes on without us
             os._exit(125)
-        status, *now = said.split()
-        self.exit_status = int(status)
-        if not now:
-            self._wait_for_others(but=2)
+        self.exit_status = int(said)
         self._left = max(0, self._memory.attached() - 2)
         self._end(done)
         self._finish()
@@ -185,13 +182,13 @@ class Supervisor:
             done.release()
         return done
 
-    def _wait_for_others(self, but: int = 1) -> None:
+    def _wait_for_others(self) -> None:
         """The program itself has ended; those that it started may not, and one that is executed is nobody's until its
-        agent begins. `but`: so many are we ourselves.
+        agent begins. One of those who have the memory are we.
         """
         begin = time.monotonic()
-        while self._memory.attached() > but or self._memory.totals.lost > 0:
-            if self._memory.attached() > but:
+        while self._memory.attached() > 1 or self._memory.totals.lost > 0:
+            if self._memory.attached() > 1:
                 begin = time.monotonic()
             elif time.monotonic() - begin > _PATIENCE:
                 break

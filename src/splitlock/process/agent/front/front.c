@@ -274,7 +274,7 @@ int main(int argc, char **argv, char **environment)
     if (!python)
         start_python(&place, argc, argv);
     if (python) {
-        dprintf(to_python, is_told_to_end ? "%d now" : "%d", status);
+        dprintf(to_python, "%d", status); /* we have waited for all whom it would wait for, or were told to end */
         close(to_python);
         to_python = -1;
         int of_python = python_ended(true);
