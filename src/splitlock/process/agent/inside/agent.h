@@ -132,6 +132,7 @@ void note_personality(uint64_t personality);
 bool may_hold_copies(uint64_t start, uint64_t size);
 void restore_copies(uint64_t start, uint64_t size);
 bool is_patched(uint64_t start, uint64_t size);
+bool is_patched_at(const struct arena *arena, uint64_t address);
 void text_changes(uint64_t start, uint64_t size);
 void text_moves(uint64_t start, uint64_t size);
 bool restore_mapping(uint64_t start, uint64_t size, int file, uint64_t offset);

@@ -97,17 +97,29 @@ static void restore_patch(const struct arena *arena, const struct patch *patch)
     write_text(at, own_bytes, 2);
 }
 
+/* The patch that holds an address; or null. */
+static const struct patch *patch_at(const struct arena *arena, uint64_t address)
+{
+    const struct patch *patches = table(arena, arena->image->patches);
+    for (uint32_t i = 0; i < arena->image->patch_count; i++)
+        if (address - patches[i].address - arena->bias < patches[i].size)
+            return &patches[i];
+    return NULL;
+}
+
+/* Whether a patch of ours is there: where its image is closed, something else may be. */
+bool is_patched_at(const struct arena *arena, uint64_t address)
+{
+    const struct patch *patch = patch_at(arena, address);
+    return patch && is_there(arena, patch);
+}
+
 /* The program's own instruction at an address is to be executed where it was, patched or not: this process is about to die. */
 void restore_site(const struct arena *arena, uint64_t address)
 {
-    const struct patch *patches = table(arena, arena->image->patches);
-    for (uint32_t i = 0; i < arena->image->patch_count; i++) {
-        uint64_t at = patches[i].address + arena->bias;
-        if (address >= at && address < at + patches[i].size) {
-            restore_patch(arena, &patches[i]);
-            return;
-        }
-    }
+    const struct patch *patch = patch_at(arena, address);
+    if (patch)
+        restore_patch(arena, patch);
 }
 
 /* Some of an image's text gets its own bytes back, for good. What the program has put in the place of one that it has closed is

@@ -1,30 +1,10 @@
 /* signals.c: the program's handlers are called by ours, which sees to it that they find the program, not us.
  *
- * The kernel has `front` wherever the program has set a handler, by one of entry.S's entries, with the program's flags and mask. Each entry stands for what a program may set, in `settings`. So which one is set
- * the kernel alone knows, for each process, and exchanges it at once, whoever shares memory with whom.
  * Where a signal may come: arena.py, entry.S. */
-#include "agent.h"
+#include "signals.h"
 
 enum { FRAME = sizeof(struct frame), RED_ZONE = 128 };
-enum { CLONE_VM = 0x100, CLONE_THREAD = 0x10000 };
-#define BIT(number) (1UL << ((number) - 1))
 #define BLOCKED (~(BIT(SIGTRAP) | BIT(SIGKILL) | BIT(SIGSTOP))) /* entry.S: all_but_steps */
-enum { TRAP_TRACE = 2, TRAP_BRANCH };
-#define FAULTS (BIT(SIGILL) | BIT(SIGTRAP) | BIT(SIGBUS) | BIT(SIGFPE) | BIT(SIGSEGV) | BIT(SIGSYS))
-
-/* Written once, and never waited for: a child may have been forked while another thread was writing one. */
-struct setting {
-    _Atomic uint32_t state;
-    uint32_t flags; /* those of OURS */
-    uint64_t handler, mask, restorer;
-};
-extern struct setting settings[ENTRIES] __attribute__((visibility("hidden")));
-struct setting settings[ENTRIES]; /* entry.S looks at it */
-_Static_assert(offsetof(struct setting, flags) == 4 && offsetof(struct setting, handler) == 8 && sizeof(struct setting) == 32,
-               "entry.S: front_entry");
-#define OURS (SA_SIGINFO | SA_NODEFER | SA_RESETHAND | SA_RESTORER)
-
-_Atomic uint64_t ever_handled; /* by signal: the program, or we, have set a handler; entry.S looks at it */
 
 struct verdict { /* for entry.S */
     uint64_t handler; /* to call; 0: none now */
@@ -34,138 +14,6 @@ struct verdict { /* for entry.S */
 void front(int number, struct siginfo *info, struct context *context, struct verdict *verdict, uint32_t entry);
 _Static_assert(offsetof(struct verdict, handler) == 0 && offsetof(struct verdict, hears) == 8 &&
                offsetof(struct verdict, mask) == 16 && sizeof(struct verdict) <= 32, "entry.S: front_entry");
-
-/* The entry for what the program sets; 0 where there is none left. */
-static uint64_t entry_for(const struct action *action)
-{
-    uint64_t mask = action->mask & ~(BIT(SIGKILL) | BIT(SIGSTOP)); /* kernel/signal.c, do_sigaction() */
-    uint32_t flags = (uint32_t)(action->flags & OURS);
-    for (uint32_t i = 0; i < ENTRIES; i++) {
-        struct setting *setting = &settings[i];
-        uint32_t state = atomic_load(&setting->state);
-        if (state == FREE && atomic_compare_exchange_strong(&setting->state, &state, CLAIMED)) {
-            setting->handler = action->handler, setting->mask = mask, setting->restorer = action->restorer, setting->flags = flags;
-            atomic_store(&setting->state, state = READY);
-        }
-        if (state == READY && setting->handler == action->handler && setting->mask == mask &&
-            setting->restorer == action->restorer && setting->flags == flags)
-            return (uint64_t)front_entries + i * ENTRY_SIZE;
-    }
-    return 0;
-}
-
-static bool is_entry(const struct action *action)
-{
-    return action->handler - (uint64_t)front_entries < ENTRIES * ENTRY_SIZE;
-}
-
-/* What the kernel has, as the program has set it. */
-static void translate(struct action *action)
-{
-    if (!is_entry(action))
-        return;
-    const struct setting *setting = &settings[(action->handler - (uint64_t)front_entries) / ENTRY_SIZE];
-    action->flags = (action->flags & ~OURS) | setting->flags;
-    action->mask = setting->mask;
-    action->restorer = setting->restorer;
-    action->handler = setting->handler;
-}
-
-/* Here where the kernel has just written there. */
-void tell_action(const struct frame *frame)
-{
-    translate((struct action *)frame->dx);
-}
-
-static long read_own(void *to, uint64_t from, uint64_t size)
-{
-    struct iovec here = {to, size}, there = {(const void *)from, size};
-    return call6(NR_PROCESS_VM_READV, call1(NR_GETPID, 0), (long)&here, 1, (long)&there, 1, 0);
-}
-
-/* What clone3(2) is to bring: 0 for a thread, or nothing, since the kernel cannot read the arguments either; THEN_COUNT for a
- * process that entry.S can make; else more. */
-long kind_of_clone3(const struct frame *frame)
-{
-    uint64_t arguments[8]; /* struct clone_args */
-    if (read_own(arguments, frame->di, sizeof arguments) != sizeof arguments || arguments[0] & CLONE_THREAD)
-        return 0;
-    return arguments[0] & CLONE_VM || arguments[5] ? THEN_COUNT + 1 : THEN_COUNT; /* 5: its stack */
-}
-
-/* rt_sigaction(2) for the program. */
-long set_action(int number, const struct action *action, struct action *old)
-{
-    struct action given, set;
-    if (number >= 1 && number <= SIGNALS && action) {
-        long read = is_filtered ? -EPERM : read_own(&given, (uint64_t)action, sizeof given);
-        if (read == -EFAULT)
-            return -EFAULT;
-        if (read != sizeof given) /* a filter of the program's forbids it */
-            given = *action;
-        action = &given;
-        uint64_t entry = given.handler > 1 ? entry_for(&given) : 0; /* not for SIG_DFL, SIG_IGN */
-        if (entry) { /* else the kernel calls the handler itself, which may find a thread in a trampoline */
-            set = (struct action){entry, (given.flags | SA_SIGINFO) & ~SA_RESETHAND, given.restorer, given.mask};
-            action = &set;
-            atomic_fetch_or(&ever_handled, BIT(number));
-        }
-    }
-    long result = call4(NR_RT_SIGACTION, number, (long)action, (long)old, 8);
-    if (!result && old)
-        translate(old);
-    return result;
-}
-
-/* In `fatal` a thread is about to get SIGBUS. Where the program has no handler for it, ignores or blocks it, it dies of it, and not in
- * an arena: for that a handler of ours comes. Not before: what the program has set is what it finds, and what its children and
- * what it executes inherit. */
-void meet_bus_error(uint64_t *mask)
-{
-    struct action now = {0, 0, 0, 0}, nothing = {0, 0, 0, 0};
-    call4(NR_RT_SIGACTION, SIGBUS, 0, (long)&now, 8);
-    if (now.handler > 1 && !(*mask & BIT(SIGBUS)))
-        return;
-    struct action ours = {entry_for(&nothing), SA_SIGINFO | SA_RESTORER, (uint64_t)own_restorer, -1UL};
-    if (!ours.handler)
-        return;
-    atomic_fetch_or(&ever_handled, BIT(SIGBUS));
-    call4(NR_RT_SIGACTION, SIGBUS, (long)&ours, 0, 8);
-    *mask &= ~BIT(SIGBUS);
-}
-
-/* The kernel has the program's handlers in place of ours. */
-void give_handlers(void)
-{
-    struct action now;
-    for (int number = 1; number <= SIGNALS; number++)
-        if (atomic_load(&ever_handled) & BIT(number) && !call4(NR_RT_SIGACTION, number, 0, (long)&now, 8) && is_entry(&now)) {
-            translate(&now);
-            call4(NR_RT_SIGACTION, number, (long)&now, 0, 8);
-        }
-}
-
-/* The filter that they were given up for was not installed. */
-void take_handlers(void)
-{
-    struct action now;
-    for (int number = 1; number <= SIGNALS; number++)
-        if (atomic_load(&ever_handled) & BIT(number) && !call4(NR_RT_SIGACTION, number, 0, (long)&now, 8) && !is_entry(&now) &&
-            (now.handler > 1 || number == SIGBUS))
-            set_action(number, &now, NULL);
-}
-
-/* Syscall User Dispatch (prctl 59): each call of ours would be a SIGSYS for the program. So the kernel calls the program's
- * handlers itself from now on, and they may find a thread in a trampoline. */
-void hand_back_handlers(void)
-{
-    char name[NAME] = "";
-    give_handlers();
-    call2(NR_PRCTL, PR_GET_NAME, (long)name);
-    if (!is_dispatched)
-        escaped(name, IS_DISPATCHED);
-    is_dispatched = is_filtered = 1;
-}
 
 static void forget(int waiting)
 {
@@ -199,7 +47,7 @@ static bool wait_until_out(struct context *context, int number, struct siginfo *
     return false;
 }
 
-static bool forget_waiting(uint64_t *mask)
+bool forget_waiting(uint64_t *mask)
 {
     uint64_t thread = fs_base() | 1;
     for (int i = 0; i < WAITING; i++)
@@ -359,106 +207,6 @@ static bool begin_front(struct context *context)
     return true;
 }
 
-static bool is_fault(int number, const struct siginfo *info)
-{
-    return BIT(number) & FAULTS && info->code > 0;
-}
-
-/* SIGTRAP behind an instruction that has been executed (EFLAGS.TF, a watchpoint), not at one that could not be. */
-static bool is_trap(int number, const struct siginfo *info)
-{
-    return number == SIGTRAP && info->code > 0;
-}
-
-static bool is_step(const struct siginfo *info)
-{
-    return info->code == TRAP_TRACE || info->code == TRAP_BRANCH;
-}
-
-static bool is_start_of_run(const struct arena *arena, uint32_t address)
-{
-    const struct patch *patches = table(arena, arena->image->patches);
-    for (uint32_t i = 0; i < arena->image->patch_count; i++)
-        if (patches[i].address == arena->image->low + address)
-            return true;
-    return false;
-}
-
-/* Whether the thread stands where the program has an instruction, which it has not seen yet: rip is set to its address. Not at a
- * run's first one, where it has seen the jump, and not behind a site's test. */
-static bool show_trap(struct context *context, const struct arena *arena, bool *hears)
-{
-    uint32_t offset = (uint32_t)(context->ip - arena->begin);
-    const struct resume *resumes = table(arena, arena->image->resumes);
-    for (uint32_t i = 0; i < arena->image->resume_count; i++)
-        if (resumes[i].offset == offset) {
-            context->ip = arena->image->low + resumes[i].address + arena->bias;
-            *hears = true; /* the program's own place for it holds a jump */
-            return true;
-        }
-    const struct copy *copy = offset < arena->image->twin ? copy_at(arena, offset) : NULL;
-    if (!copy || resume_at(arena, copy->address) || is_start_of_run(arena, copy->address))
-        return false;
-    context->ip = arena->image->low + copy->address + arena->bias;
-    return true;
-}
-
-static uint64_t register_of(const struct context *context, uint32_t number)
-{
-    const uint64_t values[] = {context->ax, context->cx, context->dx, context->bx, context->sp, context->bp, context->si, context->di,
-                               context->r8, context->r9, context->r10, context->r11, context->r12, context->r13, context->r14, context->r15};
-    return number < sizeof values / sizeof *values ? values[number] : 0;
-}
-
-/* Whether the slow path has found that a site's operand crosses a line: it has counted it then. */
-static bool is_split(const struct operand *operand, const struct context *context, const struct arena *arena)
-{
-    uint64_t size = operand->what & 255, address = (uint64_t)(int64_t)operand->displacement;
-    int64_t moved = (int64_t)register_of(context, operand->bits);
-    moved = size == 2 ? (int16_t)moved : size == 4 ? (int32_t)moved : moved; /* bits */
-    address += operand->base == BY_IP ? arena->image->low + arena->bias : register_of(context, operand->base);
-    address += register_of(context, operand->index) << (operand->how & 3);
-    address += (uint64_t)(moved >> (size == 2 ? 4 : size == 4 ? 5 : 6)) * size;
-    if (operand->how & IS_NARROW_ADDRESS)
-        address = (uint32_t)address;
-    if (operand->how & BY_FS)
-        address += fs_base();
-    if (operand->how & BY_GS)
-        address += gs_base();
-    return (address & 63) + size > 64;
-}
-
-/* A site's lock has not executed: it is counted again should it be tried again. One that `fatal` has stopped stays counted. */
-static void take_back(int number, const struct siginfo *info, const struct context *context, const struct arena *arena, uint32_t offset)
-{
-    const struct operand *operand = operand_at(arena, offset);
-    const struct page *page = (const struct page *)(arena->begin + arena->image->total - PAGE);
-    bool is_stopped = run->mode == FATAL && number == SIGBUS && info->code == BUS_ADRALN;
-    if (operand && !is_stopped && is_split(operand, context, arena))
-        atomic_fetch_sub((_Atomic uint64_t *)page->counters + (operand->what >> 8), 1);
-}
-
-/* A moved instruction has faulted. Whether the program cannot go on by itself at its address, or at that of the next one: a
- * handler may step over it. */
-static bool fault_in_arena(int number, const struct siginfo *info, struct context *context, const struct arena *arena)
-{
-    uint32_t offset = (uint32_t)(context->ip - arena->begin);
-    bool in_twin = offset >= arena->image->twin;
-    offset -= in_twin ? arena->image->twin : 0;
-    const struct copy *copy = copy_at(arena, offset);
-    if (!copy)
-        return false;
-    take_back(number, info, context, arena, offset);
-    if (in_twin)
-        forget_waiting(&context->mask);
-    context->ip = arena->image->low + copy->address + arena->bias;
-    if (run->mode == FATAL) { /* it was ours; the kernel leaves it on in handlers, too */
-        context->eflags &= ~(uint64_t)AC;
-        __builtin_ia32_writeeflags_u64(__builtin_ia32_readeflags_u64() & ~(uint64_t)AC);
-    }
-    return leads_into_run(arena, copy->address);
-}
-
 /* The program has no handler: it dies, at its own instruction, as it would alone. */
 static void die_of(int number, struct siginfo *info, struct context *context, const struct arena *arena, bool fault)
 {
@@ -562,7 +310,7 @@ void back(struct context *context)
 {
     for (uint32_t i = 0, n = atomic_load(&arena_count); i < n; i++) {
         const struct arena *arena = &arenas[i];
-        if (!arena->image || context->ip < arena->low || context->ip >= arena->high)
+        if (!arena->image || context->ip < arena->low || context->ip >= arena->high || (arena->closed && !is_patched_at(arena, context->ip)))
             continue;
         const struct resume *resume = resume_at(arena, (uint32_t)(context->ip - arena->low));
         if (resume) {
