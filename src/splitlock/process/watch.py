@@ -8,6 +8,7 @@ from splitlock.linux.pages import all_written, mappings_within
 from splitlock.linux.proc import Mapping, Memory, mappings
 from splitlock.process import elsewhere, inject, ptrace
 from splitlock.process.analysis import UnanalysedError
+from splitlock.process.copied import Copies
 from splitlock.process.inject import Refused
 from splitlock.process.interpreters import is_interpreted, text_without_linker
 from splitlock.process.space import Module, Space
@@ -28,6 +29,7 @@ _PIECE = 1 << 20  # bytes read at a time
 _MOST_SCANNED = 64 << 20  # bytes of anonymous code looked at, at a program's end
 _MEMORY = ("/dev/zero (deleted)", "/SYSV")  # what the kernel calls shared anonymous memory, and System V segments
 _INTERPRETED = "mapped by the program itself, past the dynamic linker"  # as agent/memory.py's REASONS have it
+_MEMORY_FILE = "/memfd:"
 ANONYMOUS = "anonymous executable memory"
 OWN_FILTER = "the program's own seccomp filter forbids what patching needs"
 
@@ -37,6 +39,7 @@ class Watch:
 
     def __init__(self, cache: Cache) -> None:
         self.cache = cache
+        self._copies = Copies(cache)
         #: locked instructions watched, by image
         self.images: dict[Key, int] = {}
         #: bytes of code in them that are watched
@@ -115,6 +118,8 @@ class Watch:
         """
         written = all_written(tid, registers[ptrace.RDI], registers[ptrace.RSI])
         space.anonymous = space.anonymous or written
+        if written:
+            self._copies.restore(tid, space, registers[ptrace.RDI], registers[ptrace.RSI])
         return written
 
     def after_mprotect(
@@ -134,6 +139,9 @@ class Watch:
                 known = any(module.name == m.path and module.holds(max(start, m.start)) for module in space.modules)
                 if not m.inode or m.path.startswith(_MEMORY):
                     space.anonymous = True
+                    if m.permissions[3] == "p":
+                        low = max(start, m.start)
+                        self._copies.restore(tid, space, low, min(end, m.end) - low)
                 elif not known:
                     self._brought(tid, space, m, _openable(tid, m), m.path, registers, stopped)
 
@@ -228,6 +236,9 @@ class Watch:
             if mapping.offset <= offset and offset + length <= mapping.offset + size
         ]
         if not whole:
+            if name.startswith(_MEMORY_FILE):
+                shared = mapping.permissions[3] == "s"  # such a mapping is not written through
+                self._copies.restore(tid, space, mapping.start, size, path if shared else "", mapping.offset)
             if plan.segments or not plan.unmonitored:
                 self.note(name, "an executable mapping that is no segment of the image", size)
             return
