@@ -140,14 +140,14 @@ def test_who_may_not_open_an_image_spoils_it_for_nobody_else(watch: Watch, plugg
 
 
 @ROOT
-@pytest.mark.parametrize("what", ["directories", "head", "zeros"])
+@pytest.mark.parametrize("what", ["directories", "counts", "zeros"])
 def test_whatever_is_written_into_the_shared_memory(
     environment: dict[str, str], plugged: str, plug: str, what: str
 ) -> None:
     """Root's program loads a library and ends as it should; nothing that the worker wrote is taken for an address."""
     at, written = {
         "directories": (memory._CACHE_AT, b"A" * 600),
-        "head": (memory._SUPERVISOR_AT + 8, b"\xff" * 72),
+        "counts": (memory.ASKED_AT + 4, b"\xff" * 68),
         "zeros": (0, bytes(600)),
     }[what]
     words = [*COMMAND, "run", "-q", "--", plugged, "scribbles", plug, str(at), written.hex()]
