@@ -80,6 +80,7 @@ long exec_call(const struct frame *frame, const uint64_t *environment);
 
 extern uint32_t asks_always; /* on_hit is called for each split lock, not only for a thread's first at a site */
 extern uint32_t is_filtered; /* the program has set up a seccomp filter that hinders us: no call of ours is safe any more */
+extern bool can_load; /* ... but lets through what is called when a library is loaded */
 extern uint32_t is_dispatched; /* ... has its system calls turned into SIGSYS, so ours as well: none is made */
 
 /* arenas.c */

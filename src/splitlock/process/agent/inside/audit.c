@@ -78,8 +78,10 @@ __attribute__((constructor)) static void begin(int argc, char **argv, char **lin
     copy_text(audit_entry, (char *)line[-2], sizeof audit_entry);
     copy_text(run_entry, (char *)line[-1], sizeof run_entry);
     long at = call3(NR_SHMAT, (long)number_in(run_entry + sizeof "SPLITLOCK_RUN=" - 1), 0, 0);
+    if (FAILED(at))
+        return;
     long pages = call6(NR_MMAP, 0, (sizeof *own + PAGE - 1) & -PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (FAILED(at) || FAILED(pages) || ((struct run *)at)->magic != RUN_MAGIC || ((struct run *)at)->version != RUN_VERSION)
+    if (FAILED(pages) || ((struct run *)at)->magic != RUN_MAGIC || ((struct run *)at)->version != RUN_VERSION)
         return;
     is_filtered = run_entry[strlen(run_entry) - 1] == IN_FILTER;
     if (!is_filtered) {
@@ -190,7 +192,7 @@ static int open_image_of(struct map *map)
         return main_arena;
     if (is_ours(map->name) || (kernels && map->bias == kernels))
         return -1;
-    if (is_filtered) { /* none of our calls is safe */
+    if (is_filtered && !can_load) {
         escaped(map->name, IS_FILTERED);
         return -1;
     }

@@ -5,6 +5,13 @@
 enum { MOST = 4096, WORDS = 16, ARCHITECTURE = 0xc000003e /* AUDIT_ARCH_X86_64 */ };
 enum { RET_LOG = 0x7ffc0000, RET_ALLOW = 0x7fff0000, RET_ACTION = 0xffff0000 };
 
+bool can_load = true;
+
+/* what we call when a library is loaded whose image file is there */
+static const uint16_t loads[] = {
+    NR_OPENAT, NR_CLOSE, NR_FSTAT, NR_MMAP, NR_MPROTECT, NR_MUNMAP, NR_PREAD64, NR_GETPID, NR_GETEUID, NR_NEWFSTATAT, NR_PROCESS_VM_READV,
+};
+
 /* what we call at all */
 static const uint16_t ours[] = {
     NR_READ, NR_OPENAT, NR_CLOSE, NR_POLL, NR_FSTAT, NR_MMAP, NR_MPROTECT, NR_MUNMAP, NR_RT_SIGACTION, NR_RT_SIGPROCMASK, NR_PREAD64, NR_PWRITE64, NR_MSYNC,
@@ -99,12 +106,23 @@ static bool lets_through(const struct instruction *code, uint32_t length, uint32
     return action == RET_ALLOW || action == RET_LOG;
 }
 
+static bool let_through(const struct instruction *code, uint32_t length, const uint16_t *numbers, uint64_t count)
+{
+    for (uint64_t i = 0; i < count; i++)
+        for (uint64_t rights = 0; rights <= (PROT_READ | PROT_WRITE | PROT_EXEC); rights++) /* W^X */
+            if (!lets_through(code, length, numbers[i], rights))
+                return false;
+    return true;
+}
+
 static bool hinders(const struct frame *frame)
 {
+    bool could_load = can_load;
     struct filter_program program = {0, NULL};
     bool is_filter = frame->ax == NR_PRCTL ? frame->si == 2 : frame->di == 1; /* else it is strict */
     struct iovec here = {&program, sizeof program}, there = {(const void *)frame->dx, sizeof program};
     long self = call1(NR_GETPID, 0);
+    can_load = false;
     if (!is_filter || call6(NR_PROCESS_VM_READV, self, (long)&here, 1, (long)&there, 1, 0) != sizeof program || program.length > MOST)
         return true;
     uint64_t size = program.length * sizeof *program.code;
@@ -114,9 +132,8 @@ static bool hinders(const struct frame *frame)
         return true;
     here = (struct iovec){code, size}, there = (struct iovec){program.code, size};
     bool good = call6(NR_PROCESS_VM_READV, self, (long)&here, 1, (long)&there, 1, 0) == (long)size;
-    for (uint32_t i = 0; good && i < sizeof ours / sizeof *ours; i++)
-        for (uint64_t rights = 0; good && rights <= (PROT_READ | PROT_WRITE | PROT_EXEC); rights++) /* W^X */
-            good = lets_through(code, program.length, ours[i], rights);
+    can_load = could_load && good && let_through(code, program.length, loads, sizeof loads / sizeof *loads);
+    good = good && let_through(code, program.length, ours, sizeof ours / sizeof *ours);
     call2(NR_MUNMAP, (long)code, MOST * sizeof *code);
     return !good;
 }

@@ -115,11 +115,18 @@ static void refuse(struct seen_image *image, enum reason reason)
         image->reason = reason;
 }
 
+/* One program of one process, and not the one that it executes next. */
+static uint64_t who_settles(void)
+{
+    return (uint64_t)begun << 32 | (uint32_t)call1(NR_GETPID, 0);
+}
+
 /* This process cannot have it watched; the next one may be allowed more. */
 static void leave(struct seen_image *image, enum reason reason)
 {
+    uint64_t us = who_settles();
     image->reason = reason;
-    atomic_store(&image->settler, 0);
+    atomic_compare_exchange_strong(&image->settler, &us, 0);
 }
 
 /* Have the supervisor make the image file; `file` is the ELF file. */
@@ -152,12 +159,6 @@ static void count_sites(struct seen_image *seen, const struct image *image)
     seen->unwatched = image->unwatched;
     seen->watched_bytes = image->watched_bytes;
     atomic_store(&seen->state, image->sites || image->hook_count ? READY : NOTHING);
-}
-
-/* One program of one process, and not the one that it executes next. */
-static uint64_t who_settles(void)
-{
-    return (uint64_t)begun << 32 | (uint32_t)call1(NR_GETPID, 0);
 }
 
 /* Whether another one still settles it: it may have been killed, or have executed another program. */
@@ -201,11 +202,13 @@ static void settle(struct seen_image *seen, struct image *image, long *from, con
     uint64_t us = who_settles();
     int claimed = 0;
     for (uint32_t state; (state = atomic_load(&seen->state)) == CLAIMED || state == ASKED;) {
+        if (is_filtered) { /* others are not waited for */
+            find_or_ask(seen, image, from, path, arena);
+            return;
+        }
         uint64_t settler = atomic_load(&seen->settler);
         bool goes_on = state == ASKED ? is_served(&asked) : claimed++ < BRIEF;
         if (goes_on && is_settled_by(settler, us)) {
-            if (is_filtered)
-                return;
             call6(NR_FUTEX, (long)&seen->state, FUTEX_WAIT, state, (long)&patience, 0, 0);
         } else if (atomic_compare_exchange_strong(&seen->settler, &settler, us)) {
             find_or_ask(seen, image, from, path, arena);
