@@ -51,7 +51,7 @@ lint: setup  ## format, lint, import layers, types
 	@$(BIN)/mypy --no-error-summary
 
 test: lint  ## set up, lint, and run the tests, or TESTS=PATHS (minutes)
-	@$(BIN)/pytest -q -m 'not slow' -n auto --maxprocesses 4 --dist loadfile $(TESTS)
+	@$(BIN)/pytest -q -m 'not slow' -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(TESTS)
 
 test-slow: setup  ## the tests that take longer than CI has
 	@scripts/setup.sh $(SLOW_PACKAGES)

@@ -62,6 +62,12 @@ COMMAND = [str(Path(sys.executable).with_name("splitlock"))]
 Runner = Callable[..., Run]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """First what boots machines: such files take minutes, and would be the last that a single process is busy with."""
+    here = Path(__file__).parent
+    items.sort(key=lambda item: item.path.relative_to(here).parts[0] not in ("guest", "guard", "model"))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _few_native_split_locks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     yield
