@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     #: Gives the result in bytes. It calls what it is given once all is loaded, before it looks at what others wrote;
     #: with descriptors that are to stay open.
     Make = Callable[[Callable[..., None]], bytes]
+    Take = Callable[[bytes], None]
 
 _LOOK = 50  # milliseconds between two looks at what may call us away
 _PIECE = 1 << 20  # bytes read at a time
@@ -31,35 +32,43 @@ class UnanalysedError(Exception):
     """There is no result; the words say why."""
 
 
-def here(make: Make) -> bytes:
-    """What `make` gives, made in this process, by which nobody is called away, and nothing given up."""
-    return make(lambda *kept: None)
+def _ignore(raw: bytes) -> None:
+    """For whom what is returned is enough."""
 
 
-def apart(make: Make, called: Callable[[], str]) -> bytes:
+def here(make: Make, take: Take = _ignore) -> bytes:
+    """What `make` gives, made in this process, by which nobody is called away, and nothing given up. As `apart`."""
+    raw = make(lambda *kept: None)
+    take(raw)
+    return raw
+
+
+def apart(make: Make, called: Callable[[], str], take: Take = _ignore) -> bytes:
     """What `make` gives, made in a child process that gives up its rights (splitlock.image.confined).
 
-    `called` is asked again and again meanwhile: words for what calls us away, or "". Raises UnanalysedError then, and
-    where the child fails; OSError as `make` does. Without a process or descriptors for it, `make` works here, and
-    `called` is not asked.
+    `take` is called with it while the child is still there, and what it holds locked. `called` is asked again and again
+    meanwhile: words for what calls us away, or "". Raises UnanalysedError then, and where the child fails; OSError as
+    `make` does. Without a process or descriptors for it, `make` works here, and `called` is not asked.
     """
     if why := called():
         raise UnanalysedError(why)
     try:
         ours, theirs = os.pipe2(os.O_CLOEXEC)
     except OSError:
-        return here(make)
+        return here(make, take)
     try:
         parent, pid = os.getpid(), os.fork()
     except OSError:
         os.close(ours)
         os.close(theirs)
-        return here(make)
+        return here(make, take)
     if pid == 0:
         _work(make, theirs, parent)
     os.close(theirs)
     try:
         raw = _received(ours, called)
+        if raw[:1] == _MADE:
+            take(raw[1:])
     finally:
         os.close(ours)
         os.kill(pid, signal.SIGKILL)  # it is done, or not wanted any more
@@ -97,7 +106,9 @@ def _received(descriptor: int, called: Callable[[], str]) -> bytes:
 
 
 def _work(make: Make, descriptor: int, parent: int) -> NoReturn:
-    """In the child."""
+    """In the child, which is killed when what it has made is taken."""
+    from select import poll
+
     try:
         ptrace.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         ptrace.prctl(_PR_SET_DUMPABLE, 0)  # should a library abort for want of memory: no core file
@@ -112,6 +123,8 @@ def _work(make: Make, descriptor: int, parent: int) -> NoReturn:
         left = memoryview(raw)
         while left:
             left = left[os.write(descriptor, left) :]
+        os.close(descriptor)
+        poll().poll()
     finally:
         os._exit(0)
 

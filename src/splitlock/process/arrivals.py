@@ -11,7 +11,7 @@ from splitlock.process.signals import ignores
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from splitlock.process.analysis import Make
+    from splitlock.process.analysis import Make, Take
     from splitlock.process.task import Task
 
 _URGENT = {signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM}  # what ends a program that does not see to it
@@ -32,9 +32,9 @@ class Arrivals:
         if got is not None:
             self._pass_on(got)
 
-    def apart(self, make: Make) -> bytes:
+    def apart(self, make: Make, take: Take) -> bytes:
         """What `make` gives, made in a process of its own (splitlock.process.analysis), while signals are passed on."""
-        return apart(make, self.called)
+        return apart(make, self.called, take)
 
     def called(self) -> str:
         """While an image is analysed, for which a task waits: pass on what has come. Says what cannot wait, or "".

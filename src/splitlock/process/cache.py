@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from io import FileIO
 
-    from splitlock.process.analysis import Make
+    from splitlock.process.analysis import Make, Take
 
     Key = tuple[int, ...]
 
@@ -46,7 +46,7 @@ class Cache:
         progress: Callable[[str], None] = lambda name: None,
         directory: str | None = None,
         owner: int | None = None,
-        work: Callable[[Make], bytes] = here,
+        work: Callable[[Make, Take], bytes] = here,
     ) -> None:
         self._warn, self._progress, self._work = warn, progress, work
         self._plans: dict[Key, Plan] = {}
@@ -56,6 +56,7 @@ class Cache:
         self._descriptor = -1
         self._trouble = ""
         self._puts = 0
+        self._held = -1  # the lock of the plan that is made here
         #: whether it is looked through now and then
         self.prunes = True
 
@@ -89,7 +90,7 @@ class Cache:
             if sites is None:
                 try:
                     if key_of(os.stat(path)) == key:
-                        sites = Sites(*_received(self._work(lambda give_up: _made(path, give_up)))[1])
+                        sites = Sites(*_received(self._work(lambda give_up: _made(path, give_up), lambda raw: None))[1])
                 except (OSError, UnanalysedError):
                     pass
             self._sites[key] = sites = sites or unnamed(self._plans[key])
@@ -103,18 +104,27 @@ class Cache:
             return None
 
     def _build(self, key: Key, path: str, name: str, keep: bool) -> Plan:
+        made: list[tuple[Hot, Cold, str]] = []
+
+        def take(raw: bytes) -> None:
+            if raw:
+                hot, cold = _received(raw)
+                stores = keep and self._directory is not None
+                trouble = (self._store(key, "cold", cold) or self._store(key, "hot", hot)) if stores else ""
+                made.append((hot, cold, trouble))
+
         self._progress(name)
         try:
-            raw = self._work(lambda give_up: self._make(key, path, keep, give_up))
+            self._work(lambda give_up: self._make(key, path, keep, give_up), take)
         finally:
             self._progress("")
-        if not raw:  # another process made it while we waited
+            if self._held >= 0:
+                os.close(self._held)
+                self._held = -1
+        if not made:  # another process made it while we waited
             return self._hot(key) or self._build(key, path, name, False)
-        hot, cold = _received(raw)
-        trouble = ""
-        if keep and self._directory is not None:
-            trouble = self._store(key, "cold", cold) or self._store(key, "hot", hot)
-        if trouble or not keep:
+        hot, cold, trouble = made[0]
+        if trouble or not keep or self._directory is None:
             self._sites[key] = Sites(*cold)
         if trouble:
             self._give_up(trouble)
@@ -122,14 +132,10 @@ class Cache:
 
     def _make(self, key: Key, path: str, keep: bool, give_up: Callable[..., None]) -> bytes:
         """Both halves, as `_received` takes them; nothing where another process has made them meanwhile."""
-        lock = self._lock(key) if keep else -1
-        try:
-            if lock >= 0 and self._hot(key) is not None:
-                return b""
-            return _made(path, give_up, *[lock] * (lock >= 0))
-        finally:
-            if lock >= 0:
-                os.close(lock)
+        self._held = self._lock(key) if keep else -1
+        if self._held >= 0 and self._hot(key) is not None:
+            return b""
+        return _made(path, give_up, *[self._held] * (self._held >= 0))
 
     def _lock(self, key: Key) -> int:
         """A descriptor that holds the right to build this plan; -1 where there can be none.
