@@ -128,6 +128,8 @@ def test_memory_ends_while_the_program_runs(environment: dict[str, str], program
     for more in range(0, 5000, 211):
         script = f"{program('sigbus')}; prlimit --pid $PPID --data=$((({taken} + {more}) * 1024)); exit 5"
         done = subprocess.run([*words, script], env=environment, capture_output=True, text=True, check=False)
+        if done.returncode == -signal.SIGABRT and "Fatal Python error" in done.stderr:
+            continue  # docs/run.md: what Python does without memory
         assert done.returncode == 5, done.stderr
         assert any(words in done.stderr for words in ("stopped before 1 split", '"hits": 1', "hits: 1")), done.stderr
         whole += "cannot be made" not in done.stderr and "no report" not in done.stderr
