@@ -1,7 +1,7 @@
 /*
  * signals: signal handlers must see the program as it is, not as it was patched.
  *
- * 1. For a second, aligned locked instructions loop under two 1 kHz timers (SIGALRM, SIGPROF). Each handler checks that
+ * 1. For a second and a hundred ticks, aligned locked instructions loop under two 1 kHz timers (SIGALRM, SIGPROF). Each handler checks that
  *    the interrupted rip lies in an executable segment of the program or a library it started with, and at the end
  *    each instruction must have been executed exactly as often as the loop went round.
  * 2. `lock inc dword ptr [rax]` on an unmapped page: the SIGSEGV handler sees its address, maps the page, returns.
@@ -73,7 +73,8 @@ static void on_tick(int number, siginfo_t *info, void *context)
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
     ticks++;
-    done = now.tv_sec > deadline.tv_sec || (now.tv_sec == deadline.tv_sec && now.tv_nsec >= deadline.tv_nsec);
+    bool is_over = now.tv_sec > deadline.tv_sec || (now.tv_sec == deadline.tv_sec && now.tv_nsec >= deadline.tv_nsec);
+    done = is_over && (ticks >= 100 || now.tv_sec > deadline.tv_sec + 20); /* a busy machine's come when they can */
 }
 
 static void handle(int number, void (*handler)(int, siginfo_t *, void *))
